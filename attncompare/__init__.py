@@ -1,0 +1,60 @@
+"""attncompare: compare where CNNs and vision transformers look. Names load when first used, so the import is instant."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "AttributionMap": "maps",
+    "BenchmarkSpec": "benchmark.spec",
+    "Explainer": "explainer",
+    "ModelAdapter": "adapters.base",
+    "Record": "benchmark.records",
+    "Run": "benchmark.run",
+    "TokenLayout": "signals",
+    "explain_together": "explainer",
+    "list_methods": "catalogue",
+    "list_metrics": "catalogue",
+    "list_models": "loading",
+    "list_protocols": "catalogue",
+    "load_images": "data.images",
+    "load_model": "loading",
+    "make_explainer": "explainer",
+    "run_benchmark": "benchmark.run",
+    "score": "benchmark.scoring",
+    "wrap_model": "loading",
+}
+
+__all__ = sorted([*_PUBLIC, "__version__"])  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(f"attncompare.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module 'attncompare' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+if TYPE_CHECKING:
+    from attncompare.adapters.base import ModelAdapter as ModelAdapter
+    from attncompare.benchmark.records import Record as Record
+    from attncompare.benchmark.run import Run as Run
+    from attncompare.benchmark.run import run_benchmark as run_benchmark
+    from attncompare.benchmark.scoring import score as score
+    from attncompare.benchmark.spec import BenchmarkSpec as BenchmarkSpec
+    from attncompare.catalogue import list_methods as list_methods
+    from attncompare.catalogue import list_metrics as list_metrics
+    from attncompare.catalogue import list_protocols as list_protocols
+    from attncompare.data.images import load_images as load_images
+    from attncompare.explainer import Explainer as Explainer
+    from attncompare.explainer import explain_together as explain_together
+    from attncompare.explainer import make_explainer as make_explainer
+    from attncompare.loading import list_models as list_models
+    from attncompare.loading import load_model as load_model
+    from attncompare.loading import wrap_model as wrap_model
+    from attncompare.maps import AttributionMap as AttributionMap
+    from attncompare.signals import TokenLayout as TokenLayout

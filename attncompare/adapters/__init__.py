@@ -1,0 +1,1 @@
+"""What each model library keeps where, as data."""

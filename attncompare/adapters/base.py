@@ -1,0 +1,208 @@
+"""What a model is, as data: where it keeps its features, tokens, attention, gates and classifier."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from attncompare.errors import UnsupportedMethodError, UnsupportedModelError
+from attncompare.signals import Signal, TokenLayout
+
+Family = Literal["cnn", "vit", "hierarchical"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a model wants its images, from the model's own configuration.
+
+    size: (H, W) pixels. mean, std: per channel, for images in [0, 1]. crop: fraction of the resized side that the
+    centre crop keeps; None squashes the whole image to the size.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    interpolation: str = "bilinear"
+    crop: float | None = None
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A linear layer on globally averaged features: the module whose output is averaged, and the linear layer."""
+
+    features: str
+    linear: str
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A channel-attention layer: the module that multiplies its input by the gate values, and the one that makes them."""
+
+    layer: str
+    values: str
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Module paths of what a model can supply; found by a probing pass, or given.
+
+    stages: one feature layer per resolution, shallow to deep. missing: the reason for each signal it cannot supply.
+    """
+
+    family: Family
+    feature_layer: str | None
+    tokens: TokenLayout | None = None
+    attention_blocks: tuple[str, ...] = ()
+    classifier: Classifier | None = None
+    gates: tuple[Gate, ...] = ()
+    stages: tuple[str, ...] = ()
+    missing: Mapping[Signal, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an adapter file knows of a model before it is probed.
+
+    embedding: True when the output is a pooled embedding, not class logits. known: parts of the anatomy that the
+    library declares; the probe checks them and fills in the rest.
+    """
+
+    name: str
+    model: nn.Module
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] | None = None
+    embedding: bool = False
+    note: str = ""
+    known: Mapping[str, object] = field(default_factory=dict)
+
+
+def output_tensor(output: object) -> Tensor:
+    """The (B,K) tensor in whatever a model returns: a tensor, a transformers output or a dict."""
+    for name in ("logits", "image_embeds", "pooler_output"):
+        found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if isinstance(found, Tensor):
+            output = found
+            break
+    if not isinstance(output, Tensor):
+        raise UnsupportedModelError(
+            f"the model returned {type(output).__name__}; a (B, K) tensor, .logits or .pooler_output is needed"
+        )
+    if output.ndim == 4 and output.shape[-2:] == (1, 1):
+        output = output.flatten(1)
+    if output.ndim != 2:
+        raise UnsupportedModelError(f"the model returned shape {tuple(output.shape)}; (B, K) logits are needed")
+    return output
+
+
+@dataclass(frozen=True)
+class ModelAdapter:
+    """A model, ready to be explained: images in [0, 1] in, logits out, and what can be recorded on the way.
+
+    >>> import attncompare as ac
+    >>> model = ac.load_model("demo/cnn")
+    >>> model.family, model.size, "features" in model.supplies
+    ('cnn', (64, 64), True)
+    """
+
+    source: Source
+    anatomy: Anatomy
+    verified: set[str] = field(default_factory=set, repr=False, compare=False)
+    """Recordings whose logits were seen to equal those of the plain forward pass."""
+
+    @property
+    def name(self) -> str:
+        """The name it was loaded by."""
+        return self.source.name
+
+    @property
+    def model(self) -> nn.Module:
+        """The wrapped module, as its library made it."""
+        return self.source.model
+
+    @property
+    def family(self) -> Family:
+        """cnn, vit (global attention over tokens) or hierarchical."""
+        return self.anatomy.family
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Input (H, W)."""
+        return self.source.preprocessing.size
+
+    @property
+    def tokens(self) -> TokenLayout | None:
+        """How its tokens lie on the image, None for CNNs."""
+        return self.anatomy.tokens
+
+    @property
+    def embedding(self) -> bool:
+        """Whether the output is an embedding rather than class logits."""
+        return self.source.embedding
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters live."""
+        return next(self.model.parameters()).device
+
+    @cached_property
+    def supplies(self) -> frozenset[Signal]:
+        """The signals a method may ask of this model."""
+        return frozenset(Signal) - frozenset(self.anatomy.missing)
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """sha256 over the names, shapes and bytes of all parameters and buffers."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def _normalisation(self) -> tuple[Tensor, Tensor]:
+        mean, std = self.source.preprocessing.mean, self.source.preprocessing.std
+        shape = (1, -1, 1, 1)
+        return (
+            torch.tensor(mean, device=self.device).reshape(shape),
+            torch.tensor(std, device=self.device).reshape(shape),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B,3,H,W) in [0, 1] -> (B,K) logits, or the embedding of a model with no classifier."""
+        mean, std = self._normalisation
+        return output_tensor(self.model((images - mean) / std))
+
+    def require(self, signals: frozenset[Signal], method: str) -> None:
+        """Raise UnsupportedMethodError with the reason if a signal is missing."""
+        for signal in sorted(signals - self.supplies):
+            raise UnsupportedMethodError(f"{method} needs {signal}: {self.anatomy.missing[signal]} ({self.name})")
+
+    def class_name(self, index: int) -> str:
+        """The name of an output, or its number."""
+        names = self.source.class_names
+        return names[index] if names and 0 <= index < len(names) else str(index)
+
+    def describe(self) -> dict[str, object]:
+        """What was found in the model, and why anything is missing."""
+        anatomy = self.anatomy
+        return {
+            "name": self.name,
+            "family": self.family,
+            "size": self.size,
+            "feature_layer": anatomy.feature_layer,
+            "tokens": None if anatomy.tokens is None else vars(anatomy.tokens),
+            "attention_blocks": list(anatomy.attention_blocks),
+            "channel_attention": [gate.layer for gate in anatomy.gates],
+            "classifier": None if anatomy.classifier is None else vars(anatomy.classifier),
+            "stages": list(anatomy.stages),
+            "missing": {str(signal): reason for signal, reason in anatomy.missing.items()},
+            "note": self.source.note,
+        }
+
+
+Loader = Callable[[str, bool], Source]
+"""An adapter file's entry: (name without prefix, random weights?) -> Source."""

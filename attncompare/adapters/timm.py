@@ -1,0 +1,80 @@
+"""timm/: every classifier and backbone of timm."""
+
+from typing import Any
+
+from torch import nn
+
+from attncompare.adapters.base import Preprocessing, Source
+from attncompare.errors import AttnCompareError, unknown_name
+
+
+def vision_transformer(**options: Any) -> nn.Module:
+    """A plain timm VisionTransformer."""
+    import timm
+
+    model: nn.Module = timm.models.VisionTransformer(**options)
+    return model
+
+
+def create(name: str, **options: Any) -> nn.Module:
+    """A timm architecture with seeded random weights."""
+    import timm
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: nn.Module = timm.create_model(name, pretrained=False, **options)
+    return model
+
+
+def names() -> list[str]:
+    """All architecture names of timm."""
+    import timm
+
+    listed: list[str] = timm.list_models()
+    return listed
+
+
+def class_names() -> tuple[str, ...]:
+    """The 1,000 ImageNet class names, which timm ships."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    return tuple(str(info.index_to_description(index, detailed=False)) for index in range(1000))
+
+
+def preprocessing_of(model: nn.Module) -> Preprocessing:
+    """Size, mean, std, interpolation and crop from the model's own pretrained configuration."""
+    from timm.data import resolve_data_config
+
+    config = resolve_data_config(model=model)
+    return Preprocessing(
+        size=tuple(config["input_size"][1:]),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+        crop=config["crop_pct"] if config["crop_mode"] == "center" else None,
+    )
+
+
+def load(name: str, random: bool) -> Source:
+    """Build a timm model with its pretrained weights (a tag after the dot chooses them), or with random ones."""
+    import timm
+
+    architecture = name.partition(".")[0]
+    if architecture not in timm.list_models():
+        raise unknown_name("model", f"timm/{name}", [f"timm/{known}" for known in timm.list_models()])
+    if random:
+        model = create(architecture)
+    else:
+        try:
+            model = timm.create_model(name, pretrained=True)
+        except (OSError, RuntimeError) as error:
+            raise AttnCompareError(
+                f"the weights of timm/{name} cannot be fetched ({type(error).__name__}); "
+                f"use timm/{architecture}@random or timm/{architecture}@path.safetensors"
+            ) from error
+    embedding = not getattr(model, "num_classes", 1)
+    classes = class_names() if getattr(model, "num_classes", 0) == 1000 else None
+    note = "randomly initialised" if random else "pretrained"
+    return Source(f"timm/{name}", model.eval(), preprocessing_of(model), classes, embedding=embedding, note=note)

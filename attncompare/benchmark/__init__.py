@@ -1,0 +1,1 @@
+"""The benchmark: spec, plan, run, timing, records, store, statistics."""

@@ -1,0 +1,126 @@
+"""The grid of a benchmark, cell by cell, each with the key that decides whether it is already done."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from attncompare.adapters.base import ModelAdapter
+from attncompare.benchmark.records import cell_key
+from attncompare.benchmark.spec import BenchmarkSpec
+from attncompare.data.datasets import Dataset, Sample, open_dataset
+from attncompare.errors import AttnCompareError, ImageError, UnsupportedMethodError
+from attncompare.explainer import make_job
+from attncompare.loading import load_model
+from attncompare.methods._base import Method, methods
+from attncompare.metrics._base import metrics
+from attncompare.metrics.protocols import get_protocol
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some images of a data set: the readable ones, and the reasons why the others are not."""
+
+    samples: tuple[Sample, ...]
+    unreadable: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model, method and chunk; unsupported: the reason why the model cannot supply the method."""
+
+    method: Method
+    options: Mapping[str, object]
+    key: str
+    unsupported: str = ""
+
+
+def chosen_methods(spec: BenchmarkSpec) -> list[Method]:
+    """The methods of a spec in its order; "all" is every method. Unknown names and options are errors here."""
+    names = methods.names() if spec.methods == ("all",) else list(spec.methods)
+    chosen = [methods.get(name) for name in names]
+    for name, given in spec.options.items():
+        methods.get(name).resolve(given)
+    return chosen
+
+
+def check_names(spec: BenchmarkSpec) -> None:
+    """Raise for an unknown method, option, metric or protocol, before anything runs."""
+    chosen_methods(spec)
+    for name in spec.metrics:
+        metrics.get(name)
+    get_protocol(spec.protocol)
+
+
+def read_chunk(dataset: Dataset, names: Sequence[str]) -> Chunk:
+    """Load some samples; an unreadable image becomes a reason, not an end."""
+    samples, unreadable = [], {}
+    for name in names:
+        try:
+            samples.append(dataset.load(name))
+        except ImageError as error:
+            unreadable[name] = str(error)
+    return Chunk(tuple(samples), unreadable)
+
+
+def support(model: ModelAdapter, method: Method, options: Mapping[str, object]) -> str:
+    """Why a model cannot be explained by a method, or "". A layer the model lacks counts as such a reason."""
+    try:
+        make_job(model, (method.name, options))
+    except (UnsupportedMethodError, AttnCompareError) as error:
+        return str(error)
+    return ""
+
+
+def plan_chunk(spec: BenchmarkSpec, model: ModelAdapter, chunk: Chunk) -> list[Cell]:
+    """The cells of a model on a chunk. Host, device, threads and batch size are no part of a key."""
+    images = [sample.content_hash for sample in chunk.samples] + sorted(f"unreadable {name}" for name in chunk.unreadable)
+    names = [sample.name for sample in chunk.samples]
+    wanted = [metrics.get(name) for name in spec.metrics]
+    cells = []
+    for method in chosen_methods(spec):
+        options = method.resolve(spec.options.get(method.name, {}))
+        key = cell_key(
+            {
+                "kind": "score",
+                "model": model.name,
+                "weights": model.weights_hash,
+                "preprocessing": vars(model.source.preprocessing),
+                "method": method.name,
+                "version": method.version,
+                "options": options,
+                "metrics": [[metric.name, metric.version] for metric in wanted],
+                "protocol": get_protocol(spec.protocol).describe(),
+                "images": images,
+                "names": names,
+                "target": spec.target,
+                "dtype": spec.dtype,
+                "seed": spec.seed,
+                "maps": spec.save_maps,
+            }
+        )
+        cells.append(Cell(method, options, key, support(model, method, options)))
+    return cells
+
+
+
+
+def describe_plan(spec: BenchmarkSpec) -> dict[str, object]:
+    """The grid of a spec without running it: cells and, for perturbation metrics, forward passes per image and method."""
+    check_names(spec)
+    dataset = open_dataset(spec.data, spec.limit)
+    chunks = -(-len(dataset.names) // spec.chunk_size)
+    rows = []
+    for name in spec.models:
+        model = load_model(name, device=spec.device)
+        usable = [m for m in chosen_methods(spec) if not support(model, m, m.resolve(spec.options.get(m.name, {})))]
+        steps = get_protocol(spec.protocol).count(model.size)
+        curves = {metric.curve for metric in map(metrics.get, spec.metrics) if metric.curve}
+        rows.append(
+            {
+                "model": name,
+                "methods": [m.name for m in usable],
+                "refused": [m.name for m in chosen_methods(spec) if m not in usable],
+                "cells": chunks * len(chosen_methods(spec)),
+                "scoring_passes": len(dataset.names) * len(usable) * len(curves) * (steps - 1),
+            }
+        )
+    return {"images": len(dataset.names), "models": rows, "cells": sum(int(str(row["cells"])) for row in rows)}

@@ -1,0 +1,53 @@
+"""One value of a benchmark, and the key that says what it depends on."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+SCHEMA_VERSION = 1
+Status = Literal["ok", "unsupported", "failed"]
+TIMING_MEASURES = (
+    "latency_median",
+    "latency_iqr",
+    "latency_p10",
+    "latency_p90",
+    "latency_ratio",
+    "latency_n",
+    "passes_forward",
+    "passes_backward",
+)
+"""Seconds, but latency_ratio (to the plain forward of the same batch) and passes (per image)."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row: a value or the reason why there is none, never both.
+
+    image: the sample's name, "" for measures of a method as a whole. target: the explained output, -1 if not resolved.
+    curve: the score at x = k/n for deletion and insertion. key: the cell it was computed in. detail: reason or note.
+    """
+
+    model: str
+    method: str
+    image: str
+    target: int
+    measure: str
+    protocol: str
+    value: float | None
+    status: Status
+    detail: str
+    key: str
+    curve: list[float] | None = None
+    degenerate: bool = False
+
+
+def cell_key(content: Mapping[str, object]) -> str:
+    """sha256 of the canonical JSON of everything that decides a cell's values, and the schema version.
+
+    >>> cell_key({"a": 1, "b": 2}) == cell_key({"b": 2, "a": 1})
+    True
+    """
+    text = json.dumps({"schema": SCHEMA_VERSION, **content}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

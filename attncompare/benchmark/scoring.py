@@ -1,0 +1,166 @@
+"""Maps to values: one pass of the curve engine for all maps, then every metric."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attncompare.adapters.base import ModelAdapter
+from attncompare.benchmark.records import Record, cell_key
+from attncompare.capture.capture import left_as_found
+from attncompare.capture.targets import Target, TargetScore
+from attncompare.errors import SpecError, UnsupportedMethodError
+from attncompare.explainer import check_images
+from attncompare.maps import AttributionMap, resize_map
+from attncompare.metrics._base import CURVES, Evidence, Metric
+from attncompare.metrics._base import metrics as all_metrics
+from attncompare.metrics.perturbation import perturbation_curves
+from attncompare.metrics.protocols import Protocol, get_protocol
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Values of one map under one metric: (B,), NaN where undefined; and the curve they come from."""
+
+    metric: Metric
+    values: Tensor
+    curve: Tensor | None
+
+
+def target_scorer(model: ModelAdapter, target: TargetScore, index: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """The black box that perturbation metrics query: altered copies -> probability of the fixed target (or cosine).
+
+    index: which of the target's images are being scored, (B,).
+    """
+
+    def score(images: Tensor, which: Tensor) -> Tensor:
+        return target.probability(model.forward(images), index[which])
+
+    return score
+
+
+def score_maps(
+    model: ModelAdapter,
+    images: Tensor,
+    target: TargetScore,
+    maps: Mapping[str, Tensor],
+    wanted: Sequence[Metric],
+    protocol: Protocol,
+    *,
+    index: Tensor | None = None,
+    masks: Tensor | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> dict[str, list[Scored]]:
+    """Score several maps (B,h,w) of the same images under several metrics; metrics that need masks want `masks`.
+
+    index: (B,) which of the target's images these are, when they are not all of them in order.
+    """
+    curves = [c for c in Evidence if c in CURVES and any(m.curve is c for m in wanted)]
+    found: dict[str, dict[Evidence, Tensor]] = {name: {} for name in maps}
+    if curves and maps:
+        with torch.no_grad(), left_as_found(model.model):
+            found = perturbation_curves(
+                target_scorer(model, target, torch.arange(len(images)) if index is None else index),
+                images,
+                maps,
+                protocol,
+                curves,
+                mean=model.source.preprocessing.mean,
+                batch_size=batch_size,
+                seed=seed,
+            )
+    scored: dict[str, list[Scored]] = {}
+    for name, values in maps.items():
+        evidence: dict[Evidence, Tensor] = dict(found[name])
+        evidence[Evidence.MAPS] = resize_map(values, model.size).cpu()
+        if masks is not None:
+            evidence[Evidence.MASKS] = masks.cpu()
+        scored[name] = []
+        for metric in wanted:
+            if all(need in evidence for need in metric.needs):
+                curve = evidence[metric.curve] if metric.curve else None
+                scored[name].append(Scored(metric, metric.compute(*(evidence[n] for n in metric.needs)), curve))
+    return scored
+
+
+def as_records(scored: Scored, model: str, method: str, names: Sequence[str], target: Tensor, protocol: str, key: str,
+               degenerate: Tensor) -> list[Record]:
+    """One record per image; an undefined value is a failed record with the metric's reason."""
+    records = []
+    for i, name in enumerate(names):
+        value = float(scored.values[i])
+        ok = value == value
+        records.append(
+            Record(
+                model,
+                method,
+                name,
+                int(target[i]),
+                scored.metric.name,
+                protocol if scored.metric.curve else "",
+                value if ok else None,
+                "ok" if ok else "failed",
+                "" if ok else scored.metric.undefined,
+                key,
+                None if scored.curve is None else [round(float(v), 6) for v in scored.curve[i]],
+                bool(degenerate[i]),
+            )
+        )
+    return records
+
+
+def is_degenerate(values: Tensor) -> Tensor:
+    """(B,h,w) -> (B,) whether a map is constant, so that it ranks nothing."""
+    flat = values.flatten(1)
+    return flat.amax(dim=1) == flat.amin(dim=1)
+
+
+def score(
+    model: ModelAdapter,
+    images: Tensor,
+    attribution: AttributionMap,
+    *,
+    metrics: Sequence[str] = ("deletion", "insertion"),
+    protocol: str = "rise",
+    masks: Tensor | None = None,
+) -> list[Record]:
+    """Score the maps of one explainer: one record per image and metric.
+
+    The target is the one the map was made for. masks: (B,H,W) bool for metrics that need the object.
+
+    >>> import attncompare as ac
+    >>> model = ac.load_model("demo/cnn")
+    >>> images = torch.rand(1, 3, 64, 64)
+    >>> records = ac.score(model, images, ac.make_explainer(model, "cam").explain(images), protocol="rise-fast")
+    >>> [record.measure for record in records]
+    ['deletion', 'insertion']
+    """
+    wanted = [all_metrics.get(name) for name in metrics]
+    images = check_images(model, images)
+    for metric in wanted:
+        if metric.needs_mask and masks is None:
+            raise SpecError(f"metric {metric.name} needs masks=(B, H, W), the object that decides the class")
+    if not attribution.spatial:
+        raise UnsupportedMethodError(f"{attribution.method} gives one value per channel; it cannot be scored on an image")
+    chosen = get_protocol(protocol)
+    with torch.no_grad(), left_as_found(model.model):
+        target = fixed_target(model, images, attribution.target)
+    found = score_maps(model, images, target, {attribution.method: attribution.values}, wanted, chosen, masks=masks)
+    key = cell_key({"model": model.weights_hash, "method": attribution.method, "options": dict(attribution.options)})
+    names = [str(i) for i in range(len(images))]
+    flat = is_degenerate(attribution.values)
+    return [
+        record
+        for scored in found[attribution.method]
+        for record in as_records(
+            scored, attribution.model, attribution.method, names, attribution.target, protocol, key, flat
+        )
+    ]
+
+
+def fixed_target(model: ModelAdapter, images: Tensor, target: Target) -> TargetScore:
+    """The target on clean images, from one forward pass."""
+    return TargetScore.of(model, model.forward(images), target)
+

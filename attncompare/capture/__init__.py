@@ -1,0 +1,1 @@
+"""How tensors are recorded on their way through a model."""

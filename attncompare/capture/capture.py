@@ -1,0 +1,342 @@
+"""One forward and at most one backward pass that records every signal the methods of a run ask for."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attncompare.adapters.base import ModelAdapter
+from attncompare.capture.attention import (
+    AttentionCalls,
+    attention_rows,
+    current_block,
+    explicit_attention,
+    kernel,
+    slow_attention_path,
+)
+from attncompare.capture.features import Tap, tapped
+from attncompare.capture.targets import Target, TargetScore
+from attncompare.errors import CaptureError, UnknownNameError
+from attncompare.signals import GRADIENTS, Signal
+
+ROW_SUM_TOLERANCE = 1e-4
+LOGITS_TOLERANCE = 1e-5
+ZERO_GRADIENT = 1e-9  # |gradient . signal| below this share of |score| is rounding, not evidence
+
+
+@dataclass(frozen=True)
+class Need:
+    """A signal and the options that change what is recorded; equal needs are recorded once."""
+
+    signal: Signal
+    options: tuple[tuple[str, object], ...] = ()
+
+    def option(self, name: str, default: object = None) -> object:
+        """One option's value."""
+        return dict(self.options).get(name, default)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What one shared pass recorded; detached, so no graph outlives the call.
+
+    logits: (B,K). target: (B,) int64. flat: (B,) bool, images whose gradient was zero at rounding level.
+    """
+
+    logits: Tensor
+    target: Tensor
+    signals: Mapping[Need, object]
+    flat: Tensor
+    passes_backward: int
+
+
+@contextmanager
+def left_as_found(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and frozen parameters inside; training flags, requires_grad and the RNG state restored after."""
+    training = {module: module.training for module in model.modules()}
+    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    rng = torch.get_rng_state()
+    try:
+        for module in training:
+            module.training = False
+        for parameter in required:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+        for parameter, flag in required.items():
+            parameter.requires_grad_(flag)
+        torch.set_rng_state(rng)
+
+
+class AttentionRecorder:
+    """Keeps what the needs ask for of every declared attention block."""
+
+    def __init__(self, adapter: ModelAdapter, needs: Iterable[Need], running: list[int]) -> None:
+        self.adapter, self.running = adapter, running
+        wanted = {need.signal for need in needs}
+        self.fusions = {str(need.option("fusion", "mean")) for need in needs if need.signal is Signal.FUSED_ATTENTION}
+        self.full = bool(wanted & {Signal.ATTENTION, Signal.ATTENTION_GRADIENTS})
+        self.rows = Signal.CLASS_ATTENTION in wanted
+        self.blocks: dict[int, Tensor] = {}
+        self.fused: dict[str, dict[int, Tensor]] = {fusion: {} for fusion in self.fusions}
+        self.class_rows: dict[int, Tensor] = {}
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """Stand in for the kernel."""
+        if not self.running:
+            return kernel(query, key, value, *args, **kwargs)  # type: ignore[arg-type]
+        block, layout = self.running[-1], self.adapter.tokens
+        assert layout is not None
+        names = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+        options = {**dict(zip(names, args, strict=False)), **kwargs}
+        if not (self.full or self.fusions):
+            rows = {name: value for name, value in options.items() if name in ("attn_mask", "is_causal", "scale")}
+            self._keep(self.class_rows, block, attention_rows(query, key, layout.rows(), **rows))  # type: ignore[arg-type]
+            return kernel(query, key, value, **options)  # type: ignore[arg-type]
+        if not self.full:
+            with torch.no_grad():
+                probabilities = explicit_attention(query, key, value, **options)[1]  # type: ignore[arg-type]
+            output = kernel(query, key, value, **options)  # type: ignore[arg-type]
+        else:
+            output, probabilities = explicit_attention(query, key, value, **options)  # type: ignore[arg-type]
+            self._keep(self.blocks, block, probabilities)
+        seen = probabilities.detach()
+        self._verify(seen, block)
+        for fusion in self.fusions:
+            fused = seen.mean(1) if fusion == "mean" else seen.amax(1) if fusion == "max" else seen.amin(1)
+            self._keep(self.fused[fusion], block, fused)
+        if self.rows:
+            self._keep(self.class_rows, block, seen[:, :, layout.rows()].mean(dim=2))
+        return output
+
+    @staticmethod
+    def _keep(into: dict[int, Tensor], block: int, value: Tensor) -> None:
+        if block in into:
+            raise CaptureError(f"attention block {block} ran twice in one pass; one call was declared")
+        into[block] = value
+
+    def _verify(self, probabilities: Tensor, block: int) -> None:
+        layout = self.adapter.tokens
+        assert layout is not None
+        expected = (layout.length, layout.length)
+        if tuple(probabilities.shape[-2:]) != expected:
+            raise CaptureError(f"attention block {block} is {tuple(probabilities.shape[-2:])}, the layout says {expected}")
+        error = (probabilities.sum(-1) - 1).abs().max().item()
+        if not error <= ROW_SUM_TOLERANCE:
+            raise CaptureError(f"attention rows of block {block} miss 1 by {error:.2g}")
+
+    def listed(self, found: dict[int, Tensor]) -> list[Tensor]:
+        """The blocks in order, or CaptureError when one was not seen."""
+        expected = len(self.adapter.anatomy.attention_blocks)
+        if sorted(found) != list(range(expected)):
+            raise CaptureError(f"{len(found)} attention maps recorded in {self.adapter.name}, {expected} blocks declared")
+        return [found[block] for block in range(expected)]
+
+
+class OutputRecorder:
+    """Keeps the inputs and outputs of plain modules (gates, pooled features)."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[str, Tensor] = {}
+        self.outputs: dict[str, Tensor] = {}
+
+    def hook(self, path: str) -> object:
+        """A forward hook that keeps copies: what comes after may write in place."""
+
+        def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            self.outputs[path] = output.detach().clone()
+
+        return keep
+
+    def pre_hook(self, path: str) -> object:
+        """A forward pre-hook that keeps a copy of the first input."""
+
+        def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self.inputs[path] = args[0].detach().clone()
+
+        return keep
+
+
+def _layer(adapter: ModelAdapter, need: Need) -> str:
+    path = need.option("layer") or adapter.anatomy.feature_layer
+    return resolve_layer(adapter, str(path))
+
+
+def resolve_layer(adapter: ModelAdapter, path: str) -> str:
+    """Check that a module path exists in the model."""
+    names = {name for name, _ in adapter.model.named_modules() if name}
+    if path not in names:
+        from difflib import get_close_matches
+
+        near = get_close_matches(path, names, n=3) or sorted(adapter.anatomy.stages)
+        raise UnknownNameError(f"{adapter.name} has no layer {path!r}; did you mean {', '.join(near)}?")
+    return path
+
+
+def _gate_index(adapter: ModelAdapter, need: Need) -> int:
+    number, gates = int(str(need.option("gate", -1))), adapter.anatomy.gates
+    if not -len(gates) <= number < len(gates):
+        raise UnknownNameError(f"{adapter.name} has {len(gates)} channel-attention layers; gate {number} is not one")
+    return number % len(gates)
+
+
+def _explain_zero(flat: Tensor, wanted: Iterable[Tensor], gradients: Iterable[Tensor], score: Tensor) -> Tensor:
+    """Mark the images for which every gradient is zero at rounding level."""
+    effect = torch.zeros_like(score)
+    for tensor, gradient in zip(wanted, gradients, strict=True):
+        effect += (tensor.detach() * gradient).abs().flatten(1).sum(1)
+    return flat | (effect <= ZERO_GRADIENT * score.detach().abs())
+
+
+def capture(adapter: ModelAdapter, images: Tensor, needs: Iterable[Need], target: Target = None) -> Capture:
+    """Run the model once (and once backward if a gradient is needed) and return what `needs` ask for.
+
+    images: (B,3,H,W) float32 in [0, 1]. Raises CaptureError when what was recorded is not what the model declares.
+    """
+    needs = list(dict.fromkeys(needs))
+    adapter.require(frozenset(need.signal for need in needs), "capture")
+    layers = {_layer(adapter, n) for n in needs if n.signal in (Signal.FEATURES, Signal.FEATURE_GRADIENTS)}
+    taps = {path: Tap(path, adapter.size, adapter.tokens) for path in layers}
+    pooled = [n for n in needs if n.signal is Signal.POOLED_FEATURES]
+    if pooled and adapter.anatomy.classifier:
+        path = adapter.anatomy.classifier.features
+        taps.setdefault(path, Tap(path, adapter.size, adapter.tokens))
+    gates = {_gate_index(adapter, n) for n in needs if n.signal in (Signal.CHANNEL_ATTENTION, Signal.GATED_FEATURES)}
+    attention_signals = {Signal.ATTENTION, Signal.ATTENTION_GRADIENTS, Signal.FUSED_ATTENTION, Signal.CLASS_ATTENTION}
+    attends = any(need.signal in attention_signals for need in needs)
+    wants_gradients = any(need.signal in GRADIENTS for need in needs)
+    images = images.detach().to(adapter.device)
+    if any(need.signal is Signal.IMAGE_GRADIENTS for need in needs):
+        images = images.requires_grad_(True)
+    outputs = OutputRecorder()
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(wants_gradients))
+        stack.enter_context(left_as_found(adapter.model))
+        stack.enter_context(slow_attention_path())
+        for tap in taps.values():
+            stack.enter_context(tapped(adapter.model, tap))
+        for index in gates:
+            gate = adapter.anatomy.gates[index]
+            for module, hook in ((gate.layer, outputs.pre_hook(gate.layer)),):
+                handle = adapter.model.get_submodule(module).register_forward_pre_hook(hook)  # type: ignore[arg-type]
+                stack.callback(handle.remove)
+            values = adapter.model.get_submodule(gate.values)
+            stack.callback(values.register_forward_hook(outputs.hook(gate.values)).remove)  # type: ignore[arg-type]
+        running = stack.enter_context(current_block(adapter.model, adapter.anatomy.attention_blocks if attends else ()))
+        recorder = AttentionRecorder(adapter, needs, running)
+        if attends:
+            stack.enter_context(AttentionCalls(recorder))
+        logits = adapter.forward(images)
+        scored = TargetScore.of(adapter, logits, target)
+        score = scored.score(logits)
+        wanted = _gradient_sources(adapter, needs, images, taps, recorder)
+        gradients: list[Tensor] = []
+        flat = torch.zeros_like(score, dtype=torch.bool)
+        if wanted:
+            sources = [tensor for group in wanted.values() for tensor in group]
+            gradients = _backward(adapter, score, sources)
+        found: dict[Need, object] = {}
+        start = 0
+        by_need: dict[Need, list[Tensor]] = {}
+        for need, group in wanted.items():
+            by_need[need] = gradients[start : start + len(group)]
+            flat = _explain_zero(flat, group, by_need[need], score)
+            start += len(group)
+        for need in needs:
+            found[need] = _value(adapter, need, images, scored, taps, outputs, recorder, by_need)
+    if not bool(torch.isfinite(logits).all()):
+        raise CaptureError(f"{adapter.name} returned non-finite logits; its weights or the images are not usable")
+    recording = f"attention {sorted(layers)}" if attends else f"{sorted(layers)}"
+    if recording not in adapter.verified:  # once per model and kind of recording: one more forward pass
+        _verify_logits(adapter, images, logits.detach())
+        adapter.verified.add(recording)
+    return Capture(logits.detach(), scored.target, found, flat, int(bool(wanted)))
+
+
+def _verify_logits(adapter: ModelAdapter, images: Tensor, recorded: Tensor) -> None:
+    """Compare with a pass that records nothing."""
+    with torch.no_grad(), left_as_found(adapter.model):
+        plain = adapter.forward(images.detach())
+    error = float((plain - recorded).abs().max())
+    if not error <= LOGITS_TOLERANCE * max(1.0, float(plain.abs().max())):
+        raise CaptureError(f"recording changes the logits of {adapter.name} by {error:.2g}; its maps would be wrong")
+
+
+def _backward(adapter: ModelAdapter, score: Tensor, sources: list[Tensor]) -> list[Tensor]:
+    if not score.requires_grad:
+        raise CaptureError(f"no gradient of the score reaches what was recorded in {adapter.name}")
+    found = torch.autograd.grad(score.sum(), sources, allow_unused=True)
+    return [torch.zeros_like(s) if g is None else g.detach() for s, g in zip(sources, found, strict=True)]
+
+
+def _gradient_sources(
+    adapter: ModelAdapter, needs: list[Need], images: Tensor, taps: Mapping[str, Tap], recorder: AttentionRecorder
+) -> dict[Need, list[Tensor]]:
+    """The tensors that each gradient need is taken with respect to."""
+    sources: dict[Need, list[Tensor]] = {}
+    for need in needs:
+        if need.signal is Signal.IMAGE_GRADIENTS:
+            sources[need] = [images]
+        elif need.signal is Signal.FEATURE_GRADIENTS:
+            sources[need] = [_tapped(taps[_layer(adapter, need)])]
+        elif need.signal is Signal.ATTENTION_GRADIENTS:
+            sources[need] = recorder.listed(recorder.blocks)
+    return sources
+
+
+def _tapped(tap: Tap) -> Tensor:
+    if tap.features is None:
+        raise CaptureError(f"layer {tap.path!r} did not run in the forward pass")
+    return tap.features
+
+
+def _value(
+    adapter: ModelAdapter,
+    need: Need,
+    images: Tensor,
+    scored: "TargetScore",
+    taps: Mapping[str, Tap],
+    outputs: OutputRecorder,
+    recorder: AttentionRecorder,
+    gradients: Mapping[Need, list[Tensor]],
+) -> object:
+    """What one need gets of what was recorded."""
+    anatomy = adapter.anatomy
+    match need.signal:
+        case Signal.IMAGES:
+            return images.detach()
+        case Signal.TARGET:
+            return scored.target
+        case Signal.TOKENS:
+            return adapter.tokens
+        case Signal.FEATURES:
+            return _tapped(taps[_layer(adapter, need)]).detach()
+        case Signal.POOLED_FEATURES:
+            assert anatomy.classifier is not None
+            return _tapped(taps[anatomy.classifier.features]).detach()
+        case Signal.FEATURE_GRADIENTS | Signal.IMAGE_GRADIENTS:
+            return gradients[need][0]
+        case Signal.ATTENTION_GRADIENTS:
+            return gradients[need]
+        case Signal.ATTENTION:
+            return [block.detach() for block in recorder.listed(recorder.blocks)]
+        case Signal.FUSED_ATTENTION:
+            return recorder.listed(recorder.fused[str(need.option("fusion", "mean"))])
+        case Signal.CLASS_ATTENTION:
+            return recorder.listed(recorder.class_rows)
+        case Signal.CLASSIFIER_WEIGHTS:
+            assert anatomy.classifier is not None
+            linear = adapter.model.get_submodule(anatomy.classifier.linear)
+            return linear.weight.detach().flatten(1)[scored.target]  # type: ignore[union-attr,operator]
+        case Signal.CHANNEL_ATTENTION:
+            gate = anatomy.gates[_gate_index(adapter, need)]
+            return outputs.outputs[gate.values].flatten(1)
+        case Signal.GATED_FEATURES:
+            return outputs.inputs[anatomy.gates[_gate_index(adapter, need)].layer]
+    raise CaptureError(f"{need.signal} is not a signal of the shared pass")

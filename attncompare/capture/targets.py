@@ -1,0 +1,92 @@
+"""What is explained: a class, the model's own choice, or the similarity of an embedding to the clean image's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attncompare.adapters.base import ModelAdapter
+from attncompare.capture.attention import slow_attention_path
+from attncompare.errors import SpecError
+
+Target = Union[None, int, str, Sequence[int], Tensor]
+"""None: the argmax on the clean image. int, sequence or (B,) tensor: class indices. "embedding": see TargetScore."""
+
+
+@dataclass(frozen=True)
+class TargetScore:
+    """The score Y whose evidence is sought, fixed on the clean images.
+
+    target: (B,) int64. For classes Y is the target's logit before softmax. For an embedding model the clean embeddings
+    e0 take the part of classes: output j is e(x) . e0_j / |e0_j| and the target of image b is b (the cosine to itself is
+    at its maximum, so its gradient would be zero).
+
+    references: (B,D) e0 / |e0|, or None for class targets.
+    """
+
+    target: Tensor
+    references: Tensor | None = None
+
+    @staticmethod
+    def of(adapter: ModelAdapter, clean: Tensor, target: Target) -> "TargetScore":
+        """Fix the target on the clean images' outputs (B,K); errors name what is allowed."""
+        count, classes = clean.shape
+        if adapter.embedding or (isinstance(target, str) and target == "embedding"):
+            if target not in (None, "embedding") and not isinstance(target, Tensor):
+                raise SpecError(f"target {target!r}: {adapter.name} has no classifier; use 'embedding'")
+            if not adapter.embedding:
+                raise SpecError(f"target 'embedding': {adapter.name} has a classifier; give a class index or none")
+            clean = clean.detach()
+            return TargetScore(torch.arange(count, device=clean.device), F.normalize(clean, dim=1))
+        if target is None:
+            return TargetScore(clean.detach().argmax(dim=1))
+        if isinstance(target, str):
+            raise SpecError(f"target {target!r} is not known here; give a class index, None or 'embedding'")
+        index = torch.as_tensor(target, device=clean.device)
+        if index.dtype.is_floating_point or index.dtype == torch.bool:
+            raise SpecError(f"targets are class indices, not {index.dtype}")
+        index = index.long().expand(count) if index.ndim == 0 else index.long()
+        if index.shape != (count,):
+            raise SpecError(f"{tuple(index.shape)} targets for {count} images")
+        if bool(((index < 0) | (index >= classes)).any()):
+            raise SpecError(f"target {index.tolist()} out of range: {adapter.name} has classes 0 to {classes - 1}")
+        return TargetScore(index)
+
+    def outputs(self, raw: Tensor) -> Tensor:
+        """(n,K) model outputs -> (n,K) scores among which `target` chooses."""
+        return raw if self.references is None else raw @ self.references.T
+
+    def score(self, raw: Tensor) -> Tensor:
+        """(B,K) outputs of the B images in order -> (B,) Y."""
+        return self.outputs(raw).gather(1, self.target[:, None])[:, 0]
+
+    def probability(self, raw: Tensor, which: Tensor) -> Tensor:
+        """Outputs (n,K) of altered copies of images `which` (n,) -> (n,) softmax probability, or cosine similarity."""
+        if self.references is not None:
+            return (F.normalize(raw, dim=1) * self.references[which]).sum(dim=1)
+        return raw.softmax(dim=1).gather(1, self.target[which][:, None])[:, 0]
+
+
+class CountedForward(nn.Module):
+    """The model as Captum wants it, (n,3,H,W) -> (n,K), counting the images that pass forward and backward."""
+
+    def __init__(self, adapter: ModelAdapter, scored: TargetScore) -> None:
+        super().__init__()
+        self.adapter, self.scored = adapter, scored
+        self.seen_forward = 0
+        self.seen_backward = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n,3,H,W) in [0, 1] -> (n,K)."""
+        with slow_attention_path():
+            outputs = self.scored.outputs(self.adapter.forward(images))
+        self.seen_forward += len(images)
+        if outputs.requires_grad:
+            outputs.register_hook(self._count)
+        return outputs
+
+    def _count(self, gradient: Tensor) -> None:
+        self.seen_backward += len(gradient)

@@ -1,0 +1,97 @@
+"""What a benchmark runs on: the synthetic shapes, real photos that come with packages, or a folder."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attncompare.data.images import read_image
+from attncompare.data.shapes import render_shape
+from attncompare.errors import SpecError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+PHOTOS = ("chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "astronaut.png", "camera.png")
+"""scikit-image's bundled photos that show an object; read by path, so that nothing is fetched."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image before any model's preprocessing. mask: (H,W) bool, the object that decides the class, if known."""
+
+    name: str
+    image: NDArray[np.uint8]
+    label: int | None = None
+    mask: NDArray[np.bool_] | None = None
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 of the pixels and their shape."""
+        return hashlib.sha256(str(self.image.shape).encode() + self.image.tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Names of samples and how to load one; loading raises ImageError for a file that cannot be read."""
+
+    name: str
+    names: tuple[str, ...]
+    load: Callable[[str], Sample]
+
+
+def _shapes(limit: int | None, split: str) -> Dataset:
+    def load(name: str) -> Sample:
+        drawn = render_shape(int(name.rpartition("-")[2]), split)
+        return Sample(name, drawn.image, drawn.label, drawn.mask)
+
+    return Dataset("shapes", tuple(f"shapes-{split}-{i:05d}" for i in range(limit or 1000)), load)
+
+
+def _files(name: str, paths: list[Path], limit: int | None) -> Dataset:
+    by_name: dict[str, Path] = {}
+    for path in paths[:limit]:
+        by_name[path.name if path.name not in by_name else f"{path.parent.name}/{path.name}"] = path
+    return Dataset(name, tuple(by_name), lambda file: Sample(file, read_image(by_name[file])))
+
+
+def _photos(limit: int | None) -> Dataset:
+    spec = find_spec("skimage")
+    folder = Path(next(iter(spec.submodule_search_locations or ()))) / "data" if spec else Path()
+    paths = [folder / name for name in PHOTOS if (folder / name).exists()]
+    spec = find_spec("ai_benchmark")
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        more = (Path(location) / "data" / "classification").glob("*.jpg")
+        paths += sorted(more, key=lambda path: int(path.stem))
+    if not paths:
+        raise SpecError("data 'photos': scikit-image's bundled photos were not found; reinstall scikit-image")
+    return _files("photos", paths, limit)
+
+
+def open_dataset(name: str | tuple[str, ...], limit: int | None = None) -> Dataset:
+    """Open "shapes" (test split), "shapes-val", "photos", a folder of images, or some image files.
+
+    Raises SpecError when there is nothing of that name or the folder holds no image.
+    """
+    if limit is not None and limit < 1:
+        raise SpecError(f"limit must be at least 1, not {limit}")
+    if not isinstance(name, str):
+        missing = [file for file in name if not Path(file).expanduser().is_file()]
+        if missing or not name:
+            raise SpecError(f"no such image file: {', '.join(missing) or '(none given)'}")
+        return _files("files", [Path(file).expanduser() for file in name], limit)
+    if name in ("shapes", "shapes-val"):
+        return _shapes(limit, "val" if name.endswith("val") else "test")
+    if name == "photos":
+        return _photos(limit)
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _files(path.name, [path], limit)
+    if not path.is_dir():
+        raise SpecError(f"data {name!r} is neither 'shapes', 'photos' nor a folder or image file that exists")
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    if not found:
+        raise SpecError(f"folder {name} holds no image ({', '.join(sorted(SUFFIXES))})")
+    return _files(path.name, found, limit)

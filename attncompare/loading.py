@@ -1,0 +1,115 @@
+"""Names to models: load_model, wrap_model, list_models."""
+
+from dataclasses import replace
+from fnmatch import fnmatch
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from attncompare.adapters.base import ModelAdapter, Preprocessing, Source
+from attncompare.capture.probe import probe
+from attncompare.errors import AttnCompareError, UnknownNameError, UnsupportedModelError
+from attncompare.signals import TokenLayout
+
+SOURCES = {
+    "torchvision": "torchvision",
+    "timm": "timm",
+    "hf": "huggingface",
+    "demo": "demo",
+    "offline": "offline",
+}
+"""Name prefix -> adapter file."""
+
+
+def _adapter_file(prefix: str) -> ModuleType:
+    return import_module(f"attncompare.adapters.{SOURCES[prefix]}")
+
+
+def _load_checkpoint(model: nn.Module, path: Path) -> None:
+    """Load weights strictly: safetensors, or a pickle that holds nothing but tensors."""
+    if not path.exists():
+        raise AttnCompareError(f"checkpoint {path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(state)
+    except Exception as error:
+        raise AttnCompareError(f"checkpoint {path} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def load_model(name: str, *, device: str | torch.device = "cpu") -> ModelAdapter:
+    """Load a model by name and find out what it can supply.
+
+    name: "torchvision/resnet50", "timm/vit_tiny_patch16_224", "hf/path/to/folder", "demo/vit",
+    "offline/efficientnet_lite0"; "@random" behind it gives seeded random weights, "@file.safetensors" a checkpoint.
+    Raises UnknownNameError for a name that does not exist and AttnCompareError when the weights cannot be had.
+
+    >>> model = load_model("timm/vit_tiny_patch16_224@random")
+    >>> model.tokens
+    TokenLayout(prefix=1, grid=(14, 14), class_token=0)
+    """
+    plain, _, suffix = name.partition("@")
+    prefix, _, rest = plain.partition("/")
+    if prefix not in SOURCES or not rest:
+        allowed = ", ".join(f"{known}/NAME" for known in SOURCES)
+        raise UnknownNameError(f"unknown model {name!r}; a model is one of {allowed}")
+    source: Source = _adapter_file(prefix).load(rest, bool(suffix))
+    if suffix and suffix != "random":
+        _load_checkpoint(source.model, Path(suffix))
+    return _adapt(replace(source, name=name), device)
+
+
+def wrap_model(
+    module: nn.Module,
+    *,
+    size: tuple[int, int] = (224, 224),
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+    std: tuple[float, ...] = (0.5, 0.5, 0.5),
+    name: str = "user/model",
+    **known: object,
+) -> ModelAdapter:
+    """Wrap any nn.Module that maps (B,3,H,W) to (B,K); one probing pass finds its features, attention and gates.
+
+    known: parts of the anatomy to use instead of what the probe finds: feature_layer="path", tokens=TokenLayout(...),
+    attention_blocks=(...), embedding=True (the output is an embedding, not logits), class_names=(...).
+    `adapter.describe()` says what was found.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    >>> wrap_model(net, size=(32, 32)).describe()["classifier"]
+    {'features': '1', 'linear': '4'}
+    """
+    embedding, class_names = bool(known.pop("embedding", False)), known.pop("class_names", None)
+    allowed = {"feature_layer", "tokens", "attention_blocks", "classifier", "gates", "stages", "family"}
+    if set(known) - allowed:
+        raise UnknownNameError(f"wrap_model does not know {sorted(set(known) - allowed)}; known: {sorted(allowed)}")
+    if not isinstance(known.get("tokens", TokenLayout(0, (1, 1))), TokenLayout):
+        raise UnsupportedModelError("tokens must be a TokenLayout(prefix, (h, w), class_token)")
+    names = tuple(str(n) for n in class_names) if isinstance(class_names, list | tuple) else None
+    source = Source(name, module, Preprocessing(size, mean, std), names, embedding=embedding, known=known)
+    return _adapt(source, next(module.parameters()).device)
+
+
+def _adapt(source: Source, device: str | torch.device) -> ModelAdapter:
+    source.model.to(device)
+    bad = [name for name, value in source.model.state_dict().items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        raise UnsupportedModelError(f"{source.name} has non-finite weights in {bad[0]} ({len(bad)} tensors in all)")
+    return ModelAdapter(source, probe(source))
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """All model names that match a shell pattern.
+
+    >>> list_models("demo/*")
+    ['demo/cnn', 'demo/se_cnn', 'demo/vit']
+    """
+    prefixes = [prefix for prefix in SOURCES if prefix.startswith(pattern.partition("/")[0].rstrip("*"))] or list(SOURCES)
+    listed = [f"{prefix}/{name}" for prefix in prefixes for name in _adapter_file(prefix).names()]
+    return sorted(name for name in listed if fnmatch(name, pattern))

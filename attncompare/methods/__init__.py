@@ -1,0 +1,1 @@
+"""The attribution methods: one pure function per file."""

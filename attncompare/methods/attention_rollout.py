@@ -1,0 +1,40 @@
+"""Attention rollout."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from attncompare.methods._base import method
+from attncompare.signals import TokenLayout
+
+
+@method(
+    reference="Abnar & Zuidema, arXiv:2005.00928, equation 1",
+    class_sensitive=False,
+    meaning={"discard": "share of the smallest attention values set to 0 in each block; the paper's is 0"},
+)
+def attention_rollout(fused_attention: Sequence[Tensor], tokens: TokenLayout, *, discard: float = 0.0) -> Tensor:
+    """Product over the blocks of (A + I) / 2: how much of each patch reaches the row that the score is read from.
+
+    Rows are renormalised, which changes nothing for the paper's mean over heads and keeps the flow a distribution when
+    heads are fused by max or min, or small values are discarded (per image; the class column is never discarded).
+    """
+    count = fused_attention[0].shape[-1]
+    identity = torch.eye(count, dtype=fused_attention[0].dtype, device=fused_attention[0].device)
+    flow = identity
+    for attention in fused_attention:
+        kept = _without_smallest(attention, discard, tokens.prefix) if discard else attention
+        step = (kept / kept.sum(dim=-1, keepdim=True) + identity) / 2
+        flow = step @ flow
+    return tokens.readout(flow)
+
+
+def _without_smallest(attention: Tensor, share: float, prefix: int) -> Tensor:
+    """(B,N,N) with the smallest `share` of each image's patch columns' values set to 0."""
+    patches = attention[:, :, prefix:]
+    drop = int(share * patches[0].numel())
+    if drop == 0:
+        return attention
+    threshold = patches.flatten(1).kthvalue(drop, dim=1).values[:, None, None]
+    return torch.cat([attention[:, :, :prefix], patches * (patches > threshold)], dim=2)

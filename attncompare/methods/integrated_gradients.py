@@ -1,0 +1,44 @@
+"""Integrated gradients, by Captum."""
+
+from torch import Tensor, nn
+
+from attncompare.methods._base import method
+
+
+@method(
+    reference="Sundararajan et al., arXiv:1703.01365, equation 1",
+    choices={"rule": ("gausslegendre", "riemann_trapezoid", "riemann_middle")},
+    meaning={
+        "steps": "points on the path from the baseline to the image",
+        "baseline": "grey level of the uniform baseline image, in [0, 1]",
+        "rule": "how the points and weights of the integral are chosen",
+        "batch": "interpolated images in one pass",
+    },
+)
+def integrated_gradients(
+    images: Tensor,
+    target: Tensor,
+    forward: nn.Module,
+    *,
+    steps: int = 50,
+    baseline: float = 0.0,
+    rule: str = "gausslegendre",
+    batch: int = 32,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Gradient integrated from a black image to the image, times their difference, summed over colours.
+
+    Reports `convergence_delta`: the sum of the attributions less the score difference of image and baseline, which is 0
+    for an exact integral.
+    """
+    from captum.attr import IntegratedGradients
+
+    attribution, delta = IntegratedGradients(forward).attribute(
+        images,
+        baselines=baseline,
+        target=target,
+        n_steps=steps,
+        method=rule,
+        internal_batch_size=max(batch, len(images)),
+        return_convergence_delta=True,
+    )
+    return attribution.detach().sum(dim=1), {"convergence_delta": delta.detach()}

@@ -1,0 +1,1 @@
+"""The metrics: one pure function per file; the curve engine and the protocols beside them."""

@@ -1,0 +1,12 @@
+"""Deletion."""
+
+from torch import Tensor
+
+from attncompare.metrics._base import metric
+from attncompare.metrics.perturbation import area_under_curve
+
+
+@metric(better="lower", reference="Petsiuk et al., arXiv:1806.07421, section 4.1")
+def deletion(deletion_curve: Tensor) -> Tensor:
+    """Area under the score while the most relevant units are removed: low when the map finds the evidence."""
+    return area_under_curve(deletion_curve)

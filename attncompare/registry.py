@@ -1,0 +1,58 @@
+"""Name -> object tables that fill themselves by importing every module of a package."""
+
+from collections.abc import Iterator
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Generic, TypeVar
+
+from attncompare.errors import unknown_name
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """The members of one package, each in a file of its own, found by import.
+
+    >>> colours = Registry("colour", "colorsys")
+    >>> colours.add("red", 1)
+    >>> colours.get("red")
+    1
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self.package = package
+        self._members: dict[str, T] = {}
+        self._loaded = False
+
+    def add(self, name: str, member: T) -> None:
+        """Register a member; a name can be taken once."""
+        if name in self._members:
+            raise ValueError(f"{self.kind} {name!r} is registered twice")
+        self._members[name] = member
+
+    def load(self) -> None:
+        """Import every public module of the package."""
+        if self._loaded:
+            return
+        self._loaded = True
+        package = import_module(self.package)
+        for module in iter_modules(getattr(package, "__path__", [])):
+            if not module.name.startswith("_"):
+                import_module(f"{self.package}.{module.name}")
+
+    def get(self, name: str) -> T:
+        """The member of that name, or an UnknownNameError that suggests one."""
+        self.load()
+        if name not in self._members:
+            raise unknown_name(self.kind, name, self._members)
+        return self._members[name]
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        self.load()
+        return sorted(self._members)
+
+    def __iter__(self) -> Iterator[T]:
+        self.load()
+        return iter([self._members[name] for name in self.names()])

@@ -1,0 +1,1 @@
+"""Showing results: from records and saved maps only; no model runs here."""

@@ -1,0 +1,99 @@
+"""What a run saved for looking at: pictures, maps and the reasons for missing ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from attncompare.benchmark.saved import MapArchive, SavedMaps, image_path
+from attncompare.benchmark.statistics import summarise
+from attncompare.benchmark.store import ResultStore
+from attncompare.maps import resize_map
+from attncompare.methods._base import methods
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The records of a run and the maps beside them."""
+
+    folder: Path
+    records: pd.DataFrame
+    manifest: dict[str, object]
+    maps: dict[tuple[str, str], list[SavedMaps]] = field(default_factory=dict)
+
+    @staticmethod
+    def open(folder: Path) -> "Gallery":
+        """Read a run folder; ResultFormatError when it is none."""
+        store = ResultStore(folder)
+        manifest = store.manifest()
+        keys = manifest.get("keys") or None
+        records = store.read(keys)
+        archive = MapArchive(folder)
+        maps: dict[tuple[str, str], list[SavedMaps]] = {}
+        for key in records["key"].drop_duplicates():
+            if archive.path(key).exists():
+                saved = archive.read(key)
+                maps.setdefault((saved.model, saved.method), []).append(saved)
+        return Gallery(folder, records, manifest, maps)
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """Mean and interval of everything."""
+        return summarise(self.records)
+
+    @property
+    def models(self) -> list[str]:
+        """Models in the order of the spec."""
+        spec: dict[str, list[str]] = self.manifest["spec"]  # type: ignore[assignment]
+        return [name for name in spec["models"] if name in set(self.records["model"])]
+
+    @property
+    def images(self) -> list[str]:
+        """Names of the images with saved maps."""
+        return sorted({name for parts in self.maps.values() for saved in parts for name in saved.maps})
+
+    def methods_of(self, model: str) -> list[str]:
+        """Methods with a saved image-space map, controls last."""
+        found = [method for (owner, method) in self.maps if owner == model and methods.get(method).space == "image"]
+        return sorted(set(found), key=lambda name: (methods.get(name).control, name))
+
+    def picture(self, model: str, image: str) -> NDArray[np.uint8]:
+        """(H,W,3) what the model saw."""
+        return np.asarray(Image.open(image_path(self.folder, model, image)).convert("RGB"))
+
+    def map(self, model: str, method: str, image: str) -> NDArray[np.float32] | None:
+        """(h,w) the raw map, or None."""
+        for saved in self.maps.get((model, method), ()):
+            if image in saved.maps:
+                return saved.maps[image]
+        return None
+
+    def explained_class(self, model: str, image: str) -> str:
+        """The name of the class that was explained, "" for embeddings."""
+        for (owner, _), parts in self.maps.items():
+            for saved in parts:
+                if owner == model and image in saved.classes:
+                    return saved.classes[image]
+        return ""
+
+    def reason(self, model: str, method: str, image: str) -> str:
+        """Why there is no map."""
+        rows = self.records[(self.records.model == model) & (self.records.method == method) & (self.records.status != "ok")]
+        rows = rows[rows.image.isin(["", image])]
+        return str(rows.detail.iloc[0]) if len(rows) else ""
+
+    def measures(self, names: Sequence[str]) -> list[str]:
+        """Those of some measures that have values here."""
+        seen = set(self.records.loc[self.records.status == "ok", "measure"])
+        return [name for name in names if name in seen]
+
+
+def enlarged(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """(h,w) -> (H,W) by the one resizing of this project."""
+    return np.asarray(resize_map(torch.from_numpy(values)[None], size)[0].numpy(), dtype=np.float32)

@@ -1,0 +1,50 @@
+"""A map drawn over its image."""
+
+import base64
+import io
+
+import numpy as np
+from matplotlib import colormaps
+from numpy.typing import NDArray
+from PIL import Image
+
+from attncompare.reporting.gallery import enlarged
+
+SEQUENTIAL, DIVERGING = "inferno", "RdBu_r"
+CLIP = 99.5  # percentile at the top of the colour scale: one hot pixel must not darken the rest
+
+
+def is_signed(values: NDArray[np.float32]) -> bool:
+    """Whether evidence against the target is a real part of a map."""
+    low, high = float(values.min()), float(values.max())
+    return low < 0 and -low > 0.05 * max(high, 1e-30)
+
+
+def to_unit(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scale a map to [0, 1]: signed maps around 0 at 0.5, others from their minimum; the top is the 99.5th percentile."""
+    if is_signed(values):
+        top = float(np.percentile(np.abs(values), CLIP)) or 1.0
+        return np.clip(values / (2 * top) + 0.5, 0, 1).astype(np.float32)
+    low, top = float(values.min()), float(np.percentile(values, CLIP))
+    top = top if top > low else float(values.max())
+    return np.clip((values - low) / (top - low if top > low else 1.0), 0, 1).astype(np.float32)
+
+
+def colourise(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """(h,w) map -> (H,W,3) colours: inferno, or red (for) and blue (against) for signed maps."""
+    scale = colormaps[DIVERGING if is_signed(values) else SEQUENTIAL]
+    return np.asarray(scale(to_unit(enlarged(values, size)))[..., :3] * 255, dtype=np.uint8)
+
+
+def overlay(image: NDArray[np.uint8], values: NDArray[np.float32], opacity: float = 0.55) -> NDArray[np.uint8]:
+    """(H,W,3) the grey image under the coloured map."""
+    grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
+    colours = colourise(values, image.shape[:2])
+    return np.asarray(np.clip(grey * (1 - opacity) + colours * opacity, 0, 255), dtype=np.uint8)
+
+
+def data_uri(picture: NDArray[np.uint8]) -> str:
+    """A PNG as a data: URI."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).convert("P", palette=Image.Palette.ADAPTIVE, colors=128).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,145 @@
+"""Tables for print: LaTeX (booktabs), CSV and Markdown, from a run folder."""
+
+import csv
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from attncompare.errors import unknown_name
+from attncompare.methods._base import methods
+from attncompare.metrics._base import metrics
+from attncompare.reporting.gallery import Gallery
+
+TIMING = ("latency_median", "latency_ratio", "passes_forward", "passes_backward")
+HEADS = {"latency_median": "ms", "latency_ratio": "x fwd", "passes_forward": "fwd", "passes_backward": "bwd"}
+
+
+def _columns(run: Gallery) -> list[str]:
+    return [*run.measures(metrics.names()), *run.measures(list(TIMING))]
+
+
+def _rows(run: Gallery, model: str) -> list[str]:
+    """Methods with at least one metric value, controls last."""
+    scored = run.summary[(run.summary.model == model) & (run.summary.n > 0) & run.summary.measure.isin(metrics.names())]
+    return sorted(set(scored.method), key=lambda name: (methods.get(name).control, name))
+
+
+def _cell(run: Gallery, model: str, method: str, measure: str) -> pd.Series | None:
+    rows = run.summary
+    rows = rows[(rows.model == model) & (rows.method == method) & (rows.measure == measure) & (rows.n > 0)]
+    return rows.iloc[0] if len(rows) else None
+
+
+def _places(run: Gallery, model: str, measure: str) -> dict[str, int]:
+    """Method -> 1 for the best mean, 2 for the second; ties share a place."""
+    if measure not in metrics.names():
+        return {}
+    rows = run.summary[(run.summary.model == model) & (run.summary.measure == measure) & (run.summary.n > 0)]
+    ranks = rows["mean"].round(4).rank(method="min", ascending=metrics.get(measure).better == "lower")
+    return {method: int(rank) for method, rank in zip(rows.method, ranks, strict=True) if rank <= 2}
+
+
+def _protocol(run: Gallery) -> str:
+    spec: dict[str, object] = run.manifest["spec"]  # type: ignore[assignment]
+    environment: dict[str, object] = run.manifest["environment"]  # type: ignore[assignment]
+    return (
+        f"{run.manifest['images']} images of '{spec['data']}', protocol {spec['protocol']}, target {spec['target']}, "
+        f"seed {spec['seed']}, {environment['device']}, {environment['threads']} threads; mean and bootstrap 95 % interval"
+    )
+
+
+def _number(value: float, measure: str) -> str:
+    if measure == "latency_median":
+        return f"{value * 1e3:.1f}"
+    return f"{value:.0f}" if measure.startswith("passes") else f"{value:.1f}" if measure in TIMING else f"{value:.3f}"
+
+
+def latex(run: Gallery) -> str:
+    """A booktabs table: best bold, second underlined, half width of the interval in small type."""
+    columns = _columns(run)
+    arrows = {"lower": r"$\downarrow$", "higher": r"$\uparrow$"}
+    heads = [HEADS.get(c) or f"{_escape(c)} {arrows[metrics.get(c).better]}" for c in columns]
+    lines = [
+        r"% needs \usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering\small",
+        rf"\caption{{{_escape(_protocol(run))}. Latency in ms at batch 1; fwd, bwd: passes per image.}}",
+        r"\begin{tabular}{l" + "r" * len(columns) + "}",
+        r"\toprule",
+        "method & " + " & ".join(heads) + r" \\",
+    ]
+    for model in run.models:
+        lines += [r"\midrule", rf"\multicolumn{{{len(columns) + 1}}}{{l}}{{\textbf{{{_escape(model)}}}}} \\"]
+        places = {measure: _places(run, model, measure) for measure in columns}
+        for method in _rows(run, model):
+            cells = []
+            for measure in columns:
+                found = _cell(run, model, method, measure)
+                if found is None:
+                    cells.append("--")
+                    continue
+                text = _number(found["mean"], measure)
+                place = places[measure].get(method)
+                text = rf"\textbf{{{text}}}" if place == 1 else rf"\underline{{{text}}}" if place == 2 else text
+                half = (found["high"] - found["low"]) / 2
+                cells.append(text if measure in TIMING or math.isnan(half) else rf"{text} {{\tiny$\pm${half:.3f}}}")
+            lines.append(_escape(method) + " & " + " & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def _escape(text: str) -> str:
+    """LaTeX special characters made harmless."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(c) or (f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+
+
+def _safe(text: object) -> object:
+    """A CSV cell that no spreadsheet takes for a formula."""
+    return f"'{text}" if isinstance(text, str) and text[:1] in ("=", "+", "-", "@") else text
+
+
+def comma_separated(run: Gallery) -> str:
+    """The whole summary, one row per model, method and measure, with failures and reasons."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(run.summary.columns)
+    for row in run.summary.itertuples(index=False):
+        writer.writerow([_safe(value) if not (isinstance(value, float) and math.isnan(value)) else "" for value in row])
+    return buffer.getvalue()
+
+
+def markdown(run: Gallery) -> str:
+    """A table per model with intervals, best in bold."""
+    parts = [_protocol(run), ""]
+    columns = _columns(run)
+    for model in run.models:
+        parts += [f"**{model}**", "", "| method | " + " | ".join(HEADS.get(c, c) for c in columns) + " |"]
+        parts.append("|---|" + "---:|" * len(columns))
+        places = {measure: _places(run, model, measure) for measure in columns}
+        for method in _rows(run, model):
+            cells = []
+            for measure in columns:
+                found = _cell(run, model, method, measure)
+                if found is None:
+                    cells.append("")
+                    continue
+                text = _number(found["mean"], measure)
+                text = f"**{text}**" if places[measure].get(method) == 1 else text
+                interval = "" if measure in TIMING else f" [{found['low']:.3f}, {found['high']:.3f}]"
+                cells.append(text + interval)
+            parts.append(f"| {method} | " + " | ".join(cells) + " |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+FORMATS: dict[str, Callable[[Gallery], str]] = {"tex": latex, "csv": comma_separated, "md": markdown}
+
+
+def table(folder: Path, kind: str) -> str:
+    """The results of a run as "tex", "csv" or "md"."""
+    if kind not in FORMATS:
+        raise unknown_name("table format", kind, FORMATS)
+    return FORMATS[kind](Gallery.open(folder))

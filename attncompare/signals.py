@@ -1,0 +1,110 @@
+"""The words a method may ask for, and the layout of a token sequence on the image grid."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from attncompare.errors import CaptureError
+
+
+class Signal(StrEnum):
+    """What a model can supply to a method. B images, C channels, h w grid, N tokens, K classes, L blocks.
+
+    A method asks for a signal by naming a parameter after it.
+    """
+
+    IMAGES = "images"  # (B,3,H,W) float32 RGB in [0, 1]
+    TARGET = "target"  # (B,) int64, index of the explained output of `forward`
+    FORWARD = "forward"  # nn.Module: images -> (B,K) scores, for Captum
+    FEATURE_LAYER = "feature_layer"  # nn.Identity whose output is the features (B,C,h,w), for Captum
+    FEATURES = "features"  # (B,C,h,w) output of the feature layer
+    FEATURE_GRADIENTS = "feature_gradients"  # (B,C,h,w) d target score / d features
+    CLASSIFIER_WEIGHTS = "classifier_weights"  # (B,C) the target's row of a linear classifier on pooled features
+    POOLED_FEATURES = "pooled_features"  # (B,C,h,w) what global average pooling reads, before that classifier
+    CHANNEL_ATTENTION = "channel_attention"  # (B,C) gate values of a squeeze-and-excitation layer, in [0, 1]
+    GATED_FEATURES = "gated_features"  # (B,C,h,w) the features those gates multiply
+    ATTENTION = "attention"  # L x (B,heads,N,N) after softmax
+    ATTENTION_GRADIENTS = "attention_gradients"  # L x (B,heads,N,N) d target score / d attention
+    FUSED_ATTENTION = "fused_attention"  # L x (B,N,N) attention, heads fused by `head_fusion`
+    CLASS_ATTENTION = "class_attention"  # L x (B,heads,N) the attention row(s) that the class score is read from
+    TOKENS = "tokens"  # TokenLayout
+    IMAGE_GRADIENTS = "image_gradients"  # (B,3,H,W) d target score / d images
+
+
+GRADIENTS = {
+    Signal.FEATURE_GRADIENTS: Signal.FEATURES,
+    Signal.ATTENTION_GRADIENTS: Signal.ATTENTION,
+    Signal.IMAGE_GRADIENTS: Signal.IMAGES,
+}
+"""Each gradient signal and the signal it is taken with respect to."""
+
+OWN_PASSES = frozenset({Signal.FORWARD, Signal.FEATURE_LAYER})
+"""Signals for methods that run the model themselves; they never join the shared pass."""
+
+
+@dataclass(frozen=True)
+class SignalOption:
+    """An option that changes what is recorded, so it belongs to the signal: every method that asks for it accepts it."""
+
+    name: str
+    default: object
+    choices: tuple[object, ...] | None
+    meaning: str
+
+
+SIGNAL_OPTIONS: dict[Signal, tuple[SignalOption, ...]] = {
+    Signal.FUSED_ATTENTION: (
+        SignalOption("fusion", "mean", ("mean", "max", "min"), "how the heads of a block are fused; the paper's is mean"),
+    ),
+    **dict.fromkeys(
+        (Signal.FEATURES, Signal.FEATURE_GRADIENTS, Signal.FEATURE_LAYER),
+        (SignalOption("layer", None, None, "module path of the feature layer; the model's default when not given"),),
+    ),
+    **dict.fromkeys(
+        (Signal.CHANNEL_ATTENTION, Signal.GATED_FEATURES),
+        (SignalOption("gate", -1, None, "which channel-attention layer, counted from the input; -1 is the last"),),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """How a sequence of N tokens lies on the image: `prefix` tokens first, then an h x w grid row by row.
+
+    class_token: the row that the score is read from; a tuple when several are averaged (distilled models); None when
+    the mean over the patch tokens is.
+    """
+
+    prefix: int
+    grid: tuple[int, int]
+    class_token: int | tuple[int, ...] | None = None
+
+    @property
+    def length(self) -> int:
+        """N = prefix + h * w."""
+        return self.prefix + self.grid[0] * self.grid[1]
+
+    def rows(self) -> list[int]:
+        """The query rows that the score is read from."""
+        if self.class_token is None:
+            return list(range(self.prefix, self.length))
+        return list(self.class_token) if isinstance(self.class_token, tuple) else [self.class_token]
+
+    def to_grid(self, x: Tensor) -> Tensor:
+        """(B,N) -> (B,h,w), or (B,N,C) -> (B,C,h,w): drop the prefix tokens and lay the rest on the grid.
+
+        >>> TokenLayout(1, (2, 3)).to_grid(torch.arange(7)[None]).tolist()
+        [[[1, 2, 3], [4, 5, 6]]]
+        """
+        if x.shape[1] != self.length:
+            raise CaptureError(f"{x.shape[1]} tokens found, {self.prefix} + {self.grid[0]} x {self.grid[1]} expected")
+        patches = x[:, self.prefix :]
+        if x.ndim == 2:
+            return patches.reshape(-1, *self.grid)
+        return patches.transpose(1, 2).reshape(x.shape[0], x.shape[2], *self.grid)
+
+    def readout(self, flow: Tensor) -> Tensor:
+        """(B,N,N) query x key -> (B,h,w): the row(s) that the score is read from, on the patch keys."""
+        return self.to_grid(flow[:, self.rows()].mean(dim=1))

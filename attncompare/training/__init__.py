@@ -1,0 +1,1 @@
+"""The small training loop behind the demo models."""
