@@ -12,8 +12,9 @@ import typer
 from attncompare.errors import AttnCompareError, SpecError
 
 if TYPE_CHECKING:
-    from attncompare.benchmark.run import Run, Tick
+    from attncompare.benchmark.run import Run
     from attncompare.benchmark.spec import BenchmarkSpec
+    from attncompare.benchmark.worker import Tick
 
 app = typer.Typer(
     help="Compare where CNNs and vision transformers look.",
@@ -53,10 +54,24 @@ def progress_bar() -> "Iterator[Callable[[Tick], None]]":
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda tick: bar.update(task, completed=tick.done, total=tick.total, description=tick.what)
+    columns = (
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True))
+    task = bar.add_task("", total=None)
+
+    def show(tick: "Tick") -> None:
+        bar.start()  # not before the first step, so that an error before it stands alone
+        bar.update(task, completed=tick.done, total=tick.total, description=tick.what)
+
+    try:
+        yield show
+    finally:
+        bar.stop()
 
 
 def run_spec(spec: "BenchmarkSpec", out: Path) -> "Run":
@@ -67,7 +82,9 @@ def run_spec(spec: "BenchmarkSpec", out: Path) -> "Run":
         with progress_bar() as progress:
             return run_benchmark(spec, out, progress=progress)
     except KeyboardInterrupt:
-        typer.echo(f"\ninterrupted; what is finished is kept. Go on with: attncompare {' '.join(sys.argv[1:])}", err=True)
+        typer.echo(
+            f"\ninterrupted; what is finished is kept. Go on with: attncompare {' '.join(sys.argv[1:])}", err=True
+        )
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
@@ -157,7 +174,9 @@ def bench(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
-    save_maps: Annotated[bool | None, typer.Option("--save-maps/--no-save-maps", help="Keep maps for the report.")] = None,
+    save_maps: Annotated[
+        bool | None, typer.Option("--save-maps/--no-save-maps", help="Keep maps for the report.")
+    ] = None,
     timing: Annotated[bool | None, typer.Option("--timing/--no-timing", help="Time every method.")] = None,
     timing_only: Annotated[bool, typer.Option("--timing-only", help="Time, score nothing.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the grid and stop.")] = False,
@@ -174,7 +193,9 @@ def bench(
         "models": model, "methods": method, "metrics": metric, "protocol": protocol, "data": data, "limit": limit,
         "device": device, "seed": seed, "threads": threads, "save_maps": save_maps, "timing": timing,
     }  # fmt: skip
-    values |= {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items() if value is not None}
+    values |= {
+        name: tuple(value) if isinstance(value, list) else value for name, value in flags.items() if value is not None
+    }
     values |= {"options": {**values.get("options", {}), **parse_options(option)}}
     values |= {"timing_only": True} if timing_only else {}
     spec = make_spec(values)
@@ -310,7 +331,9 @@ def _protocols(pattern: str) -> list[dict[str, Any]]:
     from attncompare.metrics.protocols import PROTOCOLS, get_protocol
 
     chosen = [get_protocol(pattern)] if pattern else list(PROTOCOLS.values())
-    return [{"name": p.name, "about": ", ".join(f"{k}={v}" for k, v in p.describe().items() if k != "name")} for p in chosen]
+    return [
+        {"name": p.name, "about": ", ".join(f"{k}={v}" for k, v in p.describe().items() if k != "name")} for p in chosen
+    ]
 
 
 @app.command()

@@ -46,7 +46,7 @@ def save_overlays(folder: Path) -> list[Path]:
                 values = run.map(model, method, image)
                 if values is None:
                     continue
-                path = folder / "overlays" / slug(image) / f"{slug(model)}-{method}.png"
+                path = folder / "overlays" / slug(image).replace(".", "-") / f"{slug(model)}-{method}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(np.asarray(overlay(run.picture(model, image), values))).save(path)
                 written.append(path)
@@ -63,8 +63,12 @@ def ranking(run: Run) -> list[str]:
         )
         names = [name for name in ("insertion", "deletion", "pointing_game", "energy_inside") if name in rows]
         rows = rows.dropna(subset=names[:1]).sort_values(names[0], ascending=False)
-        lines += ["", f"{model:<24}" + "".join(f"{n + ('↓' if metrics.get(n).better == 'lower' else '↑'):>16}" for n in names)
-                  + f"{'ms':>9}{'forward':>9}{'backward':>9}"]
+        lines += [
+            "",
+            f"{model:<24}"
+            + "".join(f"{n + ('↓' if metrics.get(n).better == 'lower' else '↑'):>16}" for n in names)
+            + f"{'ms':>9}{'forward':>9}{'backward':>9}",
+        ]
         for method, row in rows.iterrows():
             mark = " (control)" if methods.get(str(method)).control else ""
             numbers = "".join(f"{row[name]:>16.3f}" for name in names)
@@ -94,4 +98,6 @@ def run_demo(out: Path, full: bool, run_spec: RunSpec, say: Callable[[object], o
     for kind in ("grid", "curves"):
         say(save_figure(draw(out, kind), out / "figures" / f"{kind}.pdf"))
     say(write_report(out, also=(second.folder,)))
-    say(f"{first.computed + second.computed} cells computed, {first.reused + second.reused} reused; run: {out / 'run.json'}")
+    say(
+        f"{first.computed + second.computed} cells computed, {first.reused + second.reused} reused; run: {out / 'run.json'}"
+    )

@@ -3,21 +3,22 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Protocol, Union
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.capture.capture import Capture, Need, capture, left_as_found, resolve_layer
+from attncompare.capture.capture import Capture, capture, left_as_found, resolve_layer
 from attncompare.capture.features import Tap, tapped
+from attncompare.capture.recorders import Need
 from attncompare.capture.targets import CountedForward, Target, TargetScore
 from attncompare.errors import CaptureError, SpecError
 from attncompare.maps import AttributionMap
 from attncompare.methods._base import FREE, Method, methods
 from attncompare.signals import SIGNAL_OPTIONS, Signal
 
-Request = Union[str, tuple[str, Mapping[str, object]]]
+Request = str | tuple[str, Mapping[str, object]]
 """A method's name, or (name, options)."""
 
 
@@ -88,11 +89,13 @@ def make_explainer(model: ModelAdapter, name: str, **options: object) -> MethodE
 def check_images(model: ModelAdapter, images: Tensor) -> Tensor:
     """The images as float32 on the model's device, or an error that says what is wrong with them."""
     if images.ndim != 4 or tuple(images.shape[1:]) != (3, *model.size):
-        raise SpecError(f"images have shape {tuple(images.shape)}; {model.name} needs (B, 3, {model.size[0]}, {model.size[1]})")
+        raise SpecError(
+            f"images have shape {tuple(images.shape)}; {model.name} needs (B, 3, {model.size[0]}, {model.size[1]})"
+        )
     if not images.is_floating_point():
         raise SpecError(f"images are {images.dtype}; float32 in [0, 1] is needed (divide by 255)")
     low, high = float(images.min()), float(images.max())
-    if not (-1e-6 <= low and high <= 1 + 1e-6):
+    if not (low >= -1e-6 and high <= 1 + 1e-6):
         raise SpecError(f"images range from {low:.3g} to {high:.3g}; [0, 1] is needed (do not normalise them yourself)")
     return images.detach().to(model.device, torch.float32)
 
@@ -122,7 +125,9 @@ def explain_together(
         flat = reference.flat if any("gradients" in signal for signal in job.method.needs) else None
         read = bool(set(job.method.needs) - FREE)
         passes = (float(read), float(any("gradients" in signal for signal in job.method.needs)))
-        found[job.method.name] = _as_map(model, job, job.method.compute(*arguments, **job.own_options()), reference, passes, flat)
+        found[job.method.name] = _as_map(
+            model, job, job.method.compute(*arguments, **job.own_options()), reference, passes, flat
+        )
     for job in (job for job in jobs if job.method.own_passes):
         found[job.method.name] = _run_alone(model, job, images, reference)
     return {job.method.name: found[job.method.name] for job in jobs}
@@ -192,5 +197,3 @@ def _as_map(
         passes_forward=passes[0],
         passes_backward=passes[1],
     )
-
-

@@ -110,6 +110,8 @@ def list_models(pattern: str = "*") -> list[str]:
     >>> list_models("demo/*")
     ['demo/cnn', 'demo/se_cnn', 'demo/vit']
     """
-    prefixes = [prefix for prefix in SOURCES if prefix.startswith(pattern.partition("/")[0].rstrip("*"))] or list(SOURCES)
+    prefixes = [prefix for prefix in SOURCES if prefix.startswith(pattern.partition("/")[0].rstrip("*"))] or list(
+        SOURCES
+    )
     listed = [f"{prefix}/{name}" for prefix in prefixes for name in _adapter_file(prefix).names()]
     return sorted(name for name in listed if fnmatch(name, pattern))

@@ -31,7 +31,9 @@ def normalise_map(values: Tensor) -> Tensor:
     """
     low, high = values.amin(dim=(1, 2), keepdim=True), values.amax(dim=(1, 2), keepdim=True)
     span = high - low
-    return torch.where(span > 0, (values - low) / torch.where(span > 0, span, torch.ones_like(span)), torch.zeros_like(values))
+    return torch.where(
+        span > 0, (values - low) / torch.where(span > 0, span, torch.ones_like(span)), torch.zeros_like(values)
+    )
 
 
 @dataclass(frozen=True)

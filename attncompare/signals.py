@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-import torch
 from torch import Tensor
 
 from attncompare.errors import CaptureError
@@ -56,7 +55,9 @@ class SignalOption:
 
 SIGNAL_OPTIONS: dict[Signal, tuple[SignalOption, ...]] = {
     Signal.FUSED_ATTENTION: (
-        SignalOption("fusion", "mean", ("mean", "max", "min"), "how the heads of a block are fused; the paper's is mean"),
+        SignalOption(
+            "fusion", "mean", ("mean", "max", "min"), "how the heads of a block are fused; the paper's is mean"
+        ),
     ),
     **dict.fromkeys(
         (Signal.FEATURES, Signal.FEATURE_GRADIENTS, Signal.FEATURE_LAYER),

@@ -1,6 +1,7 @@
 """demo/: three small models that ship with the package, trained on the synthetic shapes by `benchmarks/demo_models`."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ def _block(inputs: int, outputs: int, attention: bool) -> nn.Sequential:
 def build_cnn(attention: bool = False) -> nn.Module:
     """Three blocks of 32, 64, 128 channels, global average pooling and one linear layer, so that CAM exists."""
     widths = (3, *CHANNELS)
-    blocks = [_block(i, o, attention) for i, o in zip(widths[:-1], widths[1:], strict=True)]
+    blocks = [_block(i, o, attention) for i, o in pairwise(widths)]
     head: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS[-1], len(CLASS_NAMES))]
     return nn.Sequential(*blocks, *head)
 

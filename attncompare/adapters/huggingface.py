@@ -22,11 +22,10 @@ def _pair(size: Any) -> tuple[int, int] | None:
         return size, size
     if isinstance(size, list | tuple) and len(size) == 2:
         return int(size[0]), int(size[1])
-    get = (lambda key: size.get(key)) if hasattr(size, "get") else (lambda key: getattr(size, key, None))
-    if size is not None and get("height"):
-        return int(get("height")), int(get("width"))
-    if size is not None and get("shortest_edge"):
-        return int(get("shortest_edge")), int(get("shortest_edge"))
+    for keys in (("height", "width"), ("shortest_edge", "shortest_edge")):
+        found: list[Any] = [size.get(key) if hasattr(size, "get") else getattr(size, key, None) for key in keys]
+        if all(found):
+            return int(found[0]), int(found[1])
     return None
 
 

@@ -111,7 +111,11 @@ def _focus_state(path: Path) -> dict[str, torch.Tensor]:
         if node.op_type == "Constant":
             arrays[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
     matrices = {
-        node.name: arrays[name] for node in graph.node if node.op_type == "MatMul" for name in node.input if name in arrays
+        node.name: arrays[name]
+        for node in graph.node
+        if node.op_type == "MatMul"
+        for name in node.input
+        if name in arrays
     }
 
     def weight(layer: int, part: str) -> np.ndarray[Any, Any]:

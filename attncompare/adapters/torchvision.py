@@ -9,10 +9,11 @@ from attncompare.errors import unknown_name
 
 
 def squeeze_excitation(channels: int, squeezed: int) -> nn.Module:
-    """torchvision's squeeze-and-excitation layer."""
+    """Torchvision's squeeze-and-excitation layer."""
     from torchvision.ops import SqueezeExcitation
 
-    return SqueezeExcitation(channels, squeezed)
+    layer: nn.Module = SqueezeExcitation(channels, squeezed)
+    return layer
 
 
 def names() -> list[str]:

@@ -72,7 +72,9 @@ def support(model: ModelAdapter, method: Method, options: Mapping[str, object]) 
 
 def plan_chunk(spec: BenchmarkSpec, model: ModelAdapter, chunk: Chunk) -> list[Cell]:
     """The cells of a model on a chunk. Host, device, threads and batch size are no part of a key."""
-    images = [sample.content_hash for sample in chunk.samples] + sorted(f"unreadable {name}" for name in chunk.unreadable)
+    images = [sample.content_hash for sample in chunk.samples] + sorted(
+        f"unreadable {name}" for name in chunk.unreadable
+    )
     names = [sample.name for sample in chunk.samples]
     wanted = [metrics.get(name) for name in spec.metrics]
     cells = []
@@ -99,8 +101,6 @@ def plan_chunk(spec: BenchmarkSpec, model: ModelAdapter, chunk: Chunk) -> list[C
         )
         cells.append(Cell(method, options, key, support(model, method, options)))
     return cells
-
-
 
 
 def describe_plan(spec: BenchmarkSpec) -> dict[str, object]:

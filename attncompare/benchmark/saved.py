@@ -65,7 +65,9 @@ class MapArchive:
                 maps = {name: stored[f"map{i}"].astype(np.float32) for i, name in enumerate(names)}
                 return SavedMaps(model, method, maps, dict(zip(names, map(str, stored["classes"]), strict=True)))
         except (OSError, ValueError, KeyError) as error:
-            raise ResultFormatError(f"maps of cell {key[:12]} cannot be read: {error}; run the benchmark again") from error
+            raise ResultFormatError(
+                f"maps of cell {key[:12]} cannot be read: {error}; run the benchmark again"
+            ) from error
 
 
 def image_path(folder: Path, model: str, name: str) -> Path:

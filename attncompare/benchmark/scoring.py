@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -40,43 +41,65 @@ def target_scorer(model: ModelAdapter, target: TargetScore, index: Tensor) -> Ca
     return score
 
 
+@dataclass(frozen=True)
+class Scene:
+    """Clean images (B,3,H,W), the target fixed on them, and where the evidence is known (B,H,W) bool its masks."""
+
+    images: Tensor
+    target: TargetScore
+    masks: Tensor | None = None
+    index: Tensor | None = None
+
+    def subset(self, chosen: Sequence[int]) -> "Scene":
+        """Some of the images; the target still knows all of them."""
+        index = torch.tensor(chosen, device=self.images.device)
+        masks = None if self.masks is None else self.masks[index.cpu()]
+        return Scene(self.images[index], self.target, masks, index)
+
+    @property
+    def targets(self) -> Tensor:
+        """(B,) the explained outputs."""
+        return self.target.target if self.index is None else self.target.target[self.index]
+
+
 def score_maps(
     model: ModelAdapter,
-    images: Tensor,
-    target: TargetScore,
+    scene: Scene,
     maps: Mapping[str, Tensor],
     wanted: Sequence[Metric],
     protocol: Protocol,
     *,
-    index: Tensor | None = None,
-    masks: Tensor | None = None,
     batch_size: int = 8,
     seed: int = 0,
 ) -> dict[str, list[Scored]]:
-    """Score several maps (B,h,w) of the same images under several metrics; metrics that need masks want `masks`.
+    """Score several maps (B,h,w) of the same images under several metrics, all in the same stream of batches.
 
-    index: (B,) which of the target's images these are, when they are not all of them in order.
+    Metrics that need masks are left out where the scene has none. Out of memory halves the batch, down to 1.
     """
     curves = [c for c in Evidence if c in CURVES and any(m.curve is c for m in wanted)]
     found: dict[str, dict[Evidence, Tensor]] = {name: {} for name in maps}
     if curves and maps:
+        everything = torch.arange(len(scene.images), device=scene.images.device)
         with torch.no_grad(), left_as_found(model.model):
-            found = perturbation_curves(
-                target_scorer(model, target, torch.arange(len(images)) if index is None else index),
-                images,
-                maps,
-                protocol,
-                curves,
-                mean=model.source.preprocessing.mean,
-                batch_size=batch_size,
-                seed=seed,
+            found = _with_smaller_batches(
+                lambda size: perturbation_curves(
+                    target_scorer(model, scene.target, everything if scene.index is None else scene.index),
+                    scene.images,
+                    maps,
+                    protocol,
+                    curves,
+                    mean=model.source.preprocessing.mean,
+                    batch_size=size,
+                    seed=seed,
+                ),
+                batch_size,
             )
     scored: dict[str, list[Scored]] = {}
     for name, values in maps.items():
         evidence: dict[Evidence, Tensor] = dict(found[name])
         evidence[Evidence.MAPS] = resize_map(values, model.size).cpu()
-        if masks is not None:
-            evidence[Evidence.MASKS] = masks.cpu()
+        if scene.masks is not None:
+            evidence[Evidence.MASKS] = scene.masks.cpu()
         scored[name] = []
         for metric in wanted:
             if all(need in evidence for need in metric.needs):
@@ -85,9 +108,32 @@ def score_maps(
     return scored
 
 
-def as_records(scored: Scored, model: str, method: str, names: Sequence[str], target: Tensor, protocol: str, key: str,
-               degenerate: Tensor) -> list[Record]:
+T = TypeVar("T")
+
+
+def _with_smaller_batches(run: Callable[[int], T], batch_size: int) -> T:
+    """Run; when memory runs out try again with half the batch, down to 1."""
+    while True:
+        try:
+            return run(batch_size)
+        except (RuntimeError, MemoryError) as error:
+            if batch_size == 1 or not is_out_of_memory(error):
+                raise
+            batch_size //= 2
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that host or device memory ran out."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def as_records(
+    scored: Scored, names: Sequence[str], attribution: AttributionMap, protocol: str, key: str
+) -> list[Record]:
     """One record per image; an undefined value is a failed record with the metric's reason."""
+    model, method, target = attribution.model, attribution.method, attribution.target
+    degenerate = is_degenerate(attribution.values)
     records = []
     for i, name in enumerate(names):
         value = float(scored.values[i])
@@ -143,24 +189,23 @@ def score(
         if metric.needs_mask and masks is None:
             raise SpecError(f"metric {metric.name} needs masks=(B, H, W), the object that decides the class")
     if not attribution.spatial:
-        raise UnsupportedMethodError(f"{attribution.method} gives one value per channel; it cannot be scored on an image")
+        raise UnsupportedMethodError(
+            f"{attribution.method} gives one value per channel; it cannot be scored on an image"
+        )
     chosen = get_protocol(protocol)
     with torch.no_grad(), left_as_found(model.model):
         target = fixed_target(model, images, attribution.target)
-    found = score_maps(model, images, target, {attribution.method: attribution.values}, wanted, chosen, masks=masks)
+    scene = Scene(images, target, masks)
+    found = score_maps(model, scene, {attribution.method: attribution.values}, wanted, chosen)
     key = cell_key({"model": model.weights_hash, "method": attribution.method, "options": dict(attribution.options)})
     names = [str(i) for i in range(len(images))]
-    flat = is_degenerate(attribution.values)
     return [
         record
         for scored in found[attribution.method]
-        for record in as_records(
-            scored, attribution.model, attribution.method, names, attribution.target, protocol, key, flat
-        )
+        for record in as_records(scored, names, attribution, protocol, key)
     ]
 
 
 def fixed_target(model: ModelAdapter, images: Tensor, target: Target) -> TargetScore:
     """The target on clean images, from one forward pass."""
     return TargetScore.of(model, model.forward(images), target)
-

@@ -13,9 +13,9 @@ class BenchmarkSpec(BaseModel):
     """A benchmark, as one immutable value; unknown keys are refused.
 
     models, methods, metrics: names; "all" stands for every method. options: method -> its options. protocol: how images
-    are taken apart. data: "shapes", "photos", a folder or a list of image files; limit: at most so many images. target: "argmax" (the model's
-    choice on the clean image) or "label". timing: also time every method, `repeats` times and at least
-    `timing_seconds`. save_maps: keep maps and thumbnails for the report.
+    are taken apart. data: "shapes", "photos", a folder or a list of image files; limit: at most so many images.
+    target: "argmax" (the model's choice on the clean image) or "label". timing: also time every method, `repeats`
+    times and at least `timing_seconds`. save_maps: keep maps and thumbnails for the report.
 
     >>> BenchmarkSpec(models=["demo/cnn"], methods=["cam"], limit=4).protocol
     'rise'

@@ -55,8 +55,19 @@ def compare_pairs(records: pd.DataFrame, measure: str, seed: int = 0) -> pd.Data
             difference = (both[first] - both[second]).to_numpy(dtype=np.float64)
             low, high = mean_interval(difference, seed)
             p = 1.0 if not difference.any() else float(stats.wilcoxon(difference).pvalue)
-            pairs.append({"model": model, "measure": measure, "first": first, "second": second, "n": len(both),
-                          "difference": float(difference.mean()), "low": low, "high": high, "p": p})
+            pairs.append(
+                {
+                    "model": model,
+                    "measure": measure,
+                    "first": first,
+                    "second": second,
+                    "n": len(both),
+                    "difference": float(difference.mean()),
+                    "low": low,
+                    "high": high,
+                    "p": p,
+                }
+            )
         corrected = multipletests([pair["p"] for pair in pairs], method="holm")[1] if pairs else []
         rows += [pair | {"p_holm": float(p)} for pair, p in zip(pairs, corrected, strict=True)]
     return pd.DataFrame(rows)

@@ -89,7 +89,9 @@ class ResultStore:
             tables = [pq.read_table(path, page_checksum_verification=True) for path in paths]
             frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()
         except (OSError, pa.ArrowException) as error:
-            raise ResultFormatError(f"a record file of {self.folder} cannot be read: {error}; run the benchmark again") from error
+            raise ResultFormatError(
+                f"a record file of {self.folder} cannot be read: {error}; run the benchmark again"
+            ) from error
         order = ["model", "method", "measure", "protocol", "image"]
         return frame.sort_values(order, kind="stable").reset_index(drop=True)
 

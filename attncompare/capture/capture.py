@@ -3,39 +3,21 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.capture.attention import (
-    AttentionCalls,
-    attention_rows,
-    current_block,
-    explicit_attention,
-    kernel,
-    slow_attention_path,
-)
+from attncompare.capture.attention import AttentionCalls, current_block, slow_attention_path
 from attncompare.capture.features import Tap, tapped
+from attncompare.capture.recorders import AttentionRecorder, Need, OutputRecorder
 from attncompare.capture.targets import Target, TargetScore
 from attncompare.errors import CaptureError, UnknownNameError
 from attncompare.signals import GRADIENTS, Signal
 
-ROW_SUM_TOLERANCE = 1e-4
 LOGITS_TOLERANCE = 1e-5
 ZERO_GRADIENT = 1e-9  # |gradient . signal| below this share of |score| is rounding, not evidence
-
-
-@dataclass(frozen=True)
-class Need:
-    """A signal and the options that change what is recorded; equal needs are recorded once."""
-
-    signal: Signal
-    options: tuple[tuple[str, object], ...] = ()
-
-    def option(self, name: str, default: object = None) -> object:
-        """One option's value."""
-        return dict(self.options).get(name, default)
 
 
 @dataclass(frozen=True)
@@ -72,95 +54,6 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
         torch.set_rng_state(rng)
 
 
-class AttentionRecorder:
-    """Keeps what the needs ask for of every declared attention block."""
-
-    def __init__(self, adapter: ModelAdapter, needs: Iterable[Need], running: list[int]) -> None:
-        self.adapter, self.running = adapter, running
-        wanted = {need.signal for need in needs}
-        self.fusions = {str(need.option("fusion", "mean")) for need in needs if need.signal is Signal.FUSED_ATTENTION}
-        self.full = bool(wanted & {Signal.ATTENTION, Signal.ATTENTION_GRADIENTS})
-        self.rows = Signal.CLASS_ATTENTION in wanted
-        self.blocks: dict[int, Tensor] = {}
-        self.fused: dict[str, dict[int, Tensor]] = {fusion: {} for fusion in self.fusions}
-        self.class_rows: dict[int, Tensor] = {}
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """Stand in for the kernel."""
-        if not self.running:
-            return kernel(query, key, value, *args, **kwargs)  # type: ignore[arg-type]
-        block, layout = self.running[-1], self.adapter.tokens
-        assert layout is not None
-        names = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
-        options = {**dict(zip(names, args, strict=False)), **kwargs}
-        if not (self.full or self.fusions):
-            rows = {name: value for name, value in options.items() if name in ("attn_mask", "is_causal", "scale")}
-            self._keep(self.class_rows, block, attention_rows(query, key, layout.rows(), **rows))  # type: ignore[arg-type]
-            return kernel(query, key, value, **options)  # type: ignore[arg-type]
-        if not self.full:
-            with torch.no_grad():
-                probabilities = explicit_attention(query, key, value, **options)[1]  # type: ignore[arg-type]
-            output = kernel(query, key, value, **options)  # type: ignore[arg-type]
-        else:
-            output, probabilities = explicit_attention(query, key, value, **options)  # type: ignore[arg-type]
-            self._keep(self.blocks, block, probabilities)
-        seen = probabilities.detach()
-        self._verify(seen, block)
-        for fusion in self.fusions:
-            fused = seen.mean(1) if fusion == "mean" else seen.amax(1) if fusion == "max" else seen.amin(1)
-            self._keep(self.fused[fusion], block, fused)
-        if self.rows:
-            self._keep(self.class_rows, block, seen[:, :, layout.rows()].mean(dim=2))
-        return output
-
-    @staticmethod
-    def _keep(into: dict[int, Tensor], block: int, value: Tensor) -> None:
-        if block in into:
-            raise CaptureError(f"attention block {block} ran twice in one pass; one call was declared")
-        into[block] = value
-
-    def _verify(self, probabilities: Tensor, block: int) -> None:
-        layout = self.adapter.tokens
-        assert layout is not None
-        expected = (layout.length, layout.length)
-        if tuple(probabilities.shape[-2:]) != expected:
-            raise CaptureError(f"attention block {block} is {tuple(probabilities.shape[-2:])}, the layout says {expected}")
-        error = (probabilities.sum(-1) - 1).abs().max().item()
-        if not error <= ROW_SUM_TOLERANCE:
-            raise CaptureError(f"attention rows of block {block} miss 1 by {error:.2g}")
-
-    def listed(self, found: dict[int, Tensor]) -> list[Tensor]:
-        """The blocks in order, or CaptureError when one was not seen."""
-        expected = len(self.adapter.anatomy.attention_blocks)
-        if sorted(found) != list(range(expected)):
-            raise CaptureError(f"{len(found)} attention maps recorded in {self.adapter.name}, {expected} blocks declared")
-        return [found[block] for block in range(expected)]
-
-
-class OutputRecorder:
-    """Keeps the inputs and outputs of plain modules (gates, pooled features)."""
-
-    def __init__(self) -> None:
-        self.inputs: dict[str, Tensor] = {}
-        self.outputs: dict[str, Tensor] = {}
-
-    def hook(self, path: str) -> object:
-        """A forward hook that keeps copies: what comes after may write in place."""
-
-        def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            self.outputs[path] = output.detach().clone()
-
-        return keep
-
-    def pre_hook(self, path: str) -> object:
-        """A forward pre-hook that keeps a copy of the first input."""
-
-        def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            self.inputs[path] = args[0].detach().clone()
-
-        return keep
-
-
 def _layer(adapter: ModelAdapter, need: Need) -> str:
     path = need.option("layer") or adapter.anatomy.feature_layer
     return resolve_layer(adapter, str(path))
@@ -170,8 +63,6 @@ def resolve_layer(adapter: ModelAdapter, path: str) -> str:
     """Check that a module path exists in the model."""
     names = {name for name, _ in adapter.model.named_modules() if name}
     if path not in names:
-        from difflib import get_close_matches
-
         near = get_close_matches(path, names, n=3) or sorted(adapter.anatomy.stages)
         raise UnknownNameError(f"{adapter.name} has no layer {path!r}; did you mean {', '.join(near)}?")
     return path
@@ -223,11 +114,9 @@ def capture(adapter: ModelAdapter, images: Tensor, needs: Iterable[Need], target
             stack.enter_context(tapped(adapter.model, tap))
         for index in gates:
             gate = adapter.anatomy.gates[index]
-            for module, hook in ((gate.layer, outputs.pre_hook(gate.layer)),):
-                handle = adapter.model.get_submodule(module).register_forward_pre_hook(hook)  # type: ignore[arg-type]
-                stack.callback(handle.remove)
-            values = adapter.model.get_submodule(gate.values)
-            stack.callback(values.register_forward_hook(outputs.hook(gate.values)).remove)  # type: ignore[arg-type]
+            layer, values = (adapter.model.get_submodule(path) for path in (gate.layer, gate.values))
+            stack.callback(layer.register_forward_pre_hook(outputs.input_hook(gate.layer)).remove)
+            stack.callback(values.register_forward_hook(outputs.output_hook(gate.values)).remove)
         running = stack.enter_context(current_block(adapter.model, adapter.anatomy.attention_blocks if attends else ()))
         recorder = AttentionRecorder(adapter, needs, running)
         if attends:
@@ -300,7 +189,7 @@ def _value(
     adapter: ModelAdapter,
     need: Need,
     images: Tensor,
-    scored: "TargetScore",
+    scored: TargetScore,
     taps: Mapping[str, Tap],
     outputs: OutputRecorder,
     recorder: AttentionRecorder,
@@ -333,7 +222,7 @@ def _value(
         case Signal.CLASSIFIER_WEIGHTS:
             assert anatomy.classifier is not None
             linear = adapter.model.get_submodule(anatomy.classifier.linear)
-            return linear.weight.detach().flatten(1)[scored.target]  # type: ignore[union-attr,operator]
+            return linear.weight.detach().flatten(1)[scored.target]  # type: ignore[operator]
         case Signal.CHANNEL_ATTENTION:
             gate = anatomy.gates[_gate_index(adapter, need)]
             return outputs.outputs[gate.values].flatten(1)

@@ -118,8 +118,11 @@ def _readout(seen: Trace, layout: TokenLayout) -> tuple[int | tuple[int, ...] | 
     """(class_token, reason): the rows of the last token tensor that the output depends on."""
     assert seen.logits is not None
     last = next(
-        (c.tensor for c in reversed(seen.calls) if c.tensor.ndim == 3 and c.tensor.requires_grad
-         and c.tensor.shape[1] == layout.length),
+        (
+            c.tensor
+            for c in reversed(seen.calls)
+            if c.tensor.ndim == 3 and c.tensor.requires_grad and c.tensor.shape[1] == layout.length
+        ),
         None,
     )
     if last is None:
@@ -144,7 +147,9 @@ def _readout(seen: Trace, layout: TokenLayout) -> tuple[int | tuple[int, ...] | 
     if used[0] == 0 and layout.prefix:
         return 0, ""  # class token and patch mean side by side (DINOv2's linear head): the class row
     even = (patches - patches.mean(1, keepdim=True)).abs().max() <= 1e-3 * patches.abs().max()
-    return None, "" if bool(even) else "the score is read from the tokens by attention pooling, not by a class token or a mean"
+    return None, "" if bool(
+        even
+    ) else "the score is read from the tokens by attention pooling, not by a class token or a mean"
 
 
 def _attention(seen: Trace, size: tuple[int, int]) -> tuple[TokenLayout | None, tuple[str, ...], str]:
@@ -156,9 +161,13 @@ def _attention(seen: Trace, size: tuple[int, int]) -> tuple[TokenLayout | None, 
         return None, (), NO_ATTENTION
     whole = [(path, q) for path, q, k in seen.attention if q[-2] == k[-2] and q[0] == 2 and q.numel()]
     lengths = {q[-2] for _, q in whole}
-    others = [q for _, q, k in seen.attention if q[-2] != k[-2] and q[-2] > 8 or q[0] != 2]
+    others = [q for _, q, k in seen.attention if (q[-2] != k[-2] and q[-2] > 8) or q[0] != 2]
     if len(lengths) != 1 or others:
-        return None, (), "attention is windowed, reduced or changes its grid between blocks; global methods are not defined"
+        return (
+            None,
+            (),
+            "attention is windowed, reduced or changes its grid between blocks; global methods are not defined",
+        )
     length = int(lengths.pop())
     grid = _grid(seen, size, length)
     if grid is None:
@@ -181,9 +190,10 @@ def _spatial(seen: Trace, size: tuple[int, int]) -> list[Call]:
     """Calls whose output lies on the image, in order; pooling and reshaping modules aside."""
     found = []
     for call in seen.calls:
-        if call.tensor.ndim == 4 and not isinstance(call.module, POOLERS):
-            if call.tensor.shape[0] == 2 and find_layout(call.tensor.shape, size, None):
-                found.append(call)
+        shape = call.tensor.shape
+        skipped = isinstance(call.module, POOLERS)
+        if not skipped and len(shape) == 4 and shape[0] == 2 and find_layout(shape, size, None):
+            found.append(call)
     return found
 
 
@@ -239,9 +249,9 @@ def _gate_values(seen: Trace, path: str, args: tuple[object, ...], output: Tenso
         if not inner.path.startswith(path + "."):
             return None
         values = inner.tensor
-        if values.numel() == x.shape[0] * x.shape[1] and values.shape[0] == x.shape[0]:
-            if _equal(x * values.reshape(x.shape[0], -1, 1, 1), output):
-                return inner.path
+        per_channel = values.numel() == x.shape[0] * x.shape[1] and values.shape[0] == x.shape[0]
+        if per_channel and _equal(x * values.reshape(x.shape[0], -1, 1, 1), output):
+            return inner.path
     return None
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Union
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.attention import slow_attention_path
 from attncompare.errors import SpecError
 
-Target = Union[None, int, str, Sequence[int], Tensor]
+Target = int | str | Sequence[int] | Tensor | None
 """None: the argmax on the clean image. int, sequence or (B,) tensor: class indices. "embedding": see TargetScore."""
 
 
@@ -85,7 +84,7 @@ class CountedForward(nn.Module):
             outputs = self.scored.outputs(self.adapter.forward(images))
         self.seen_forward += len(images)
         if outputs.requires_grad:
-            outputs.register_hook(self._count)
+            outputs.register_hook(self._count)  # type: ignore[no-untyped-call]
         return outputs
 
     def _count(self, gradient: Tensor) -> None:

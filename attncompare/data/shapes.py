@@ -27,7 +27,8 @@ def _polygon(u: Array, v: Array, corners: int) -> Array:
     """Signed inner distance to a regular polygon of circumradius 1."""
     sector = 2 * math.pi / corners
     angle = np.mod(np.arctan2(v, u), sector) - sector / 2
-    return math.cos(sector / 2) - np.hypot(u, v) * np.cos(angle)
+    distance: Array = math.cos(sector / 2) - np.hypot(u, v) * np.cos(angle)
+    return distance
 
 
 def _star(u: Array, v: Array) -> Array:
@@ -38,7 +39,8 @@ def _star(u: Array, v: Array) -> Array:
     x, y = rho * np.cos(angle), rho * np.sin(angle)
     notch_x, notch_y = inner * math.cos(sector / 2), inner * math.sin(sector / 2)
     normal = np.array([notch_y, 1 - notch_x]) / math.hypot(notch_y, 1 - notch_x)
-    return (1 - x) * normal[0] - y * normal[1]
+    distance: Array = (1 - x) * normal[0] - y * normal[1]
+    return distance
 
 
 def _bar(u: Array, v: Array, half: tuple[float, float], at: tuple[float, float] = (0.0, 0.0)) -> Array:
@@ -93,7 +95,7 @@ def _smooth_noise(rng: np.random.Generator, cells: int) -> Array:
     low = np.minimum(at.astype(int), cells - 2)
     weight = (at - low)[:, None, None]
     rows = knots[low] * (1 - weight) + knots[low + 1] * weight
-    columns = rows[:, low] * (1 - weight[:, 0]) + rows[:, low + 1] * weight[:, 0]
+    columns: Array = rows[:, low] * (1 - weight[:, 0]) + rows[:, low + 1] * weight[:, 0]
     return columns
 
 
@@ -103,7 +105,8 @@ def _texture(rng: np.random.Generator, colour: Array, strength: float) -> Array:
     wave = np.sin((_COLUMNS * math.cos(angle) + _ROWS * math.sin(angle)) * (2 * math.pi / period) + phase)
     tint = rng.uniform(-1, 1, 3) * 22
     noise = _smooth_noise(rng, int(rng.integers(3, 9))) * 14
-    return colour + strength * (wave[:, :, None] * tint + noise)
+    texture: Array = colour + strength * (wave[:, :, None] * tint + noise)
+    return texture
 
 
 def _paint(canvas: Array, alpha: Array, paint: Array) -> Array:

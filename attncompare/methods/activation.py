@@ -11,5 +11,7 @@ def activation(features: Tensor) -> Tensor:
     """Mean of the features over their channels: where a layer responds at all."""
     mean = features.mean(dim=1)
     if bool((mean.abs().amax(dim=(1, 2)) <= 1e-6 * features.abs().amax(dim=(1, 2, 3))).any()):
-        raise CaptureError("activation: the channels of this layer cancel to zero, as after a LayerNorm; name another layer")
+        raise CaptureError(
+            "activation: the channels of this layer cancel to zero, as after a LayerNorm; name another layer"
+        )
     return mean

@@ -7,8 +7,11 @@ from torch import Tensor
 from attncompare.methods._base import method
 
 
-@method(reference="control; Adebayo et al., arXiv:1810.03292 (edge detectors resemble saliency maps)",
-        class_sensitive=False, control=True)
+@method(
+    reference="control; Adebayo et al., arXiv:1810.03292 (edge detectors resemble saliency maps)",
+    class_sensitive=False,
+    control=True,
+)
 def edge_map(images: Tensor) -> Tensor:
     """Sobel gradient magnitude of the grey image: looks like an explanation and knows nothing of the model."""
     grey = F.pad(images.mean(dim=1, keepdim=True), (1, 1, 1, 1), mode="replicate")

@@ -65,9 +65,7 @@ def metric(
 
     def register(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
         needs = tuple(Evidence(name) for name in inspect.signature(compute).parameters)
-        metrics.add(
-            compute.__name__, Metric(compute.__name__, compute, needs, better, reference, undefined, version)
-        )
+        metrics.add(compute.__name__, Metric(compute.__name__, compute, needs, better, reference, undefined, version))
         return compute
 
     return register

@@ -6,6 +6,7 @@ Here one stable sort per map gives every pixel the step at which it changes; an 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -132,40 +133,36 @@ def perturbation_curves(
                 start, end = end, start
             found[name][curve][:, 0], found[name][curve][:, -1] = start, end
 
-    def tasks() -> Iterator[Task]:
-        for name, values in maps.items():
-            for image in range(count):
-                change = change_step(values[image], size, protocol, seed).to(images.device)
-                for curve in curves:
-                    base = baselines[kinds[curve]][image]
-                    inside, outside = (base, images[image])
-                    if curve is Evidence.INSERTION_CURVE:
-                        inside, outside = outside, inside
-                    for step in range(1, steps):
-                        yield Task(name, curve, image, step, change, inside, outside)
-
+    tasks = _tasks(images, maps, protocol, {curve: baselines[kinds[curve]] for curve in curves}, seed)
     buffer = images.new_empty(batch_size, *images.shape[1:])
-    pending: list[Task] = []
-
-    def flush() -> None:
-        which = torch.tensor([task.image for task in pending], device=images.device)
-        values = score(buffer[: len(pending)], which).float().cpu()
-        for task, value in zip(pending, values, strict=True):
+    while batch := list(islice(tasks, batch_size)):
+        for place, task in zip(buffer, batch, strict=False):
+            torch.where(task.change <= task.step, task.inside, task.outside, out=place)
+        which = torch.tensor([task.image for task in batch], device=images.device)
+        values = score(buffer[: len(batch)], which).float().cpu()
+        for task, value in zip(batch, values, strict=True):
             found[task.map][task.curve][task.image, task.step] = value
-        pending.clear()
-
-    for task in tasks():
-        torch.where(task.change <= task.step, task.inside, task.outside, out=buffer[len(pending)])
-        pending.append(task)
-        if len(pending) == batch_size:
-            flush()
-    if pending:
-        flush()
     return found
 
 
+def _tasks(
+    images: Tensor, maps: Mapping[str, Tensor], protocol: Protocol, baselines: Mapping[Evidence, Tensor], seed: int
+) -> Iterator[Task]:
+    """Every altered image between the end points, map by map."""
+    size = (int(images.shape[2]), int(images.shape[3]))
+    for name, values in maps.items():
+        for image in range(len(images)):
+            change = change_step(values[image], size, protocol, seed).to(images.device)
+            for curve, base in baselines.items():
+                inside, outside = base[image], images[image]
+                if curve is Evidence.INSERTION_CURVE:
+                    inside, outside = outside, inside
+                for step in range(1, protocol.count(size)):
+                    yield Task(name, curve, image, step, change, inside, outside)
+
+
 def _in_batches(score: Score, images: Tensor, which: Tensor, batch_size: int) -> Tensor:
-    parts = zip(images.split(batch_size), which.split(batch_size), strict=True)
+    parts = zip(torch.split(images, batch_size), torch.split(which, batch_size), strict=True)
     return torch.cat([score(part, index).float().cpu() for part, index in parts])
 
 

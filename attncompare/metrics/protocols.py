@@ -30,7 +30,7 @@ class Protocol:
     version: int = 1
 
     def count(self, size: tuple[int, int]) -> int:
-        """n for an image of that size.
+        """N for an image of that size.
 
         >>> PROTOCOLS["rise"].count((224, 224)), PROTOCOLS["rise-fast"].count((224, 224))
         (224, 28)

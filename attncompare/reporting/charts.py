@@ -42,11 +42,20 @@ def curves(run: Gallery, model: str, kind: str) -> dict[str, Any]:
         control = methods.get(name).control
         colour = GREY if control else COLOURS[number % 7]
         band = go.Scatter(
-            x=[*x, *x[::-1]], y=[*(mean + error), *(mean - error)[::-1]], fill="toself", line={"width": 0},
-            fillcolor=colour, opacity=0.12, hoverinfo="skip", showlegend=False, legendgroup=name,
+            x=[*x, *x[::-1]],
+            y=[*(mean + error), *(mean - error)[::-1]],
+            fill="toself",
+            line={"width": 0},
+            fillcolor=colour,
+            opacity=0.12,
+            hoverinfo="skip",
+            showlegend=False,
+            legendgroup=name,
         )
         dash = {"random_map": "dot", "center_map": "dash", "edge_map": "dashdot"}.get(name, "solid")
-        line = go.Scatter(x=[*x], y=[*mean], name=name, legendgroup=name, line={"color": colour, "width": 2, "dash": dash})
+        line = go.Scatter(
+            x=[*x], y=[*mean], name=name, legendgroup=name, line={"color": colour, "width": 2, "dash": dash}
+        )
         figure.add_traces([band, line])
     verb = "removed" if kind == "deletion" else "inserted"
     figure.update_layout(title=f"{model}: {kind}", xaxis_title=f"share of the image {verb}", yaxis_title="target score")
@@ -64,22 +73,29 @@ def cost(run: Gallery, quality: str) -> dict[str, Any]:
         symbols = ["square-open" if methods.get(str(name)).control else "circle" for name in table.index]
         figure.add_trace(
             go.Scatter(
-                x=[*(table["latency_median"] * 1e3)], y=[*table[quality]], text=[*map(str, table.index)], name=model,
-                mode="markers+text", textposition="top center", textfont={"size": 9},
+                x=[*(table["latency_median"] * 1e3)],
+                y=[*table[quality]],
+                text=[*map(str, table.index)],
+                name=model,
+                mode="markers+text",
+                textposition="top center",
+                textfont={"size": 9},
                 marker={"color": COLOURS[number % 7], "symbol": symbols, "size": 9},
             )
         )
     better = metrics.get(quality).better
     figure.update_layout(
-        title="Quality against cost (open squares are controls)", xaxis_type="log",
-        xaxis_title="latency at batch 1 (ms)", yaxis_title=f"{quality} ({better} is better)",
+        title="Quality against cost (open squares are controls)",
+        xaxis_type="log",
+        xaxis_title="latency at batch 1 (ms)",
+        yaxis_title=f"{quality} ({better} is better)",
     )
     return _as_json(figure)
 
 
 def heat_map(run: Gallery, model: str) -> dict[str, Any]:
     """Method x metric, each metric scaled from its worst (0) to its best (1) method on this model."""
-    names = run.measures(metrics.names())
+    names = run.metric_names()
     rows = run.summary[(run.summary.model == model) & run.summary.measure.isin(names) & (run.summary.n > 0)]
     table = rows.pivot_table(index="method", columns="measure", values="mean").reindex(columns=names)
     scaled = table.copy()
@@ -91,8 +107,17 @@ def heat_map(run: Gallery, model: str) -> dict[str, Any]:
     text = [[("" if np.isnan(v) else f"{v:.3f}") for v in row] for row in table.loc[order].to_numpy()]
     cells = [[None if np.isnan(v) else float(v) for v in row] for row in scaled.loc[order].to_numpy()]
     figure = go.Figure(
-        go.Heatmap(z=cells, x=names, y=[*map(str, order)], text=text, texttemplate="%{text}", colorscale="Viridis",
-                   showscale=False, xgap=1, ygap=1)
+        go.Heatmap(
+            z=cells,
+            x=names,
+            y=[*map(str, order)],
+            text=text,
+            texttemplate="%{text}",
+            colorscale="Viridis",
+            showscale=False,
+            xgap=1,
+            ygap=1,
+        )
     )
     figure.update_layout(title=f"{model}: brighter is better")
     found = _as_json(figure)

@@ -15,8 +15,15 @@ from attncompare.reporting.overlay import overlay
 WIDTHS = {"cvpr": 3.25, "icml": 3.25, "neurips": 5.5, "iclr": 5.5, "ieee": 3.5, "a4": 7.0}
 """Width in inches of a venue's column (two-column) or text (one-column); a4 is a full page."""
 
-STYLE = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "attncompare", "font.size": 7, "axes.linewidth": 0.5}
+STYLE = {
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "attncompare",
+    "font.size": 7,
+    "axes.linewidth": 0.5,
+}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")  # Okabe & Ito
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 MAX_ROWS = 3
 
 
@@ -36,21 +43,35 @@ def grid(run: Gallery, width: float) -> Figure:
     heights = [len(images) * cell + 0.42 for _, _, images in blocks]
     figure = Figure(figsize=(width, sum(heights)))
     font = max(3.0, min(6.5, cell * 9.5))
-    for part, (model, names, images) in zip(np.atleast_1d(figure.subfigures(len(blocks), 1, height_ratios=heights)), blocks, strict=True):
+    for part, (model, names, images) in zip(
+        figure.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False)[:, 0], blocks, strict=True
+    ):
         head = 0.42 / (len(images) * cell + 0.42)
         part.text(0.002, 1 - 0.02, model, ha="left", va="top", fontsize=7, weight="bold")
         for row, image in enumerate(images):
             picture = run.picture(model, image)
             for column, method in enumerate(["image", *names]):
                 height = (1 - head) / len(images)
-                box = (column / columns + 0.001, (len(images) - 1 - row) * height + 0.002, 1 / columns - 0.002, height - 0.004)
+                box = (
+                    column / columns + 0.001,
+                    (len(images) - 1 - row) * height + 0.002,
+                    1 / columns - 0.002,
+                    height - 0.004,
+                )
                 axes = part.add_axes(box)
                 axes.set_axis_off()
                 values = None if method == "image" else run.map(model, method, image)
                 if method == "image":
                     axes.imshow(picture)
-                    axes.text(0.03, 0.03, run.explained_class(model, image).split(",")[0], transform=axes.transAxes,
-                              fontsize=font, color="white", bbox={"facecolor": "black", "alpha": 0.6, "pad": 0.6, "lw": 0})
+                    axes.text(
+                        0.03,
+                        0.03,
+                        run.explained_class(model, image).split(",")[0],
+                        transform=axes.transAxes,
+                        fontsize=font,
+                        color="white",
+                        bbox={"facecolor": "black", "alpha": 0.6, "pad": 0.6, "lw": 0},
+                    )
                 elif values is None:
                     axes.text(0.5, 0.5, "failed", ha="center", va="center", fontsize=font, transform=axes.transAxes)
                 else:
@@ -74,9 +95,13 @@ def curves(run: Gallery, width: float) -> Figure:
     for row, model in enumerate(run.models):
         for column, kind in enumerate(kinds):
             axes = panels[row][column]
-            rows = run.records[(run.records.model == model) & (run.records.measure == kind) & (run.records.status == "ok")]
+            rows = run.records[
+                (run.records.model == model) & (run.records.measure == kind) & (run.records.status == "ok")
+            ]
             shown = [name for name in _ranked(run, model, kind) if not methods.get(name).control][:5]
-            for number, name in enumerate([*shown, *sorted(set(rows.method) & {"random_map", "center_map", "edge_map"})]):
+            for number, name in enumerate(
+                [*shown, *sorted(set(rows.method) & {"random_map", "center_map", "edge_map"})]
+            ):
                 stack = np.stack([np.asarray(curve) for curve in rows.loc[rows.method == name, "curve"]])
                 x = np.linspace(0, 1, stack.shape[1])
                 mean, error = stack.mean(0), 1.96 * stack.std(0, ddof=min(1, len(stack) - 1)) / np.sqrt(len(stack))
@@ -107,7 +132,7 @@ def bars(run: Gallery, width: float) -> Figure:
     """Mean and 95 % interval of every metric, methods ranked by the first."""
     from attncompare.metrics._base import metrics
 
-    names = run.measures(metrics.names())
+    names = run.metric_names()
     if not names:
         raise ResultFormatError(f"{run.folder} has no metric values")
     longest = max(len(_ranked(run, model, names[0])) for model in run.models)
@@ -124,7 +149,8 @@ def bars(run: Gallery, width: float) -> Figure:
             axes.hlines(order, rows["low"], rows["high"], color="black", lw=0.7)
             axes.tick_params(labelsize=5.5, length=2)
             if row == 0:
-                axes.set_title(f"{name} ({'lower' if metrics.get(name).better == 'lower' else 'higher'} is better)", fontsize=5.5)
+                arrow = "↓" if metrics.get(name).better == "lower" else "↑"
+                axes.set_title(f"{_label(name)} {arrow}", fontsize=5.5)
         panels[row][0].set_ylabel(model, fontsize=6)
     return figure
 
@@ -134,19 +160,31 @@ def cost(run: Gallery, width: float) -> Figure:
     kind = (run.measures(["insertion", "deletion"]) or [""])[0]
     if not kind or not run.measures(["latency_median"]):
         raise ResultFormatError(f"{run.folder} has no timing beside its scores; run it with timing")
-    figure = Figure(figsize=(width, 2.2), layout="constrained")
+    shown = sorted(
+        set(run.summary.loc[run.summary.measure == kind, "method"]), key=lambda n: (methods.get(n).control, n)
+    )
+    figure = Figure(figsize=(width, 1.9 + 0.12 * -(-len(shown) // max(2, int(width / 1.3)))), layout="constrained")
     panels = figure.subplots(1, len(run.models), squeeze=False, sharey=True)[0]
+    drawn = {}
     for axes, model in zip(panels, run.models, strict=True):
         table = run.summary[run.summary.model == model].pivot_table(index="method", columns="measure", values="mean")
         table = table.dropna(subset=[kind, "latency_median"])
-        for name, row in table.iterrows():
-            control = methods.get(str(name)).control
-            axes.plot(row["latency_median"] * 1e3, row[kind], "s" if control else "o", color="0.6" if control else COLOURS[0], ms=3)
-            axes.annotate(str(name), (row["latency_median"] * 1e3, row[kind]), fontsize=4, xytext=(2, 2), textcoords="offset points")
+        for number, name in enumerate(shown):
+            if name in table.index:
+                look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "ms": 3.5}
+                look |= {"mfc": "none"} if methods.get(name).control else {}
+                x, y = table.loc[name, "latency_median"] * 1e3, table.loc[name, kind]
+                drawn[name] = axes.plot(x, y, ls="none", mew=0.7, **look)[0]
         axes.set_xscale("log")
         axes.set_title(model, fontsize=7)
-        axes.set_xlabel("latency (ms, batch 1)")
+        axes.set_xlabel("latency (ms)")
+        axes.tick_params(labelsize=6)
     panels[0].set_ylabel(f"{kind} AUC")
+    names = [name for name in shown if name in drawn]
+    columns = max(2, int(width / 1.3))
+    figure.legend(
+        [drawn[n] for n in names], names, loc="outside lower center", ncols=columns, fontsize=5, frameon=False
+    )
     return figure
 
 

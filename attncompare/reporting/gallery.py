@@ -84,9 +84,16 @@ class Gallery:
 
     def reason(self, model: str, method: str, image: str) -> str:
         """Why there is no map."""
-        rows = self.records[(self.records.model == model) & (self.records.method == method) & (self.records.status != "ok")]
+        rows = self.records[
+            (self.records.model == model) & (self.records.method == method) & (self.records.status != "ok")
+        ]
         rows = rows[rows.image.isin(["", image])]
         return str(rows.detail.iloc[0]) if len(rows) else ""
+
+    def metric_names(self) -> list[str]:
+        """The metrics of the spec that have values, in its order."""
+        spec: dict[str, list[str]] = self.manifest["spec"]  # type: ignore[assignment]
+        return self.measures(spec["metrics"])
 
     def measures(self, names: Sequence[str]) -> list[str]:
         """Those of some measures that have values here."""

@@ -13,9 +13,15 @@ from attncompare.metrics._base import metrics
 from attncompare.reporting import charts
 from attncompare.reporting.gallery import Gallery
 from attncompare.reporting.overlay import colourise, data_uri, is_signed
-from attncompare.reporting.tables import TIMING
+from attncompare.reporting.tables import HEADS, TIMING
 
 MAX_IMAGES = 32
+ABOUT = {
+    "latency_median": "median latency at the timing batch",
+    "latency_ratio": "latency as a multiple of the plain forward pass of the same batch",
+    "passes_forward": "forward passes per image",
+    "passes_backward": "backward passes per image",
+}
 
 
 def write_report(folder: Path, *, also: Sequence[Path] = ()) -> Path:
@@ -35,7 +41,7 @@ def write_report(folder: Path, *, also: Sequence[Path] = ()) -> Path:
 
 def _section(run: Gallery) -> dict[str, Any]:
     """What was run, the ranking of each model, and what is missing with its reason."""
-    names = run.measures(metrics.names())
+    names = run.metric_names()
     timing = run.measures(list(TIMING))
     rankings = []
     for model in run.models:
@@ -48,7 +54,7 @@ def _section(run: Gallery) -> dict[str, Any]:
     problems = run.records[run.records.status != "ok"]
     problems = problems[["model", "method", "status", "detail"]].drop_duplicates()
     heads = [{"name": name, "better": metrics.get(name).better, "about": metrics.get(name).summary} for name in names]
-    heads += [{"name": name, "better": "lower", "about": "seconds at batch 1, or passes per image"} for name in timing]
+    heads += [{"name": HEADS[name], "better": "", "about": ABOUT[name]} for name in timing]
     return {
         "spec": run.manifest["spec"],
         "environment": run.manifest["environment"],
@@ -92,7 +98,7 @@ def _charts(run: Gallery) -> list[dict[str, Any]]:
     found = [charts.curves(run, model, kind) for model in run.models for kind in kinds]
     if kinds and run.measures(["latency_median"]):
         found.append(charts.cost(run, kinds[-1]))
-    if run.measures(metrics.names()):
+    if run.metric_names():
         found += [charts.heat_map(run, model) for model in run.models]
     return found
 

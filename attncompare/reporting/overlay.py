@@ -24,10 +24,10 @@ def to_unit(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scale a map to [0, 1]: signed maps around 0 at 0.5, others from their minimum; the top is the 99.5th percentile."""
     if is_signed(values):
         top = float(np.percentile(np.abs(values), CLIP)) or 1.0
-        return np.clip(values / (2 * top) + 0.5, 0, 1).astype(np.float32)
+        return np.asarray(np.clip(values / (2 * top) + 0.5, 0, 1), dtype=np.float32)
     low, top = float(values.min()), float(np.percentile(values, CLIP))
     top = top if top > low else float(values.max())
-    return np.clip((values - low) / (top - low if top > low else 1.0), 0, 1).astype(np.float32)
+    return np.asarray(np.clip((values - low) / (top - low if top > low else 1.0), 0, 1), dtype=np.float32)
 
 
 def colourise(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -18,7 +18,7 @@ HEADS = {"latency_median": "ms", "latency_ratio": "x fwd", "passes_forward": "fw
 
 
 def _columns(run: Gallery) -> list[str]:
-    return [*run.measures(metrics.names()), *run.measures(list(TIMING))]
+    return [*run.metric_names(), *run.measures(list(TIMING))]
 
 
 def _rows(run: Gallery, model: str) -> list[str]:

@@ -19,7 +19,8 @@ class TrainingSpec:
     """What decides the weights besides data and architecture.
 
     learning_rate: peak of a linear warm-up and cosine decay to 1 %. precision: "fp32" or "bf16" (autocast).
-    schedule_steps: length of the decay, where the training stops before its end. optimiser: "adamw", or "muon" for the matrices of the blocks with AdamW for the rest (torch >= 2.9).
+    schedule_steps: length of the decay, where the training stops before its end.
+    optimiser: "adamw", or "muon" for the matrices of the blocks with AdamW for the rest (torch >= 2.9).
     """
 
     steps: int
@@ -53,8 +54,8 @@ def build_optimisers(model: nn.Module, spec: TrainingSpec) -> list[torch.optim.O
     groups = [{"params": others, "weight_decay": spec.weight_decay}, {"params": flat, "weight_decay": 0.0}]
     optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=spec.learning_rate, betas=(0.9, 0.98))]
     if hidden:
-        options = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
-        optimisers.append(torch.optim.Muon(hidden, **options))
+        rate, decay = spec.learning_rate, spec.weight_decay
+        optimisers.append(torch.optim.Muon(hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
     return optimisers
 
 
@@ -90,7 +91,12 @@ def train(
             optimiser.load_state_dict(saved)
         start, spent = int(state["step"]), float(state["seconds"])
     if start >= spec.steps:
-        yield {"step": start, "loss": float("nan"), "accuracy": validate(model) if validate else float("nan"), "seconds": spent}
+        yield {
+            "step": start,
+            "loss": float("nan"),
+            "accuracy": validate(model) if validate else float("nan"),
+            "seconds": spent,
+        }
     began, running = time.perf_counter(), float("nan")
     for step in range(start, spec.steps):
         model.train()

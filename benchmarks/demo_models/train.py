@@ -40,9 +40,7 @@ def draw(split: str, start: int, count: int, ramp: bool, cache: Path) -> tuple[T
     """(count,64,64,3) uint8 images and labels, kept in a file; with `ramp` the difficulty rises from 0 to 1."""
     path = cache / f"{split}-{start}-{count}-{'ramp' if ramp else 'full'}.npz"
     if not path.exists():
-        samples = [
-            render_shape(start + i, split, difficulty=i / count if ramp else 1.0) for i in range(count)
-        ]
+        samples = [render_shape(start + i, split, difficulty=i / count if ramp else 1.0) for i in range(count)]
         np.savez(path, images=np.stack([s.image for s in samples]), labels=np.array([s.label for s in samples]))
     stored = np.load(path)
     return torch.from_numpy(stored["images"]), torch.from_numpy(stored["labels"])
@@ -85,7 +83,10 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of right answers in float32."""
     model.eval()
     with torch.no_grad():
-        hits = [(model(normalised(x)).argmax(1) == y).float().sum() for x, y in zip(images.split(250), labels.split(250))]
+        hits = [
+            (model(normalised(x)).argmax(1) == y).float().sum()
+            for x, y in zip(images.split(250), labels.split(250), strict=True)
+        ]
     return float(sum(hits)) / len(labels)
 
 

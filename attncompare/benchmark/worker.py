@@ -1,0 +1,265 @@
+"""The work of one benchmark process: explain and score the missing cells of a chunk, and keep count."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attncompare.adapters.base import ModelAdapter
+from attncompare.benchmark.plan import Cell, Chunk, plan_chunk
+from attncompare.benchmark.records import Record, Status
+from attncompare.benchmark.saved import MapArchive, save_image
+from attncompare.benchmark.scoring import Scene, as_records, score_maps
+from attncompare.benchmark.spec import BenchmarkSpec
+from attncompare.benchmark.store import ResultStore
+from attncompare.capture.capture import left_as_found
+from attncompare.capture.targets import Target, TargetScore
+from attncompare.data.images import fit_image, to_tensor
+from attncompare.errors import SpecError
+from attncompare.explainer import explain_together
+from attncompare.maps import AttributionMap
+from attncompare.metrics._base import metrics
+from attncompare.metrics.protocols import get_protocol
+
+CLEAN_SCORE = "target_score"
+"""Recorded for every image: the target's probability on the clean image (1, the cosine to itself, for embeddings)."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Progress: how many of `total` steps are done, and what is running."""
+
+    done: int
+    total: int
+    what: str
+
+
+Progress = Callable[[Tick], None]
+
+
+def reason_of(error: Exception) -> str:
+    """One line that says what went wrong, for a record."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+
+
+class Worker:
+    """Runs chunks of one spec and keeps count."""
+
+    def __init__(self, spec: BenchmarkSpec, store: ResultStore, progress: Progress, total: int) -> None:
+        self.spec, self.store, self.progress, self.total = spec, store, progress, total
+        self.keys: list[str] = []
+        self.done = self.computed = self.reused = self.failed = 0
+
+    def tick(self, steps: int, what: str) -> None:
+        """Report progress."""
+        self.done += steps
+        self.progress(Tick(min(self.done, self.total), self.total, what))
+
+    def finish(self, key: str, records: Sequence[Record]) -> None:
+        """Write a cell."""
+        columns = {
+            "device": self.spec.device,
+            "threads": torch.get_num_threads(),
+            "batch_size": self.spec.batch_size,
+        }
+        self.store.write(key, records, columns)
+        self.computed += 1
+        self.failed += sum(record.status == "failed" for record in records)
+
+    def run_chunk(self, model: ModelAdapter, chunk: Chunk) -> None:
+        """Compute the missing cells of one model on one chunk."""
+        cells = plan_chunk(self.spec, model, chunk)
+        self.keys += [cell.key for cell in cells]
+        missing = [cell for cell in cells if not self._is_done(cell, model)]
+        size = len(chunk.samples) + len(chunk.unreadable)
+        self.reused += len(cells) - len(missing)
+        self.tick((len(cells) - len(missing)) * size, model.name)
+        for cell in [cell for cell in missing if cell.unsupported]:
+            self.finish(cell.key, self._rows(model, cell, [""], "unsupported", cell.unsupported))
+            self.tick(size, model.name)
+        work = [cell for cell in missing if not cell.unsupported]
+        if not work:
+            return
+        rows: dict[str, list[Record]] = {cell.key: [] for cell in work}
+        for name, reason in chunk.unreadable.items():
+            for cell in work:
+                rows[cell.key] += self._rows(model, cell, [name], "failed", reason)
+        if chunk.samples:
+            for key, records in self._explain_and_score(model, chunk, work).items():
+                rows[key] += records
+        for cell in work:
+            self.finish(cell.key, rows[cell.key])
+
+    def _is_done(self, cell: Cell, model: ModelAdapter) -> bool:
+        archive = MapArchive(self.store.folder)
+        mapped = not self.spec.save_maps or bool(cell.unsupported) or archive.path(cell.key).exists()
+        return self.store.holds(cell.key) and mapped
+
+    def _rows(self, model: ModelAdapter, cell: Cell, names: Sequence[str], status: Status, detail: str) -> list[Record]:
+        """The same status for every measure of some images."""
+        return [
+            Record(
+                model.name, cell.method.name, name, -1, measure, self._protocol(measure), None, status, detail, cell.key
+            )
+            for measure in (CLEAN_SCORE, *self.spec.metrics)
+            for name in names
+        ]
+
+    def _protocol(self, measure: str) -> str:
+        return self.spec.protocol if measure != CLEAN_SCORE and metrics.get(measure).curve else ""
+
+    def _explain_and_score(self, model: ModelAdapter, chunk: Chunk, work: Sequence[Cell]) -> dict[str, list[Record]]:
+        how, names = model.source.preprocessing, [sample.name for sample in chunk.samples]
+        pictures = [fit_image(sample.image, how) for sample in chunk.samples]
+        images = torch.stack([to_tensor(picture) for picture in pictures]).to(model.device)
+        with torch.no_grad(), left_as_found(model.model):
+            outputs = model.forward(images)
+            target = TargetScore.of(model, outputs, self._target(model, chunk))
+            clean = target.probability(outputs, torch.arange(len(images), device=images.device)).cpu()
+        scene = Scene(images, target, _masks(chunk, model))
+        explained = _explain(model, work, images, "embedding" if model.embedding else target.target, self.tick)
+        rows = {cell.key: self._clean_rows(model, cell, names, target, clean, explained[cell.key]) for cell in work}
+        if self.spec.metrics:
+            for key, records in self._score(model, work, names, scene, explained).items():
+                rows[key] += records
+        if self.spec.save_maps:
+            classes = ["" if model.embedding else model.class_name(int(t)) for t in target.target]
+            self._save(model, work, dict(zip(names, pictures, strict=True)), explained, classes)
+        return rows
+
+    def _clean_rows(
+        self,
+        model: ModelAdapter,
+        cell: Cell,
+        names: Sequence[str],
+        target: TargetScore,
+        clean: Tensor,
+        found: Sequence[Tensor | str],
+    ) -> list[Record]:
+        """The clean score of every explained image, and for the others the reason under every measure."""
+        rows: list[Record] = []
+        for i, value in enumerate(found):
+            if isinstance(value, str):
+                rows += self._rows(model, cell, [names[i]], "failed", value)
+            else:
+                explained, score = int(target.target[i]), float(clean[i])
+                method = cell.method.name
+                rows.append(Record(model.name, method, names[i], explained, CLEAN_SCORE, "", score, "ok", "", cell.key))
+        return rows
+
+    def _save(
+        self,
+        model: ModelAdapter,
+        work: Sequence[Cell],
+        pictures: Mapping[str, NDArray[np.uint8]],
+        explained: Mapping[str, Sequence[Tensor | str]],
+        classes: Sequence[str],
+    ) -> None:
+        """Keep the maps, and the pictures that the model saw."""
+        for name, picture in pictures.items():
+            save_image(self.store.folder, model.name, name, picture)
+        named = dict(zip(pictures, classes, strict=True))
+        for cell in work:
+            kept = {n: v for n, v in zip(pictures, explained[cell.key], strict=True) if isinstance(v, Tensor)}
+            MapArchive(self.store.folder).write(cell.key, model.name, cell.method.name, kept, named)
+
+    def _target(self, model: ModelAdapter, chunk: Chunk) -> Target:
+        if model.embedding:
+            return "embedding"
+        if self.spec.target == "argmax":
+            return None
+        labels = [sample.label for sample in chunk.samples if sample.label is not None]
+        if len(labels) != len(chunk.samples):
+            raise SpecError(f"target 'label': the data {self.spec.data!r} has no labels; use target 'argmax'")
+        return labels
+
+    def _score(
+        self,
+        model: ModelAdapter,
+        work: Sequence[Cell],
+        names: Sequence[str],
+        scene: Scene,
+        explained: Mapping[str, Sequence[Tensor | str]],
+    ) -> dict[str, list[Record]]:
+        """Records of all metrics; cells whose maps cover the same images share one stream of batches."""
+        rows: dict[str, list[Record]] = {cell.key: [] for cell in work}
+        groups: dict[tuple[int, ...], list[Cell]] = {}
+        wanted = [metrics.get(name) for name in self.spec.metrics]
+        for cell in work:
+            good = tuple(i for i, value in enumerate(explained[cell.key]) if isinstance(value, Tensor))
+            for metric in wanted:
+                reason = ""
+                if cell.method.space != "image":
+                    reason = "one value per channel; it cannot be scored on the image"
+                elif metric.needs_mask and scene.masks is None:
+                    reason = f"the data {self.spec.data!r} has no object masks"
+                if reason:
+                    refused = self._rows(model, cell, [""], "unsupported", reason)
+                    rows[cell.key] += [row for row in refused if row.measure == metric.name]
+            if good and cell.method.space == "image":
+                groups.setdefault(good, []).append(cell)
+        for good, cells in groups.items():
+            part, kept = scene.subset(good), [names[i] for i in good]
+            maps = {c.key: torch.stack([v for v in explained[c.key] if isinstance(v, Tensor)]) for c in cells}
+            sizes = {"batch_size": self.spec.batch_size, "seed": self.spec.seed}
+            try:
+                scored = score_maps(model, part, maps, wanted, get_protocol(self.spec.protocol), **sizes)
+            except (RuntimeError, MemoryError) as error:
+                for cell in cells:
+                    failed = self._rows(model, cell, kept, "failed", reason_of(error))
+                    rows[cell.key] += [row for row in failed if row.measure != CLEAN_SCORE]
+                continue
+            for cell in cells:
+                made = AttributionMap(maps[cell.key], part.targets, model=model.name, method=cell.method.name)
+                for one in scored[cell.key]:
+                    rows[cell.key] += as_records(one, kept, made, self.spec.protocol, cell.key)
+        return rows
+
+
+def _masks(chunk: Chunk, model: ModelAdapter) -> Tensor | None:
+    """(B,H,W) bool as the model sees them, or None when an image has none."""
+    found = []
+    for sample in chunk.samples:
+        if sample.mask is None:
+            return None
+        fitted = fit_image(sample.mask.astype(np.uint8) * 255, model.source.preprocessing, mask=True)
+        found.append(torch.from_numpy(fitted > 127))
+    return torch.stack(found)
+
+
+def _explain(
+    model: ModelAdapter, cells: Sequence[Cell], images: Tensor, target: Target, tick: Callable[[int, str], None]
+) -> dict[str, list[Tensor | str]]:
+    """Key -> per image the map (h,w) or the reason why there is none; what shares the pass is explained together."""
+    together = [cell for cell in cells if not cell.method.own_passes]
+    found: dict[str, list[Tensor | str]] = {}
+    groups = [together] if together else []
+    groups += [[cell] for cell in cells if cell.method.own_passes]
+    for group in groups:
+        found |= _explain_group(model, group, images, target)
+        tick(len(group) * len(images), f"{model.name} {group[-1].method.name}")
+    return found
+
+
+def _explain_group(
+    model: ModelAdapter, cells: Sequence[Cell], images: Tensor, target: Target
+) -> dict[str, list[Tensor | str]]:
+    """Explain; on a fault split first by method, then by halves of the images, down to the one that is at fault."""
+    try:
+        maps = explain_together(model, [(cell.method.name, cell.options) for cell in cells], images, target)
+    except Exception as error:  # every fault of a method becomes a record
+        if len(cells) > 1:
+            parts = [_explain_group(model, [cell], images, target) for cell in cells]
+            return {key: values for part in parts for key, values in part.items()}
+        if len(images) > 1:
+            middle = len(images) // 2
+            halves = [
+                _explain_group(model, cells, images[piece], target[piece] if isinstance(target, Tensor) else target)
+                for piece in (slice(0, middle), slice(middle, None))
+            ]
+            return {cells[0].key: halves[0][cells[0].key] + halves[1][cells[0].key]}
+        return {cells[0].key: [reason_of(error)]}
+    return {cell.key: list(maps[cell.method.name].values.cpu()) for cell in cells}

@@ -1,0 +1,115 @@
+import csv
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from attncompare.benchmark.run import run_benchmark
+from attncompare.benchmark.spec import BenchmarkSpec
+from attncompare.errors import ResultFormatError, UnknownNameError
+from attncompare.reporting.figures import KINDS, WIDTHS, draw, save_figure
+from attncompare.reporting.gallery import Gallery
+from attncompare.reporting.html import write_report
+from attncompare.reporting.overlay import colourise, is_signed, overlay, to_unit
+from attncompare.reporting.tables import table
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    spec = BenchmarkSpec(
+        models=("demo/cnn", "demo/vit"),
+        methods=("cam", "gradient_rollout", "hires_cam", "center_map"),
+        metrics=("insertion", "deletion", "pointing_game"),
+        limit=3,
+        repeats=3,
+        timing_seconds=0.0,
+        save_maps=True,
+    )
+    run_benchmark(spec, path)
+    return path
+
+
+def test_table_marks_the_best_mean_of_each_metric(folder):
+    run = Gallery.open(folder)
+    text = table(folder, "tex")
+    for model in run.models:
+        rows = run.summary[(run.summary.model == model) & (run.summary.measure == "deletion") & (run.summary.n > 0)]
+        best = rows["mean"].min()
+        assert rf"\textbf{{{best:.3f}}}" in text
+    assert r"\multicolumn{8}{l}{\textbf{demo/cnn}}" in text
+    assert "3 images of 'shapes', protocol rise" in text
+    assert text.count(r"\\") == 1 + 2 + len(re.findall(r"^(cam|gradient|hires|center)", text, re.M))
+
+
+def test_table_columns_follow_the_spec(folder):
+    head = next(line for line in table(folder, "md").splitlines() if line.startswith("| method"))
+    assert head == "| method | insertion | deletion | pointing_game | ms | x fwd | fwd | bwd |"
+
+
+def test_csv_holds_refusals_with_their_reasons_and_no_formula(folder):
+    rows = list(csv.DictReader(io.StringIO(table(folder, "csv"))))
+    refused = [row for row in rows if row["unsupported"] != "0"]
+    assert {(row["model"], row["method"]) for row in refused} == {("demo/cnn", "gradient_rollout"), ("demo/vit", "cam")}
+    assert all(row["detail"] and not row["mean"] for row in refused)
+    assert not any(value[:1] in ("=", "+", "@") for row in rows for value in row.values())
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("venue", ["cvpr", "neurips"])
+def test_nothing_is_clipped_at_the_width_of_a_venue(folder, kind, venue):
+    figure = draw(folder, kind, venue=venue)
+    assert figure.get_figwidth() == WIDTHS[venue]
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # lays the panels out
+    drawn = figure.get_tightbbox(canvas.get_renderer())  # inches; what is not drawn does not count
+    width, height = figure.get_size_inches()
+    assert drawn.x0 >= -0.02 and drawn.y0 >= -0.02
+    assert drawn.x1 <= width + 0.02 and drawn.y1 <= height + 0.02
+
+
+def test_figures_are_byte_identical(folder, tmp_path):
+    for ending in ("pdf", "svg", "png"):
+        first, second = (save_figure(draw(folder, "grid"), tmp_path / f"{i}.{ending}").read_bytes() for i in (1, 2))
+        assert first == second
+
+
+def test_figure_without_maps_says_how_to_get_them(tmp_path):
+    run_benchmark(BenchmarkSpec(models=("demo/cnn",), methods=("cam",), limit=1, timing=False), tmp_path)
+    with pytest.raises(ResultFormatError, match="--save-maps"):
+        draw(tmp_path, "grid")
+    with pytest.raises(UnknownNameError, match="did you mean grid"):
+        draw(tmp_path, "gird")
+    page = write_report(tmp_path).read_text()
+    assert "--save-maps" in page and 'id="image"' not in page
+
+
+def test_overlay_keeps_the_hot_spot_and_the_photo():
+    image = np.full((64, 64, 3), 128, np.uint8)
+    values = np.zeros((8, 8), np.float32)
+    values[2, 5] = 1
+    drawn = overlay(image, values, opacity=0.5).astype(int).sum(axis=2)
+    row, column = np.unravel_index(drawn.argmax(), drawn.shape)
+    assert (row // 8, column // 8) == (2, 5)
+    assert drawn[-1, 0] == pytest.approx(3 * 64 + colourise(values, (64, 64))[-1, 0].astype(int).sum() / 2, abs=3)
+
+
+def test_signed_maps_are_centred():
+    values = np.array([[-1, 0], [0, 0.5]], np.float32)
+    assert is_signed(values) and to_unit(values)[0, 1] == 0.5
+    assert not is_signed(np.array([[-0.01, 1.0]], np.float32))
+
+
+def test_report_holds_every_map_and_reason(folder):
+    page = write_report(folder).read_text()
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S).group(1))
+    assert len(data["browser"]) == 3
+    cnn, vit = data["browser"][0]["models"]
+    assert {entry["method"] for entry in cnn["maps"]} == {"cam", "hires_cam", "center_map"}
+    assert {entry["method"] for entry in vit["maps"]} == {"gradient_rollout", "hires_cam", "center_map"}
+    assert all(entry["map"].startswith("data:image/png;base64,") for entry in cnn["maps"] + vit["maps"])
+    assert "it has no attention between image positions" in page
+    assert not re.search(r'(?:src|href)="(?!data:)', page[: page.index("<script")])

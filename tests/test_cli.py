@@ -1,0 +1,215 @@
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from attncompare.benchmark.store import ResultStore
+from attncompare.cli import main
+
+
+def run(*arguments):
+    """The command line in this process: importing torch anew for every call would take most of the time."""
+    out, errors = io.StringIO(), io.StringIO()
+    before, sys.argv = sys.argv, ["attncompare", *map(str, arguments)]
+    try:
+        with redirect_stdout(out), redirect_stderr(errors), pytest.raises(SystemExit) as stopped:
+            main()
+    finally:
+        sys.argv = before
+    return subprocess.CompletedProcess(arguments, stopped.value.code, out.getvalue(), errors.getvalue())
+
+
+def photo(path, size=(80, 60)):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["bench", "-m", "demo/cnn", "--method", "gradcam"], "unknown method 'gradcam'; did you mean grad_cam"),
+        (["bench", "-m", "demo/nothing"], "unknown model 'demo/nothing'"),
+        (["bench", "-m", "cnn"], "unknown model 'cnn'; a model is one of"),
+        (["bench", "-m", "demo/cnn", "--metric", "deletoin"], "unknown metric 'deletoin'; did you mean deletion"),
+        (["bench", "-m", "demo/cnn", "--protocol", "ries"], "unknown protocol 'ries'"),
+        (["bench", "-m", "demo/cnn", "--option", "grad_cam.layr=x"], "unknown option of grad_cam 'layr'"),
+        (["bench", "-m", "demo/cnn", "--option", "grad_cam"], "write method.option=value"),
+        (["bench", "-m", "demo/cnn", "--data", "nowhere"], "data 'nowhere' is neither"),
+        (["bench", "-m", "demo/cnn", "--limit", "0"], "limit"),
+        (["bench", "-m", "demo/cnn", "-m", "demo/cnn"], "listed twice"),
+        (["bench"], "models"),
+        (["bench", "--colour", "red"], "--colour"),
+        (["explain", "nothing.png"], "no such image file"),
+        (["report", "nowhere"], "run.json"),
+        (["list", "model"], "did you mean models"),
+        (["doctor", "timm/vit_tinny_patch16_224@random"], "did you mean"),
+    ],
+)
+def test_wrong_words_give_one_clear_line_and_exit_1(arguments, expected, tmp_path):
+    found = run(*arguments, *(["--out", tmp_path / "run"] if arguments[0] == "bench" else []))
+    assert found.returncode == 1
+    assert expected in found.stderr
+    assert found.stderr.strip().count("\n") == 0, found.stderr
+    assert not (tmp_path / "run" / "records").exists()
+
+
+@pytest.mark.parametrize("command", ["demo", "explain", "bench", "report", "figure", "table", "list", "doctor"])
+def test_every_command_shows_an_example(command):
+    found = run(command, "--help")
+    assert found.returncode == 0
+    assert f"attncompare {command}" in found.stdout
+
+
+def test_explain_needs_nothing_but_an_image_and_models(tmp_path):
+    image = photo(tmp_path / "cat.png")
+    found = run(
+        *("explain", image, "--model", "timm/vit_tiny_patch16_224@random", "--model", "torchvision/resnet18@random"),
+        *("--method", "all", "--option", "integrated_gradients.steps=2", "--option", "occlusion.window=0.5"),
+        *("--out", tmp_path / "maps"),
+    )
+    records = ResultStore(tmp_path / "maps").read()
+    refused = records[(records.status == "unsupported") & (records.model == "torchvision/resnet18@random")]
+    assert set(refused.method) >= {"class_attention", "attention_rollout", "gradient_rollout", "channel_attention"}
+    assert refused.detail.str.contains("no attention between image positions").any()
+    drawn = {path.name.split("-")[-1] for path in (tmp_path / "maps" / "overlays").rglob("*.png")}
+    assert {"grad_cam.png", "attention_rollout.png", "class_attention.png", "cam.png", "saliency.png"} <= drawn
+    assert (tmp_path / "maps" / "comparison.pdf").stat().st_size > 10_000
+    # The channel mean of an untrained LayerNorm is zero, and said to be: the only failure, hence exit 3.
+    failed = records[records.status == "failed"]
+    assert set(failed.method) == {"activation"} and found.returncode == 3, found.stderr
+
+
+def test_explain_works_on_a_folder_written_by_save_pretrained(tmp_path):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32,
+                       patch_size=8, num_labels=5)  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(tmp_path / "model")
+    found = run(
+        *("explain", photo(tmp_path / "a.png"), "--model", f"hf/{tmp_path / 'model'}", "--method", "gradient_rollout"),
+        *("--method", "grad_cam", "--out", tmp_path / "maps"),
+    )
+    assert found.returncode == 0, found.stderr
+    assert len(list((tmp_path / "maps" / "overlays").rglob("*.png"))) == 2
+
+
+def test_an_unreadable_image_is_a_record_and_the_rest_goes_on(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    photo(folder / "good.png")
+    (folder / "broken.png").write_bytes(b"not an image")
+    arguments = ("bench", "-m", "demo/cnn", "--method", "cam", "--method", "class_attention", "--data", folder)
+    found = run(*arguments, "--protocol", "rise-fast", "--no-timing", "--out", tmp_path / "run")
+    assert found.returncode == 3
+    records = ResultStore(tmp_path / "run").read()
+    broken = records[(records.image == "broken.png") & (records.method == "cam")]
+    assert set(broken.status) == {"failed"} and broken.detail.str.contains("cannot be read as an image").all()
+    good = records[(records.image == "good.png") & (records.method == "cam")]
+    assert set(good.status) == {"ok"} and set(good.measure) == {"deletion", "insertion", "target_score"}
+    assert set(records[records.method == "class_attention"].status) == {"unsupported"}
+
+
+def test_nothing_but_unsupported_pairs_exits_1(tmp_path):
+    found = run("bench", "-m", "demo/cnn", "--method", "class_attention", "--limit", "1", "--out", tmp_path / "run")
+    assert found.returncode == 1
+    assert "no attention between image positions" in found.stderr
+
+
+def test_a_second_call_computes_nothing_and_a_changed_field_only_its_cells(tmp_path):
+    arguments = [
+        "bench",
+        "-m",
+        "demo/cnn@random",
+        "--method",
+        "cam",
+        "--method",
+        "saliency",
+        "--limit",
+        "2",
+        "--no-timing",
+    ]
+    assert "2 cells computed, 0 reused" in run(*arguments, "--out", tmp_path).stdout
+    first = ResultStore(tmp_path).read()
+    assert "0 cells computed, 2 reused" in run(*arguments, "--out", tmp_path).stdout
+    pd.testing.assert_frame_equal(first, ResultStore(tmp_path).read())
+    changed = [*arguments, "--seed", "1"]
+    assert "2 cells computed, 0 reused" in run(*changed, "--out", tmp_path).stdout
+    more = [*arguments, "--method", "layer_cam"]
+    assert "1 cells computed, 2 reused" in run(*more, "--out", tmp_path).stdout
+
+
+def test_bench_reads_toml_and_refuses_unknown_keys(tmp_path):
+    spec = tmp_path / "spec.toml"
+    spec.write_text('models = ["demo/cnn"]\nmethods = ["cam"]\nlimit = 1\ntiming = false\n')
+    assert run("bench", spec, "--out", tmp_path / "run").returncode == 0
+    spec.write_text('models = ["demo/cnn"]\nmethod = ["cam"]\n')
+    found = run("bench", spec, "--out", tmp_path / "run")
+    assert found.returncode == 1 and "unknown key 'method'" in found.stderr
+
+
+def test_timing_is_recorded_with_passes(tmp_path):
+    arguments = (
+        "--method",
+        "integrated_gradients",
+        "--method",
+        "center_map",
+        "--option",
+        "integrated_gradients.steps=4",
+    )
+    found = run("bench", "-m", "demo/cnn@random", *arguments, "--timing-only", "--out", tmp_path, "--json")
+    assert found.returncode == 0, found.stderr
+    rows = {(row["method"], row["measure"]): row["mean"] for row in json.loads(found.stdout)}
+    assert rows["integrated_gradients", "passes_backward"] == 4
+    assert rows["integrated_gradients", "latency_ratio"] > rows["center_map", "latency_ratio"]
+    assert rows["center_map", "passes_forward"] == 0
+    assert rows["integrated_gradients", "latency_n"] >= 10
+
+
+def test_tables_and_figures_come_from_the_run_folder(tmp_path):
+    arguments = ("--method", "cam", "--method", "center_map", "--limit", "2", "--save-maps", "--out", tmp_path)
+    assert run("bench", "-m", "demo/cnn", *arguments).returncode == 0
+    assert r"\toprule" in run("table", tmp_path, "tex").stdout
+    assert run("table", tmp_path, "csv").stdout.startswith("model,method,measure")
+    for kind in ("grid", "curves", "bars", "cost"):
+        found = run("figure", tmp_path, kind, "-o", tmp_path / f"{kind}.pdf", "--venue", "neurips")
+        assert found.returncode == 0, found.stderr
+        first = (tmp_path / f"{kind}.pdf").read_bytes()
+        run("figure", tmp_path, kind, "-o", tmp_path / "again.pdf", "--venue", "neurips")
+        assert first == (tmp_path / "again.pdf").read_bytes()
+
+
+def test_list_and_doctor_print_json(tmp_path):
+    assert [row["name"] for row in json.loads(run("list", "models", "demo/*", "--json").stdout)] == [
+        "demo/cnn", "demo/se_cnn", "demo/vit",
+    ]  # fmt: skip
+    rows = json.loads(run("list", "methods", "attention_rollout", "--json").stdout)
+    assert any("attention_rollout.fusion" in option for option in rows[0]["options"])
+    found = json.loads(run("doctor", "demo/vit", "--json").stdout)
+    assert found["tokens"] == {"prefix": 1, "grid": [8, 8], "class_token": 0}
+    assert "gradient_rollout" in found["methods"] and "classifier_weights" in found["missing"]
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
+    code = "from attncompare.cli import main; main()"
+    arguments = ["bench", "-m", "demo/cnn", "--method", "all", "--limit", "400", "--no-timing", "--out", str(tmp_path)]
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(Path(tmp_path).glob("records/*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "Go on with: attncompare bench -m demo/cnn" in errors
+    assert len(ResultStore(Path(tmp_path)).read()) > 0
