@@ -97,7 +97,9 @@ def check_images(model: ModelAdapter, images: Tensor) -> Tensor:
     low, high = float(images.min()), float(images.max())
     if not (low >= -1e-6 and high <= 1 + 1e-6):
         raise SpecError(f"images range from {low:.3g} to {high:.3g}; [0, 1] is needed (do not normalise them yourself)")
-    return images.detach().to(model.device, torch.float32)
+    with torch.inference_mode(False):  # a caller's inference tensors cannot carry gradients; a copy can
+        images = images.clone() if images.is_inference() else images.detach()
+        return images.to(model.device, torch.float32)
 
 
 def explain_together(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from attncompare.errors import SpecError
 from attncompare.methods._base import method
 from attncompare.signals import TokenLayout
 
@@ -20,6 +21,8 @@ def attention_rollout(fused_attention: Sequence[Tensor], tokens: TokenLayout, *,
     Rows are renormalised, which changes nothing for the paper's mean over heads and keeps the flow a distribution when
     heads are fused by max or min, or small values are discarded (per image; the class column is never discarded).
     """
+    if not 0 <= discard < 1:
+        raise SpecError(f"attention_rollout.discard must be at least 0 and below 1, not {discard}")
     count = fused_attention[0].shape[-1]
     identity = torch.eye(count, dtype=fused_attention[0].dtype, device=fused_attention[0].device)
     flow = identity
