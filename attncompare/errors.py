@@ -36,6 +36,11 @@ class ResultFormatError(AttnCompareError):
     """A run folder or record file that cannot be read."""
 
 
+def _plain(name: str) -> str:
+    """A name without the differences that people overlook."""
+    return name.lower().replace("_", "").replace("-", "")
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """Build the error for a wrong name, with the nearest right ones.
 
@@ -43,6 +48,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     "unknown method 'gradcam'; did you mean grad_cam?"
     """
     names = sorted(known)
-    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    plain = {_plain(known_name): known_name for known_name in names}
+    near = [plain[match] for match in get_close_matches(_plain(name), plain, n=3, cutoff=0.5)]
     hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(names)}"
     return UnknownNameError(f"unknown {kind} {name!r}; {hint}")

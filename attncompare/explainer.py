@@ -94,6 +94,8 @@ def check_images(model: ModelAdapter, images: Tensor) -> Tensor:
         )
     if not images.is_floating_point():
         raise SpecError(f"images are {images.dtype}; float32 in [0, 1] is needed (divide by 255)")
+    if not len(images):
+        raise SpecError("no images were given")
     low, high = float(images.min()), float(images.max())
     if not (low >= -1e-6 and high <= 1 + 1e-6):
         raise SpecError(f"images range from {low:.3g} to {high:.3g}; [0, 1] is needed (do not normalise them yourself)")
@@ -124,7 +126,8 @@ def explain_together(
     reference = _resolve(model, images, target, shared)
     for job in shared:
         arguments = [reference.signals[job.need(signal)] for signal in job.method.needs]
-        flat = reference.flat if any("gradients" in signal for signal in job.method.needs) else None
+        flats = [reference.flat[n] for n in map(job.need, job.method.needs) if n in reference.flat]
+        flat = torch.stack(flats).any(dim=0) if flats else None
         read = bool(set(job.method.needs) - FREE)
         passes = (float(read), float(any("gradients" in signal for signal in job.method.needs)))
         found[job.method.name] = _as_map(
@@ -138,12 +141,11 @@ def explain_together(
 def _resolve(model: ModelAdapter, images: Tensor, target: Target, shared: Iterable[Job]) -> Capture:
     """The shared pass; skipped when nothing needs it and the targets are given."""
     needs = [job.need(signal) for job in shared for signal in job.method.needs]
-    given = isinstance(target, Tensor) and target.shape == (len(images),) and not model.embedding
-    if given and all(need.signal in FREE for need in needs):
-        values = {Signal.IMAGES: images, Signal.TARGET: target, Signal.TOKENS: model.tokens}
-        assert isinstance(target, Tensor)
-        nothing = torch.zeros(len(images), dtype=torch.bool)
-        return Capture(images.new_empty(0), target.to(model.device), {n: values[n.signal] for n in needs}, nothing, 0)
+    if isinstance(target, Tensor) and not model.embedding and all(need.signal in FREE for need in needs):
+        values: dict[Signal, object] = {Signal.IMAGES: images, Signal.TOKENS: model.tokens}
+        checked = TargetScore.of(model, images.new_empty(len(images), model.anatomy.outputs), target).target
+        values[Signal.TARGET] = checked
+        return Capture(images.new_empty(0), checked, {n: values[n.signal] for n in needs}, {}, 0)
     return capture(model, images, needs, target)
 
 
@@ -163,11 +165,17 @@ def _run_alone(model: ModelAdapter, job: Job, images: Tensor, reference: Capture
         stack.enter_context(left_as_found(model.model))
         if Signal.FEATURE_LAYER in job.method.needs:
             path = str(job.options.get("layer") or model.anatomy.feature_layer)
-            tap = stack.enter_context(tapped(model.model, Tap(path, model.size, model.tokens)))
+            tap = Tap(path, model.size, model.tokens, watch=forward.watch)
+            stack.enter_context(tapped(model.model, tap))
             signals[Signal.FEATURE_LAYER] = tap.identity
-        result = job.method.compute(*(signals[signal] for signal in job.method.needs), **job.own_options())
+        try:
+            result = job.method.compute(*(signals[signal] for signal in job.method.needs), **job.own_options())
+        except RuntimeError as error:
+            if "does not require grad" in str(error) or "not have been used in the graph" in str(error):
+                raise CaptureError(f"{job.method.name}: no gradient of the score reaches it in {model.name}") from error
+            raise
     passes = (forward.seen_forward / len(images), forward.seen_backward / len(images))
-    return _as_map(model, job, result, reference, passes, None)
+    return _as_map(model, job, result, reference, passes, forward.flat(len(images)))
 
 
 def _as_map(

@@ -9,7 +9,8 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from attncompare.adapters.base import ModelAdapter, Preprocessing, Source
+from attncompare.adapters.base import ModelAdapter, Preprocessing, Source, device_of
+from attncompare.capture.capture import resolve_layer
 from attncompare.capture.probe import probe
 from attncompare.errors import AttnCompareError, UnknownNameError, UnsupportedModelError
 from attncompare.signals import TokenLayout
@@ -93,7 +94,7 @@ def wrap_model(
         raise UnsupportedModelError("tokens must be a TokenLayout(prefix, (h, w), class_token)")
     names = tuple(str(n) for n in class_names) if isinstance(class_names, list | tuple) else None
     source = Source(name, module, Preprocessing(size, mean, std), names, embedding=embedding, known=known)
-    return _adapt(source, next(module.parameters()).device)
+    return _adapt(source, device_of(module))
 
 
 def _adapt(source: Source, device: str | torch.device) -> ModelAdapter:
@@ -101,7 +102,10 @@ def _adapt(source: Source, device: str | torch.device) -> ModelAdapter:
     bad = [name for name, value in source.model.state_dict().items() if not bool(torch.isfinite(value).all())]
     if bad:
         raise UnsupportedModelError(f"{source.name} has non-finite weights in {bad[0]} ({len(bad)} tensors in all)")
-    return ModelAdapter(source, probe(source))
+    adapter = ModelAdapter(source, probe(source))
+    if source.known.get("feature_layer"):
+        resolve_layer(adapter, str(source.known["feature_layer"]))
+    return adapter
 
 
 def list_models(pattern: str = "*") -> list[str]:

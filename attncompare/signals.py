@@ -51,21 +51,26 @@ class SignalOption:
     default: object
     choices: tuple[object, ...] | None
     meaning: str
+    kind: type
 
 
 SIGNAL_OPTIONS: dict[Signal, tuple[SignalOption, ...]] = {
     Signal.FUSED_ATTENTION: (
         SignalOption(
-            "fusion", "mean", ("mean", "max", "min"), "how the heads of a block are fused; the paper's is mean"
+            "fusion", "mean", ("mean", "max", "min"), "how the heads of a block are fused; the paper's is mean", str
         ),
     ),
     **dict.fromkeys(
         (Signal.FEATURES, Signal.FEATURE_GRADIENTS, Signal.FEATURE_LAYER),
-        (SignalOption("layer", None, None, "module path of the feature layer; the model's default when not given"),),
+        (
+            SignalOption(
+                "layer", None, None, "module path of the feature layer; the model's default when not given", str
+            ),
+        ),
     ),
     **dict.fromkeys(
         (Signal.CHANNEL_ATTENTION, Signal.GATED_FEATURES),
-        (SignalOption("gate", -1, None, "which channel-attention layer, counted from the input; -1 is the last"),),
+        (SignalOption("gate", -1, None, "which channel-attention layer, counted from the input; -1 is the last", int),),
     ),
 }
 
@@ -96,6 +101,7 @@ class TokenLayout:
     def to_grid(self, x: Tensor) -> Tensor:
         """(B,N) -> (B,h,w), or (B,N,C) -> (B,C,h,w): drop the prefix tokens and lay the rest on the grid.
 
+        >>> import torch
         >>> TokenLayout(1, (2, 3)).to_grid(torch.arange(7)[None]).tolist()
         [[[1, 2, 3], [4, 5, 6]]]
         """

@@ -51,6 +51,7 @@ class Anatomy:
     """Module paths of what a model can supply; found by a probing pass, or given.
 
     stages: one feature layer per resolution, shallow to deep. missing: the reason for each signal it cannot supply.
+    outputs: K, the number of classes or embedding dimensions.
     """
 
     family: Family
@@ -61,6 +62,7 @@ class Anatomy:
     gates: tuple[Gate, ...] = ()
     stages: tuple[str, ...] = ()
     missing: Mapping[Signal, str] = field(default_factory=dict)
+    outputs: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class ModelAdapter:
     @property
     def device(self) -> torch.device:
         """Where its parameters live."""
-        return next(self.model.parameters()).device
+        return device_of(self.model)
 
     @cached_property
     def supplies(self) -> frozenset[Signal]:
@@ -166,10 +168,11 @@ class ModelAdapter:
     def _normalisation(self) -> tuple[Tensor, Tensor]:
         mean, std = self.source.preprocessing.mean, self.source.preprocessing.std
         shape = (1, -1, 1, 1)
-        return (
-            torch.tensor(mean, device=self.device).reshape(shape),
-            torch.tensor(std, device=self.device).reshape(shape),
-        )
+        with torch.inference_mode(False):  # kept for later calls, which may need gradients
+            return (
+                torch.tensor(mean, device=self.device).reshape(shape),
+                torch.tensor(std, device=self.device).reshape(shape),
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """(B,3,H,W) in [0, 1] -> (B,K) logits, or the embedding of a model with no classifier."""
@@ -202,6 +205,12 @@ class ModelAdapter:
             "missing": {str(signal): reason for signal, reason in anatomy.missing.items()},
             "note": self.source.note,
         }
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters live; the CPU for a module without any."""
+    first = next(module.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 Loader = Callable[[str, bool], Source]

@@ -8,6 +8,7 @@ from attncompare.errors import AttnCompareError, UnsupportedModelError
 
 # The processors that ship no size and configs that ship no image size fall back to what the library documents.
 DEFAULT_SIDE = 224
+SQUASHED_FROM = 384
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
@@ -42,12 +43,17 @@ def _preprocessing(name: str, config: Any) -> Preprocessing:
     resized = _pair(getattr(processor, "size", None))
     cropped = _pair(getattr(processor, "crop_size", None)) if getattr(processor, "do_center_crop", False) else None
     size = cropped or resized or wanted or (DEFAULT_SIDE, DEFAULT_SIDE)
+    crop = size[0] / resized[0] if cropped and resized else None
+    if getattr(processor, "crop_pct", None) and size[0] < SQUASHED_FROM:
+        crop = float(processor.crop_pct)  # ConvNeXt's rule: resize to size / crop_pct, cut out the centre
+    normalises = getattr(processor, "do_normalize", True)
+    resample = getattr(processor, "resample", None)
     return Preprocessing(
         size=size,
-        mean=tuple(processor.image_mean or (0.5,) * 3),
-        std=tuple(processor.image_std or (0.5,) * 3),
-        interpolation=RESAMPLING.get(int(getattr(processor, "resample", 2) or 2), "bilinear"),
-        crop=size[0] / resized[0] if cropped and resized else None,
+        mean=tuple(processor.image_mean or (0.5,) * 3) if normalises else (0.0,) * 3,
+        std=tuple(processor.image_std or (0.5,) * 3) if normalises else (1.0,) * 3,
+        interpolation=RESAMPLING.get(2 if resample is None else int(resample), "bilinear"),
+        crop=crop,
     )
 
 

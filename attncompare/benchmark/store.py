@@ -1,5 +1,6 @@
 """A run folder: run.json, and one checksummed Parquet file per finished cell, written atomically."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -46,6 +47,31 @@ def write_atomically(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
+DIGEST = b"attncompare.sha256"
+
+
+def _digest(table: pa.Table) -> bytes:
+    """sha256 of column names and values."""
+    content = json.dumps([table.column_names, table.to_pylist()], separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest().encode()
+
+
+def _read_verified(path: Path) -> pa.Table:
+    """Read a shard; OSError or ArrowException unless every byte that matters is as it was written.
+
+    Page checksums cover the values but not the footer (names, counts, encodings), hence the digest of the content.
+    """
+    table = pq.read_table(path, page_checksum_verification=True)
+    expected = (table.schema.metadata or {}).get(DIGEST)
+    try:
+        found = _digest(table)
+    except (ValueError, TypeError) as error:
+        raise OSError(f"its content cannot be decoded: {error}") from error
+    if found != expected:
+        raise OSError("its content does not match its checksum")
+    return table.replace_schema_metadata(None)
+
+
 class ResultStore:
     """The records of a run, one file per cell; a file is there only when its cell is finished."""
 
@@ -62,7 +88,7 @@ class ResultStore:
         if not path.exists():
             return False
         try:
-            stored = pq.read_table(path, page_checksum_verification=True, schema=None)
+            stored = _read_verified(path)
         except (OSError, pa.ArrowException) as error:
             aside = self.folder / "quarantine" / path.name
             aside.parent.mkdir(parents=True, exist_ok=True)
@@ -75,6 +101,7 @@ class ResultStore:
         """Finish a cell. columns: device, threads, batch_size, which are no part of the key."""
         rows = [asdict(record) | columns for record in records]
         table = pa.Table.from_pylist(rows, schema=SCHEMA)
+        table = table.replace_schema_metadata({DIGEST: _digest(table)})
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, write_page_checksum=True, compression="zstd")
         write_atomically(self.path(key), sink.getvalue().to_pybytes())
@@ -86,7 +113,7 @@ class ResultStore:
         if not paths:
             raise ResultFormatError(f"{self.folder} holds no records; is it the folder of a run?")
         try:
-            tables = [pq.read_table(path, page_checksum_verification=True) for path in paths]
+            tables = [_read_verified(path) for path in paths]
             frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()
         except (OSError, pa.ArrowException) as error:
             raise ResultFormatError(

@@ -99,6 +99,11 @@ def current_block(model: nn.Module, blocks: Iterable[str]) -> Iterator[list[int]
             handle.remove()
 
 
+def _one_per_head(shared: Tensor, query: Tensor) -> Tensor:
+    """Grouped keys or values, repeated so that every query head has its own."""
+    return shared.repeat_interleave(query.shape[-3] // shared.shape[-3], -3)
+
+
 def explicit_attention(
     query: Tensor,
     key: Tensor,
@@ -114,8 +119,7 @@ def explicit_attention(
     When nothing below asks for gradients the probabilities become a leaf, so a backward pass stops here.
     """
     if enable_gqa:
-        repeat = query.shape[-3] // key.shape[-3]
-        key, value = key.repeat_interleave(repeat, -3), value.repeat_interleave(repeat, -3)
+        key, value = _one_per_head(key, query), _one_per_head(value, query)
     mask = _mask(attn_mask, is_causal, query.shape[-2], key.shape[-2], query)
     probabilities = attention_probabilities(query, key, mask=mask, scale=scale)
     if torch.is_grad_enabled() and not probabilities.requires_grad:
@@ -131,10 +135,12 @@ def attention_rows(
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
     scale: float | None = None,
+    enable_gqa: bool = False,
     chunk: int = 64,
 ) -> Tensor:
     """(B,heads,Nk) mean of the given query rows, in O(Nk) memory: rows are taken `chunk` at a time."""
     with torch.no_grad():
+        key = _one_per_head(key, query) if enable_gqa else key
         mask = _mask(attn_mask, is_causal, query.shape[-2], key.shape[-2], query)
         total: Tensor | None = None
         for start in range(0, len(rows), chunk):

@@ -17,6 +17,7 @@ from attncompare.errors import CaptureError, UnknownNameError
 from attncompare.signals import GRADIENTS, Signal
 
 LOGITS_TOLERANCE = 1e-5
+UNRECORDED = frozenset({Signal.IMAGES, Signal.TARGET, Signal.TOKENS, Signal.IMAGE_GRADIENTS, Signal.CLASSIFIER_WEIGHTS})
 ZERO_GRADIENT = 1e-9  # |gradient . signal| below this share of |score| is rounding, not evidence
 
 
@@ -24,13 +25,13 @@ ZERO_GRADIENT = 1e-9  # |gradient . signal| below this share of |score| is round
 class Capture:
     """What one shared pass recorded; detached, so no graph outlives the call.
 
-    logits: (B,K). target: (B,) int64. flat: (B,) bool, images whose gradient was zero at rounding level.
+    logits: (B,K). target: (B,) int64. flat: per gradient need (B,) bool, whether it is zero at rounding level.
     """
 
     logits: Tensor
     target: Tensor
     signals: Mapping[Need, object]
-    flat: Tensor
+    flat: Mapping[Need, Tensor]
     passes_backward: int
 
 
@@ -75,12 +76,18 @@ def _gate_index(adapter: ModelAdapter, need: Need) -> int:
     return number % len(gates)
 
 
-def _explain_zero(flat: Tensor, wanted: Iterable[Tensor], gradients: Iterable[Tensor], score: Tensor) -> Tensor:
-    """Mark the images for which every gradient is zero at rounding level."""
+def _is_flat(need: Need, sources: Iterable[Tensor], gradients: Iterable[Tensor], score: Tensor) -> Tensor:
+    """(B,) whether a gradient is zero at rounding level: nothing it is taken for could move the score.
+
+    Images and attention lie in [0, 1], so the sum of the absolute gradient bounds the effect; features are scaled by
+    their own largest value.
+    """
     effect = torch.zeros_like(score)
-    for tensor, gradient in zip(wanted, gradients, strict=True):
-        effect += (tensor.detach() * gradient).abs().flatten(1).sum(1)
-    return flat | (effect <= ZERO_GRADIENT * score.detach().abs())
+    for source, gradient in zip(sources, gradients, strict=True):
+        reach = gradient.abs().flatten(1).sum(1)
+        scale = source.detach().abs().flatten(1).amax(1) if need.signal is Signal.FEATURE_GRADIENTS else 1.0
+        effect = effect + reach * scale
+    return effect <= ZERO_GRADIENT * score.abs()
 
 
 def capture(adapter: ModelAdapter, images: Tensor, needs: Iterable[Need], target: Target = None) -> Capture:
@@ -122,26 +129,15 @@ def capture(adapter: ModelAdapter, images: Tensor, needs: Iterable[Need], target
         if attends:
             stack.enter_context(AttentionCalls(recorder))
         logits = adapter.forward(images)
+        if not bool(torch.isfinite(logits).all()):
+            raise CaptureError(f"{adapter.name} returned non-finite logits; its weights or the images are not usable")
         scored = TargetScore.of(adapter, logits, target)
         score = scored.score(logits)
         wanted = _gradient_sources(adapter, needs, images, taps, recorder)
-        gradients: list[Tensor] = []
-        flat = torch.zeros_like(score, dtype=torch.bool)
-        if wanted:
-            sources = [tensor for group in wanted.values() for tensor in group]
-            gradients = _backward(adapter, score, sources)
-        found: dict[Need, object] = {}
-        start = 0
-        by_need: dict[Need, list[Tensor]] = {}
-        for need, group in wanted.items():
-            by_need[need] = gradients[start : start + len(group)]
-            flat = _explain_zero(flat, group, by_need[need], score)
-            start += len(group)
-        for need in needs:
-            found[need] = _value(adapter, need, images, scored, taps, outputs, recorder, by_need)
-    if not bool(torch.isfinite(logits).all()):
-        raise CaptureError(f"{adapter.name} returned non-finite logits; its weights or the images are not usable")
-    recording = f"attention {sorted(layers)}" if attends else f"{sorted(layers)}"
+        gradients = _backward(adapter, score, wanted) if wanted else {}
+        flat = {need: _is_flat(need, group, gradients[need], score.detach()) for need, group in wanted.items()}
+        found = {n: _value(adapter, n, images, scored, taps, outputs, recorder, gradients) for n in needs}
+    recording = str(sorted(str(need) for need in needs if need.signal not in UNRECORDED))
     if recording not in adapter.verified:  # once per model and kind of recording: one more forward pass
         _verify_logits(adapter, images, logits.detach())
         adapter.verified.add(recording)
@@ -157,11 +153,14 @@ def _verify_logits(adapter: ModelAdapter, images: Tensor, recorded: Tensor) -> N
         raise CaptureError(f"recording changes the logits of {adapter.name} by {error:.2g}; its maps would be wrong")
 
 
-def _backward(adapter: ModelAdapter, score: Tensor, sources: list[Tensor]) -> list[Tensor]:
+def _backward(adapter: ModelAdapter, score: Tensor, wanted: Mapping[Need, list[Tensor]]) -> dict[Need, list[Tensor]]:
+    """The gradients of all sources, from one backward pass."""
     if not score.requires_grad:
         raise CaptureError(f"no gradient of the score reaches what was recorded in {adapter.name}")
+    sources = [tensor for group in wanted.values() for tensor in group]
     found = torch.autograd.grad(score.sum(), sources, allow_unused=True)
-    return [torch.zeros_like(s) if g is None else g.detach() for s, g in zip(sources, found, strict=True)]
+    filled = iter([torch.zeros_like(s) if g is None else g.detach() for s, g in zip(sources, found, strict=True)])
+    return {need: [next(filled) for _ in group] for need, group in wanted.items()}
 
 
 def _gradient_sources(
@@ -222,7 +221,9 @@ def _value(
         case Signal.CLASSIFIER_WEIGHTS:
             assert anatomy.classifier is not None
             linear = adapter.model.get_submodule(anatomy.classifier.linear)
-            return linear.weight.detach().flatten(1)[scored.target]  # type: ignore[operator]
+            weights = linear.weight.detach().flatten(1)  # type: ignore[operator]
+            # An embedding's score is linear in it: Y = (W f) . e0 / |e0|, so e0 / |e0| mixes the rows of W.
+            return weights[scored.target] if scored.references is None else scored.references @ weights
         case Signal.CHANNEL_ATTENTION:
             gate = anatomy.gates[_gate_index(adapter, need)]
             return outputs.outputs[gate.values].flatten(1)

@@ -1,6 +1,6 @@
 """The tap: a feature layer's output, routed through one module as (B,C,h,w) for every family."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -42,8 +42,14 @@ class Tap:
     ReLU) cannot overwrite what was recorded.
     """
 
-    def __init__(self, path: str, size: tuple[int, int], tokens: TokenLayout | None) -> None:
-        self.path, self.size, self.tokens = path, size, tokens
+    def __init__(
+        self,
+        path: str,
+        size: tuple[int, int],
+        tokens: TokenLayout | None,
+        watch: Callable[[Tensor], None] | None = None,
+    ) -> None:
+        self.path, self.size, self.tokens, self.watch = path, size, tokens, watch
         self.identity = nn.Identity()
         self.features: Tensor | None = None
 
@@ -79,6 +85,8 @@ class Tap:
             features = self._split(x)
         features = self.identity(features)
         self.features = features
+        if self.watch is not None and features.requires_grad:
+            features.register_hook(self.watch)
         joined = self._join(features, x)
         return (joined, *output[1:]) if isinstance(output, tuple) else joined
 

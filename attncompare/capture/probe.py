@@ -37,6 +37,7 @@ class Call:
 
     means: the spatial means (B,C) of a 4-D output, as read in NCHW and in NHWC, taken at once: what follows may write
     into the output in place. gate: the path of the inner module whose output is the ratio of output to input.
+    direct: whether the output is the tensor itself (or a tuple that starts with it), so that it can be tapped.
     """
 
     path: str
@@ -45,6 +46,7 @@ class Call:
     tensor: Tensor
     means: tuple[Tensor, ...] = ()
     gate: str | None = None
+    direct: bool = True
 
 
 @dataclass
@@ -69,8 +71,6 @@ def trace(source: Source) -> Trace:
     """Run the model on two seeded images and note every module call and every attention call."""
     seen, stack_of_names = Trace(), [""]
     adapter = ModelAdapter(source, Anatomy("cnn", None))
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(2, 3, *source.preprocessing.size, generator=generator).to(adapter.device)
 
     def handler(query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Tensor:
         seen.attention.append((stack_of_names[-1], query.shape, key.shape))
@@ -95,13 +95,35 @@ def trace(source: Source) -> Trace:
                     with torch.no_grad():
                         means = tuple(tensor.mean(axes) for axes in ((2, 3), (1, 2))) if tensor.ndim == 4 else ()
                         gate = _gate_values(seen, path, args, tensor)
-                    seen.calls.append(Call(path, module, args, tensor, means, gate))
+                    direct = isinstance(output, Tensor | tuple)
+                    seen.calls.append(Call(path, module, args, tensor, means, gate, direct))
 
             stack.callback(module.register_forward_pre_hook(enter).remove)
             stack.callback(module.register_forward_hook(leave).remove)
         with AttentionCalls(handler):
+            generator = torch.Generator().manual_seed(0)
+            images = torch.rand(2, 3, *source.preprocessing.size, generator=generator).to(adapter.device)
             seen.logits = adapter.forward(images.requires_grad_(True))
+        _wake_silent_gates(seen)
     return seen
+
+
+def _wake_silent_gates(seen: Trace) -> None:
+    """Try layers that saw nothing but zeros (behind a norm that starts at zero) once more, on noise.
+
+    Their hooks are still installed: what they note of the trial is read and then dropped.
+    """
+    for call in list(seen.calls):
+        x = call.inputs[0] if call.inputs else None
+        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape != call.tensor.shape:
+            continue
+        # By its means: the tensor itself may have been written into since.
+        if not call.means[0].any() and any(True for _ in call.module.children()):
+            before = len(seen.calls)
+            with torch.no_grad():
+                call.module(torch.rand(x.shape, device=x.device))
+            call.gate = seen.calls[-1].gate if seen.calls[-1].path == call.path else None
+            del seen.calls[before:]
 
 
 def _grid(seen: Trace, size: tuple[int, int], tokens: int) -> tuple[int, int] | None:
@@ -152,7 +174,9 @@ def _readout(seen: Trace, layout: TokenLayout) -> tuple[int | tuple[int, ...] | 
     ) else "the score is read from the tokens by attention pooling, not by a class token or a mean"
 
 
-def _attention(seen: Trace, size: tuple[int, int]) -> tuple[TokenLayout | None, tuple[str, ...], str]:
+def _attention(
+    seen: Trace, size: tuple[int, int], given: TokenLayout | None
+) -> tuple[TokenLayout | None, tuple[str, ...], str]:
     """(layout, blocks, reason why not)."""
     if not seen.attention:
         hidden = any("attention" in type(call.module).__name__.lower() and not call.gate for call in seen.calls)
@@ -169,29 +193,39 @@ def _attention(seen: Trace, size: tuple[int, int]) -> tuple[TokenLayout | None, 
             "attention is windowed, reduced or changes its grid between blocks; global methods are not defined",
         )
     length = int(lengths.pop())
+    blocks = tuple(path for path, _ in whole)
+    if len(set(blocks)) != len(blocks):
+        return None, (), "one attention module runs several times in a pass"
+    if given is not None:
+        return given, blocks, ""
     grid = _grid(seen, size, length)
     if grid is None:
         return None, (), f"the {length} tokens do not lie on the grid of a patch convolution"
     layout = TokenLayout(length - grid[0] * grid[1], grid)
     class_token, reason = _readout(seen, layout)
-    blocks = tuple(path for path, _ in whole)
-    if len(set(blocks)) != len(blocks):
-        return None, (), "one attention module runs several times in a pass"
     return replace(layout, class_token=class_token), blocks, reason
 
 
 def _outermost(seen: Trace, call: Call) -> str:
     """Of the modules that return this very tensor the outermost, and of its equals the last to touch it."""
-    same = [(c.path.count("."), -order, c.path) for order, c in enumerate(seen.calls) if c.tensor is call.tensor]
+    same = [
+        (c.path.count("."), -order, c.path)
+        for order, c in enumerate(seen.calls)
+        if c.tensor is call.tensor and c.direct
+    ]
     return min(same)[2]
 
 
 def _spatial(seen: Trace, size: tuple[int, int]) -> list[Call]:
     """Calls whose output lies on the image, in order; pooling and reshaping modules aside."""
     found = []
+    attentions = tuple(
+        c.path + "." for c in seen.calls if "attention" in type(c.module).__name__.lower() and not c.gate
+    )
     for call in seen.calls:
         shape = call.tensor.shape
-        skipped = isinstance(call.module, POOLERS)
+        # Inside an attention module (N x N) weights can look like an image.
+        skipped = isinstance(call.module, POOLERS) or call.path.startswith(attentions) or not call.direct
         if not skipped and len(shape) == 4 and shape[0] == 2 and find_layout(shape, size, None):
             found.append(call)
     return found
@@ -273,11 +307,14 @@ def probe(source: Source) -> Anatomy:
         classifier, no_classifier = _classifier(seen, size)
         gates = tuple(Gate(call.path, call.gate) for call in seen.calls if call.gate)
         stages = _stages(seen, size)
-    tokens, blocks, no_attention = _attention(seen, size)
+    known: Mapping[str, object] = source.known
+    given = known.get("tokens")
+    with torch.inference_mode(False), torch.enable_grad():
+        tokens, blocks, no_attention = _attention(seen, size, given if isinstance(given, TokenLayout) else None)
     missing: dict[Signal, str] = {}
     if tokens is not None:
         inputs = [_attention_input(seen, block) for block in blocks]
-        family, layer = "vit", inputs[-1]
+        family, layer = "vit", inputs[-1] or (stages[-1] if stages else None)
         stages = tuple(path for path in inputs if path)
     else:
         family = "cnn" if no_attention == NO_ATTENTION else "hierarchical"
@@ -289,10 +326,11 @@ def probe(source: Source) -> Anatomy:
     if not gates:
         reason = "it has no channel attention (squeeze-and-excitation)"
         missing |= dict.fromkeys((Signal.CHANNEL_ATTENTION, Signal.GATED_FEATURES), reason)
-    known: Mapping[str, object] = source.known
     layer = str(known["feature_layer"]) if known.get("feature_layer") else layer
     if layer is None:
         reason = "no layer's output lies on the image"
         missing |= dict.fromkeys((Signal.FEATURES, Signal.FEATURE_GRADIENTS, Signal.FEATURE_LAYER), reason)
-    anatomy = Anatomy(family, layer, tokens, blocks, classifier, gates, stages, missing)  # type: ignore[arg-type]
+    assert seen.logits is not None
+    outputs = int(seen.logits.shape[1])
+    anatomy = Anatomy(family, layer, tokens, blocks, classifier, gates, stages, missing, outputs)  # type: ignore[arg-type]
     return replace(anatomy, **{key: value for key, value in known.items() if value is not None})  # type: ignore[arg-type]

@@ -42,13 +42,16 @@ class AttentionRecorder:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Stand in for the kernel."""
         if not self.running:
+            self._refuse_undeclared(query, key)
             return kernel(query, key, value, *args, **kwargs)  # type: ignore[arg-type]
         block, layout = self.running[-1], self.adapter.tokens
         assert layout is not None
         names = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
         options = {**dict(zip(names, args, strict=False)), **kwargs}
         if not (self.full or self.fusions):
-            rows = {name: value for name, value in options.items() if name in ("attn_mask", "is_causal", "scale")}
+            self._verify_length((query.shape[-2], key.shape[-2]), block)
+            taken = ("attn_mask", "is_causal", "scale", "enable_gqa")
+            rows = {name: value for name, value in options.items() if name in taken}
             self._keep(self.class_rows, block, attention_rows(query, key, layout.rows(), **rows))  # type: ignore[arg-type]
             return kernel(query, key, value, **options)  # type: ignore[arg-type]
         if not self.full:
@@ -73,14 +76,21 @@ class AttentionRecorder:
             raise CaptureError(f"attention block {block} ran twice in one pass; one call was declared")
         into[block] = value
 
-    def _verify(self, probabilities: Tensor, block: int) -> None:
+    def _refuse_undeclared(self, query: Tensor, key: Tensor) -> None:
+        """Attention among all tokens outside the declared blocks would be missing from every map."""
+        layout = self.adapter.tokens
+        if layout is not None and query.shape[-2] == key.shape[-2] == layout.length:
+            declared = len(self.adapter.anatomy.attention_blocks)
+            raise CaptureError(f"{self.adapter.name} attends outside the {declared} attention blocks it declares")
+
+    def _verify_length(self, found: tuple[int, int], block: int) -> None:
         layout = self.adapter.tokens
         assert layout is not None
-        expected = (layout.length, layout.length)
-        if tuple(probabilities.shape[-2:]) != expected:
-            raise CaptureError(
-                f"attention block {block} is {tuple(probabilities.shape[-2:])}, the layout says {expected}"
-            )
+        if found != (layout.length, layout.length):
+            raise CaptureError(f"attention block {block} is {found}, the layout says {layout.length} tokens")
+
+    def _verify(self, probabilities: Tensor, block: int) -> None:
+        self._verify_length((probabilities.shape[-2], probabilities.shape[-1]), block)
         error = (probabilities.sum(-1) - 1).abs().max().item()
         if not error <= ROW_SUM_TOLERANCE:
             raise CaptureError(f"attention rows of block {block} miss 1 by {error:.2g}")

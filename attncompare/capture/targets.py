@@ -77,15 +77,29 @@ class CountedForward(nn.Module):
         self.adapter, self.scored = adapter, scored
         self.seen_forward = 0
         self.seen_backward = 0
+        self.reached: Tensor | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """(n,3,H,W) in [0, 1] -> (n,K)."""
         with slow_attention_path():
             outputs = self.scored.outputs(self.adapter.forward(images))
         self.seen_forward += len(images)
+        if images.requires_grad:
+            images.register_hook(self.watch)  # type: ignore[no-untyped-call]
         if outputs.requires_grad:
             outputs.register_hook(self._count)  # type: ignore[no-untyped-call]
         return outputs
+
+    def watch(self, gradient: Tensor) -> None:
+        """Note for which images a gradient arrives; copies of B images come as rows b, b + B, b + 2 B, ..."""
+        count = len(self.scored.target)
+        reach = gradient.detach().abs().flatten(1).sum(1)
+        reach = reach.reshape(-1, count).sum(0) if len(reach) % count == 0 else reach.sum().expand(count)
+        self.reached = reach if self.reached is None else self.reached + reach
+
+    def flat(self, count: int) -> Tensor | None:
+        """(B,) whether no gradient at all arrived for an image; None when none was asked for."""
+        return None if self.reached is None else self.reached[:count] == 0
 
     def _count(self, gradient: Tensor) -> None:
         self.seen_backward += len(gradient)

@@ -53,7 +53,8 @@ def _shapes(limit: int | None, split: str) -> Dataset:
 def _files(name: str, paths: list[Path], limit: int | None) -> Dataset:
     by_name: dict[str, Path] = {}
     for path in paths[:limit]:
-        by_name[path.name if path.name not in by_name else f"{path.parent.name}/{path.name}"] = path
+        names = (path.name, f"{path.parent.name}/{path.name}", str(path.absolute()))
+        by_name[next((short for short in names if short not in by_name), names[-1])] = path
     return Dataset(name, tuple(by_name), lambda file: Sample(file, read_image(by_name[file])))
 
 

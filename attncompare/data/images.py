@@ -1,5 +1,6 @@
 """Image files to tensors: read any usual file safely, then the model's own resize and crop."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,15 +64,24 @@ def fit_image(image: NDArray[np.uint8], how: Preprocessing, *, mask: bool = Fals
     filter_ = FILTERS["nearest"] if mask else FILTERS.get(how.interpolation, FILTERS["bilinear"])
     height, width = how.size
     picture = Image.fromarray(image)
-    if picture.size == (width, height):
+    if how.crop is None and picture.size == (width, height):
         return image
     if how.crop is None:
         return np.asarray(picture.resize((width, height), filter_))
-    scale = max(height / how.crop / picture.height, width / how.crop / picture.width)
-    resized = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
-    picture = picture.resize(resized, filter_)
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    picture = picture.resize(_resized(picture.size, how.size, how.crop), filter_)
+    left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
     return np.asarray(picture.crop((left, top, left + width, top + height)))
+
+
+def _resized(source: tuple[int, int], size: tuple[int, int], crop: float) -> tuple[int, int]:
+    """(width, height) before the crop, rounded as torchvision and timm round: the shorter side is floor(size / crop)."""
+    height, width = (math.floor(side / crop + 1e-6) for side in size)
+    if height == width:
+        short, long = min(source), max(source)
+        other = int(width * long / short)
+        return (width, other) if source[0] <= source[1] else (other, width)
+    scale = max(width / source[0], height / source[1])
+    return max(width, round(source[0] * scale)), max(height, round(source[1] * scale))
 
 
 def to_tensor(image: NDArray[np.uint8]) -> Tensor:

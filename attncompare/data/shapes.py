@@ -153,7 +153,7 @@ def render_shape(
 
     >>> sample = render_shape(3)
     >>> sample.image.shape, CLASS_NAMES[sample.label], bool(sample.mask.any())
-    ((64, 64, 3), 'tee', True)
+    ((64, 64, 3), 'ring', True)
     """
     rng = np.random.default_rng([seed, SPLITS[split], index])
     label = int(rng.integers(len(CLASS_NAMES)))

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from attncompare.errors import SpecError, unknown_name
 from attncompare.registry import Registry
@@ -17,12 +17,17 @@ FREE = frozenset({Signal.IMAGES, Signal.TARGET, Signal.TOKENS})
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a method: its default, the values it accepts, and what it means."""
+    """One option of a method: its default, the values it accepts, and what it means.
+
+    kind: the type of a value. limits: the lowest and highest number allowed. None is allowed where it is the default.
+    """
 
     name: str
     default: object
     choices: tuple[object, ...] | None
     meaning: str
+    kind: type
+    limits: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,27 +71,29 @@ class Method:
 
 
 def _checked(method: str, option: Option, value: object) -> object:
-    """The value in the type of the default, or SpecError."""
+    """The value if it is allowed, or SpecError."""
+    name = f"{method}.{option.name}"
+    if value is None and option.default is None:
+        return value
     if option.choices is not None:
         if value not in option.choices:
-            raise SpecError(f"{method}.{option.name} must be one of {list(option.choices)}, not {value!r}")
+            raise SpecError(f"{name} must be one of {list(option.choices)}, not {value!r}")
         return value
-    default = option.default
-    if default is None or value is None:
-        return value
-    if isinstance(default, bool) or isinstance(value, bool):
-        valid = isinstance(value, bool) and isinstance(default, bool)
-    elif isinstance(default, int):
-        valid = isinstance(value, int)
-    elif isinstance(default, float):
-        valid = isinstance(value, int | float)
-    else:
-        valid = isinstance(value, type(default))
-    if not valid:
-        raise SpecError(f"{method}.{option.name} must be a {type(default).__name__}, not {value!r}")
-    if isinstance(default, int | float) and default > 0 and not value > 0:  # type: ignore[operator]
-        raise SpecError(f"{method}.{option.name} must be positive, not {value!r}")
+    allowed = (int, float) if option.kind is float else option.kind
+    if not isinstance(value, allowed) or (isinstance(value, bool) and option.kind is not bool):
+        raise SpecError(f"{name} must be a {option.kind.__name__}, not {value!r}")
+    if option.limits is not None:
+        low, high = option.limits
+        if not low <= value <= high:  # type: ignore[operator]
+            rule = "be positive" if low > 0 >= value else f"lie between {low:g} and {high:g}"  # type: ignore[operator]
+            raise SpecError(f"{name} must {rule}, not {value!r}")
     return value
+
+
+def _kind(annotation: object, default: object) -> type:
+    """The type of an option's value, from its annotation: int, or int | None."""
+    found = [part for part in get_args(annotation) or (annotation,) if part is not type(None)]
+    return found[0] if found and isinstance(found[0], type) else type(default)
 
 
 def method(
@@ -98,6 +105,7 @@ def method(
     space: str = "image",
     choices: Mapping[str, tuple[object, ...]] | None = None,
     meaning: Mapping[str, str] | None = None,
+    limits: Mapping[str, tuple[float, float]] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as a method: positional parameters are signals, keyword-only ones are options.
 
@@ -109,12 +117,13 @@ def method(
         options: list[Option] = []
         for parameter in inspect.signature(compute).parameters.values():
             if parameter.kind is parameter.KEYWORD_ONLY:
-                text = (meaning or {})[parameter.name]
-                options.append(Option(parameter.name, parameter.default, (choices or {}).get(parameter.name), text))
+                key, kind = parameter.name, _kind(parameter.annotation, parameter.default)
+                allowed, between = (choices or {}).get(key), (limits or {}).get(key)
+                options.append(Option(key, parameter.default, allowed, (meaning or {})[key], kind, between))
             else:
                 needs.append(Signal(parameter.name))
         inherited: dict[str, SignalOption] = {o.name: o for need in needs for o in SIGNAL_OPTIONS.get(need, ())}
-        options += [Option(o.name, o.default, o.choices, o.meaning) for o in inherited.values()]
+        options += [Option(o.name, o.default, o.choices, o.meaning, o.kind) for o in inherited.values()]
         name = compute.__name__
         flags = {"class_sensitive": class_sensitive, "control": control, "space": space}
         methods.add(name, Method(name, compute, tuple(needs), tuple(options), reference, version, **flags))  # type: ignore[arg-type]

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attncompare.errors import SpecError
 from attncompare.methods._base import method
 from attncompare.signals import TokenLayout
 
@@ -14,6 +13,7 @@ from attncompare.signals import TokenLayout
     reference="Abnar & Zuidema, arXiv:2005.00928, equation 1",
     class_sensitive=False,
     meaning={"discard": "share of the smallest attention values set to 0 in each block; the paper's is 0"},
+    limits={"discard": (0, 0.999)},
 )
 def attention_rollout(fused_attention: Sequence[Tensor], tokens: TokenLayout, *, discard: float = 0.0) -> Tensor:
     """Product over the blocks of (A + I) / 2: how much of each patch reaches the row that the score is read from.
@@ -21,14 +21,15 @@ def attention_rollout(fused_attention: Sequence[Tensor], tokens: TokenLayout, *,
     Rows are renormalised, which changes nothing for the paper's mean over heads and keeps the flow a distribution when
     heads are fused by max or min, or small values are discarded (per image; the class column is never discarded).
     """
-    if not 0 <= discard < 1:
-        raise SpecError(f"attention_rollout.discard must be at least 0 and below 1, not {discard}")
     count = fused_attention[0].shape[-1]
     identity = torch.eye(count, dtype=fused_attention[0].dtype, device=fused_attention[0].device)
     flow = identity
     for attention in fused_attention:
         kept = _without_smallest(attention, discard, tokens.prefix) if discard else attention
-        step = (kept / kept.sum(dim=-1, keepdim=True) + identity) / 2
+        total = kept.sum(dim=-1, keepdim=True)
+        # A row that lost everything keeps its own flow.
+        rows = torch.where(total > 0, kept / total.clamp_min(torch.finfo(kept.dtype).tiny), identity)
+        step = (rows + identity) / 2
         flow = step @ flow
     return tokens.readout(flow)
 

@@ -11,6 +11,7 @@ from attncompare.methods._base import method
     class_sensitive=False,
     control=True,
     meaning={"sigma": "width of the Gaussian as a fraction of the image side"},
+    limits={"sigma": (0.001, 100)},
 )
 def center_map(images: Tensor, *, sigma: float = 0.25) -> Tensor:
     """A Gaussian at the image centre: photographers put the object there, so it is hard to beat on photos."""

@@ -14,6 +14,7 @@ from attncompare.methods._base import method
         "rule": "how the points and weights of the integral are chosen",
         "batch": "interpolated images in one pass",
     },
+    limits={"steps": (1, 100_000), "baseline": (0, 1), "batch": (1, 100_000)},
 )
 def integrated_gradients(
     images: Tensor,

@@ -13,6 +13,7 @@ from attncompare.methods._base import method
         "baseline": "grey level of the square, in [0, 1]",
         "batch": "occluded copies in one pass",
     },
+    limits={"window": (0.001, 1), "stride": (0.001, 1), "baseline": (0, 1), "batch": (1, 100_000)},
 )
 def occlusion(
     images: Tensor,

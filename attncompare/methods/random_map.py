@@ -14,6 +14,7 @@ from attncompare.methods._base import method
     class_sensitive=False,
     control=True,
     meaning={"grid": "cells a side of the noise before it is enlarged", "seed": "changes the noise"},
+    limits={"grid": (1, 1024), "seed": (0, 2**63)},
 )
 def random_map(images: Tensor, *, grid: int = 8, seed: int = 0) -> Tensor:
     """Smooth noise, the same for the same image and seed: what a map that knows nothing scores.

@@ -1,0 +1,222 @@
+"""Folders written by save_pretrained, loaded without a network."""
+
+import json
+import socket
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+
+import attncompare as ac
+from attncompare.adapters.base import Preprocessing
+from attncompare.errors import AttnCompareError
+from attncompare.signals import TokenLayout
+
+LABELS = {0: "ant", 1: "bee", 2: "cat", 3: "dog", 4: "elk"}
+VIT = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "id2label": LABELS,
+    "label2id": {name: index for index, name in LABELS.items()},
+}
+DINO = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "mlp_ratio": 2,
+}
+RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic", "num_labels": 5}
+PROCESSOR = {
+    "do_resize": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "resample": 3,
+    "image_mean": [0.1, 0.2, 0.3],
+    "image_std": [0.4, 0.5, 0.6],
+}
+VIT_PROCESSOR = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}, **PROCESSOR}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a test reached for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def write(folder, kind, options, processor=None):
+    """Save a seeded random model, and the processor's configuration beside it."""
+    config = getattr(transformers, f"{kind.partition('For')[0].removesuffix('Model')}Config")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = getattr(transformers, kind)(config(**options)).eval()
+    model.save_pretrained(folder)
+    if processor:
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return model
+
+
+def test_a_vit_folder_is_loaded_with_its_weights_and_processor(tmp_path):
+    theirs = write(tmp_path, "ViTForImageClassification", VIT, VIT_PROCESSOR)
+    ours = ac.load_model(f"hf/{tmp_path}")
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(PROCESSOR[key]).reshape(3, 1, 1) for key in ("image_mean", "image_std"))
+    with torch.no_grad():
+        expected = theirs((images - mean) / std).logits
+    torch.testing.assert_close(ours.forward(images).detach(), expected, atol=1e-5, rtol=1e-5)
+    assert ours.source.preprocessing == Preprocessing((32, 32), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic", None)
+    assert [ours.class_name(index) for index in range(5)] == list(LABELS.values())
+    assert ours.tokens == TokenLayout(1, (4, 4), 0)
+    assert not ours.embedding
+
+
+def test_a_vit_folder_is_explained_by_every_kind_of_method(tmp_path):
+    write(tmp_path, "ViTForImageClassification", VIT, VIT_PROCESSOR)
+    model = ac.load_model(f"hf/{tmp_path}")
+    names = ["attention_rollout", "gradient_rollout", "class_attention", "grad_cam", "saliency"]
+    maps = ac.explain_together(model, names, torch.rand(1, 3, 32, 32))
+    assert all(shown.values.std() > 0 for shown in maps.values())
+
+
+def test_a_folder_without_a_processor_takes_the_size_of_the_config(tmp_path):
+    write(tmp_path, "ViTForImageClassification", VIT)
+    assert ac.load_model(f"hf/{tmp_path}").source.preprocessing == Preprocessing((32, 32))
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        None,
+        {
+            "image_processor_type": "ConvNextImageProcessor",
+            "size": {"shortest_edge": 64},
+            "crop_pct": 0.875,
+            **PROCESSOR,
+        },
+    ],
+)
+def test_a_resnet_folder_is_a_cnn_with_cam(tmp_path, processor):
+    theirs = write(tmp_path, "ResNetForImageClassification", RESNET, processor)
+    ours = ac.load_model(f"hf/{tmp_path}")
+    side = 64 if processor else 224
+    assert ours.size == (side, side)
+    assert ours.family == "cnn"
+    mean, std = (
+        torch.tensor(p).reshape(3, 1, 1) for p in (ours.source.preprocessing.mean, ours.source.preprocessing.std)
+    )
+    images = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = theirs((images - mean) / std).logits
+    torch.testing.assert_close(ours.forward(images).detach(), expected, atol=1e-5, rtol=1e-5)
+    maps = ac.explain_together(ours, ["cam", "grad_cam", "layer_cam"], images, 2)
+    assert maps["cam"].values.shape == maps["grad_cam"].values.shape
+    assert maps["cam"].values.std() > 0
+
+
+def test_the_crop_of_a_resnet_is_that_of_its_processor(tmp_path):
+    """Below 384 pixels this processor resizes to size / crop_pct and cuts out the centre."""
+    processor = {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 64}, "crop_pct": 0.875}
+    write(tmp_path, "ResNetForImageClassification", RESNET, {**processor, **PROCESSOR})
+    ours = ac.load_model(f"hf/{tmp_path}").source.preprocessing
+    assert (ours.size, ours.crop) == ((64, 64), 0.875)
+
+
+def test_the_crop_of_a_clip_like_processor_is_kept(tmp_path):
+    processor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": 40},
+        "do_center_crop": True,
+        "crop_size": {"height": 32, "width": 32},
+        **PROCESSOR,
+    }
+    write(tmp_path, "ViTForImageClassification", VIT, processor)
+    ours = ac.load_model(f"hf/{tmp_path}").source.preprocessing
+    assert (ours.size, ours.crop) == ((32, 32), 0.8)
+
+
+@pytest.mark.parametrize(("resample", "name"), [(0, "nearest"), (1, "lanczos"), (2, "bilinear"), (3, "bicubic")])
+def test_the_interpolation_is_that_of_the_processor(tmp_path, resample, name):
+    write(tmp_path, "ViTForImageClassification", VIT, {**VIT_PROCESSOR, "resample": resample})
+    assert ac.load_model(f"hf/{tmp_path}").source.preprocessing.interpolation == name
+
+
+def test_a_processor_that_does_not_normalise_is_taken_at_its_word(tmp_path):
+    write(tmp_path, "ViTForImageClassification", VIT, {**VIT_PROCESSOR, "do_normalize": False})
+    ours = ac.load_model(f"hf/{tmp_path}").source.preprocessing
+    assert (ours.mean, ours.std) == ((0.0,) * 3, (1.0,) * 3)
+
+
+@pytest.mark.parametrize("kind", ["DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"])
+def test_a_deit_folder_keeps_the_class_that_was_saved(tmp_path, kind):
+    write(tmp_path, kind, VIT)
+    model = ac.load_model(f"hf/{tmp_path}")
+    assert type(model.model).__name__ == kind
+    assert model.tokens.class_token == ((0, 1) if "Teacher" in kind else 0)
+
+
+def test_a_folder_without_a_head_is_explained_by_its_embedding(tmp_path):
+    theirs = write(tmp_path, "Dinov2Model", DINO)
+    ours = ac.load_model(f"hf/{tmp_path}")
+    assert ours.embedding
+    assert ours.source.class_names is None
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = theirs((images - 0.5) / 0.5).pooler_output
+    torch.testing.assert_close(ours.forward(images).detach(), expected, atol=1e-5, rtol=1e-5)
+    maps = ac.explain_together(ours, ["class_attention", "gradient_rollout", "grad_cam"], images, "embedding")
+    assert all(shown.values.shape == (2, 4, 4) for shown in maps.values())
+    assert maps["gradient_rollout"].values.std() > 0
+
+
+def test_random_weights_of_a_folder_are_reproducible_and_not_its_own(tmp_path):
+    write(tmp_path, "ViTForImageClassification", VIT)
+    first, second = (ac.load_model(f"hf/{tmp_path}@random") for _ in range(2))
+    assert first.weights_hash == second.weights_hash != ac.load_model(f"hf/{tmp_path}").weights_hash
+
+
+def test_a_checkpoint_replaces_the_weights_of_a_folder(tmp_path):
+    write(tmp_path, "ViTForImageClassification", VIT)
+    state = {name: value + 1 for name, value in ac.load_model(f"hf/{tmp_path}").model.state_dict().items()}
+    save_file(state, tmp_path / "other.safetensors")
+    found = ac.load_model(f"hf/{tmp_path}@{tmp_path / 'other.safetensors'}").model.state_dict()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(AttnCompareError, match=r"no such folder with a config.json"):
+        ac.load_model(f"hf/{tmp_path / 'nowhere'}")
+
+
+def test_a_folder_without_a_config_is_named(tmp_path):
+    with pytest.raises(AttnCompareError, match=r"no such folder with a config.json"):
+        ac.load_model(f"hf/{tmp_path}")
+
+
+def test_a_folder_without_weights_is_named(tmp_path):
+    write(tmp_path, "ViTForImageClassification", VIT)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(AttnCompareError, match="cannot be loaded"):
+        ac.load_model(f"hf/{tmp_path}")
+
+
+def test_code_beside_a_model_is_never_run(tmp_path):
+    write(tmp_path, "ViTForImageClassification", VIT)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {
+        "model_type": "mine",
+        "auto_map": {"AutoConfig": "mine.Config", "AutoModelForImageClassification": "mine.Net"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(AttnCompareError):
+        ac.load_model(f"hf/{tmp_path}")
+    assert not (tmp_path / "ran").exists()

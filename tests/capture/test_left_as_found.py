@@ -1,0 +1,306 @@
+"""Every method leaves the model, the random state and the process as it found them, also after a raise."""
+
+import copy
+import random
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import attncompare as ac
+from attncompare.errors import UnsupportedMethodError, UnsupportedModelError
+from attncompare.methods._base import methods
+from attncompare.signals import Signal
+
+ATTENTION = {
+    Signal.ATTENTION,
+    Signal.ATTENTION_GRADIENTS,
+    Signal.FUSED_ATTENTION,
+    Signal.CLASS_ATTENTION,
+    Signal.TOKENS,
+}
+POOLING = {Signal.CLASSIFIER_WEIGHTS, Signal.POOLED_FEATURES}
+GATES = {Signal.CHANNEL_ATTENTION, Signal.GATED_FEATURES}
+MISSING = {"cnn": ATTENTION | GATES, "vit": POOLING | GATES, "se_cnn": ATTENTION}
+FEW_STEPS = {"integrated_gradients": {"steps": 4}, "occlusion": {"window": 0.5}}
+HOOKS = [name for name in vars(nn.Module()) if "hooks" in name]
+
+
+class BoomError(Exception):
+    """Raised by the tests themselves."""
+
+
+def pairs(wanted=lambda method: True):
+    """(model, method) for all methods that a model supports; the gates' own methods on the model that has gates."""
+    found = []
+    for method in filter(wanted, methods):
+        names = ["se_cnn"] if GATES & set(method.needs) else ["cnn", "vit"]
+        found += [(name, method.name) for name in names if not MISSING[name] & set(method.needs)]
+    return found
+
+
+def takes_gradients(method):
+    return any("gradients" in signal for signal in method.needs) or method.name in ("grad_cam", "integrated_gradients")
+
+
+def explainer_of(model, method):
+    return ac.make_explainer(model, method, **FEW_STEPS.get(method, {}))
+
+
+def untidy(module):
+    """A module as users have them: partly training, partly frozen, with a hook and a gradient of its own."""
+    module.train()
+    inner = list(module.modules())
+    inner[2].eval()
+    parameters = list(module.parameters())
+    parameters[1].requires_grad_(False)
+    parameters[2].grad = torch.ones_like(parameters[2])
+    inner[1].register_forward_hook(lambda *args: None)
+    return module
+
+
+def state_of(module, images):
+    """Everything that could be left behind, comparable."""
+    return {
+        "hooks": {(path, kind): list(getattr(part, kind)) for path, part in module.named_modules() for kind in HOOKS},
+        "training": {path: part.training for path, part in module.named_modules()},
+        "requires_grad": {name: value.requires_grad for name, value in module.named_parameters()},
+        "gradients": {name: copy.deepcopy(value.grad) for name, value in module.named_parameters()},
+        "graph": [name for name, value in module.named_parameters() if value.grad_fn is not None],
+        "weights": {name: value.clone() for name, value in module.state_dict().items()},
+        "forward": {path: "forward" in vars(part) for path, part in module.named_modules()},
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state()[1],
+        "python": random.getstate(),
+        "kernel": F.scaled_dot_product_attention,
+        "fast path": torch.backends.mha.get_fastpath_enabled(),
+        "grad mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        "threads": torch.get_num_threads(),
+        "images": (images.clone(), images.requires_grad, images.grad),
+    }
+
+
+def same(one, other):
+    if isinstance(one, torch.Tensor | np.ndarray):
+        return isinstance(other, type(one)) and one.shape == other.shape and bool((one == other).all())
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    return one is other or one == other
+
+
+@contextmanager
+def unchanged(module, images):
+    before = state_of(module, images)
+    yield
+    after = state_of(module, images)
+    assert [key for key in before if not same(before[key], after[key])] == []
+
+
+@pytest.fixture
+def untidy_model(fresh):
+    """A wrapped model by name whose module is as users have them."""
+
+    def wrapped(name):
+        model = fresh(name)
+        untidy(model.model)
+        return model
+
+    return wrapped
+
+
+def test_the_check_itself_sees_every_kind_of_trace(build):
+    module, images = build("cnn"), torch.rand(1, 3, 32, 32)
+    changes = {
+        "hooks": lambda: module[0].register_forward_hook(lambda *args: None),
+        "training": lambda: module[1].train(),
+        "requires_grad": lambda: module[0].requires_grad_(False),
+        "gradients": lambda: module[8].weight.sum().backward(),
+        "weights": lambda: module[1].num_batches_tracked.add_(1),
+        "torch": lambda: torch.rand(1),
+        "numpy": lambda: np.random.rand(),
+        "images": lambda: images.requires_grad_(True),
+    }
+    for key, change in changes.items():
+        with pytest.raises(AssertionError, match=key), unchanged(module, images):
+            change()
+
+
+@pytest.mark.parametrize(("name", "method"), pairs())
+def test_a_method_that_succeeds_leaves_everything_as_found(untidy_model, pictures, name, method):
+    model = untidy_model(name)
+    images = pictures(model)
+    with unchanged(model.model, images):
+        assert explainer_of(model, method).explain(images).values.shape[0] == 2
+
+
+@pytest.mark.parametrize(("name", "method"), pairs())
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda mode: mode.__name__)
+def test_the_callers_gradient_mode_does_not_matter_and_comes_back(untidy_model, pictures, name, method, mode):
+    model = untidy_model(name)
+    expected = explainer_of(model, method).explain(pictures(model), 1).values
+    with mode():
+        images = pictures(model)  # made by the caller, so inference tensors where the mode is inference
+        with unchanged(model.model, images):
+            actual = explainer_of(model, method).explain(images, 1).values
+    torch.testing.assert_close(actual, expected, atol=1e-6 * float(expected.abs().max()), rtol=0)
+
+
+def test_a_forward_pass_in_inference_mode_does_not_spoil_later_gradients(build, pictures):
+    model = ac.wrap_model(build("vit"), size=(32, 32))
+    images = pictures(model)
+    with torch.inference_mode():
+        model.forward(images)
+    assert ac.make_explainer(model, "saliency").explain(images).values.max() > 0
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda mode: mode.__name__)
+def test_a_model_wrapped_without_gradients_supplies_and_explains_alike(build, pictures, mode):
+    expected = ac.wrap_model(build("vit"), size=(32, 32))
+    module = build("vit")
+    with mode():
+        model = ac.wrap_model(module, size=(32, 32))
+        assert model.anatomy == expected.anatomy
+        actual = ac.make_explainer(model, "gradient_rollout").explain(pictures(model), 2)
+    assert torch.equal(
+        actual.values, ac.make_explainer(expected, "gradient_rollout").explain(pictures(model), 2).values
+    )
+
+
+def arm(monkeypatch, module, part, safe_calls=0):
+    """Make one module raise in forward, after some calls that go well."""
+    target, calls = module.get_submodule(part), []
+    plain = target.forward
+
+    def forward(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > safe_calls:
+            raise BoomError
+        return plain(*args, **kwargs)
+
+    monkeypatch.setitem(vars(target), "forward", forward)
+
+
+DEEP = {"cnn": "8", "vit": "blocks.2.mlp.fc2", "se_cnn": "5"}
+
+
+@pytest.mark.parametrize(("name", "method"), pairs(lambda method: not method.control))
+@pytest.mark.parametrize("safe_calls", [0, 1])
+def test_a_model_that_raises_is_left_as_found(untidy_model, pictures, monkeypatch, name, method, safe_calls):
+    model = untidy_model(name)
+    images = pictures(model)
+    arm(monkeypatch, model.model, DEEP[name], safe_calls)  # one safe call: the raise comes in the second pass
+    with unchanged(model.model, images), pytest.raises(BoomError):
+        explainer_of(model, method).explain(images)
+
+
+@pytest.mark.parametrize(("name", "method"), pairs(lambda method: method.own_passes))
+def test_a_method_that_meets_the_raise_in_its_own_pass_is_left_as_found(
+    untidy_model, pictures, monkeypatch, name, method
+):
+    model = untidy_model(name)
+    images, target = pictures(model), torch.tensor([1, 2])  # a given target: no pass before its own
+    arm(monkeypatch, model.model, DEEP[name])
+    with unchanged(model.model, images), pytest.raises(BoomError):
+        explainer_of(model, method).explain(images, target)
+
+
+class RaisesBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise BoomError
+
+
+class Fuse(nn.Module):
+    def forward(self, x):
+        return RaisesBackward.apply(x)
+
+
+@pytest.mark.parametrize(("name", "method"), pairs(takes_gradients))
+def test_a_backward_pass_that_raises_leaves_everything_as_found(untidy_model, pictures, name, method):
+    model = untidy_model(name)
+    head = "8" if name == "cnn" else "head"
+    setattr(model.model, head, nn.Sequential(Fuse(), model.model.get_submodule(head)))
+    images = pictures(model)
+    with unchanged(model.model, images), pytest.raises(BoomError):
+        explainer_of(model, method).explain(images)
+
+
+@pytest.mark.parametrize(("name", "method"), pairs())
+def test_a_method_that_raises_leaves_everything_as_found(untidy_model, pictures, monkeypatch, name, method):
+    model = untidy_model(name)
+
+    def raising(*signals, **options):
+        for signal in signals:
+            if isinstance(signal, nn.Module) and not isinstance(signal, nn.Identity):
+                signal(pictures(model))  # half of the work done
+        raise BoomError
+
+    monkeypatch.setitem(methods._members, method, replace(methods.get(method), compute=raising))
+    images = pictures(model)
+    with unchanged(model.model, images), pytest.raises(BoomError):
+        explainer_of(model, method).explain(images)
+
+
+@pytest.mark.parametrize(("name", "method"), [("cnn", "attention_rollout"), ("vit", "cam"), ("vit", "se_activation")])
+def test_a_refusal_leaves_everything_as_found(untidy_model, pictures, name, method):
+    model = untidy_model(name)
+    images = pictures(model)
+    with unchanged(model.model, images), pytest.raises(UnsupportedMethodError):
+        ac.explain_together(model, ["random_map", method], images)
+
+
+@pytest.mark.parametrize("name", ["cnn", "vit", "vit_torchvision", "swin", "hf_vit"])
+def test_wrapping_leaves_a_module_as_found(build, name):
+    module = untidy(build(name))
+    images = torch.rand(1, 3, 32, 32)
+    with unchanged(module, images):
+        ac.wrap_model(module, size=(32, 32))
+
+
+def test_wrapping_a_module_that_raises_leaves_it_as_found(build, monkeypatch):
+    module = untidy(build("vit_torchvision"))
+    images = torch.rand(1, 3, 32, 32)
+    arm(monkeypatch, module, "encoder.layers.encoder_layer_1.mlp")
+    with unchanged(module, images), pytest.raises(UnsupportedModelError, match="does not run"):
+        ac.wrap_model(module, size=(32, 32))
+
+
+@pytest.mark.parametrize("name", ["vit_torchvision", "hf_vit", "swin", "se_cnn"])
+def test_other_libraries_are_left_as_found_by_all_methods_together(untidy_model, pictures, name):
+    model = untidy_model(name)
+    images = pictures(model)
+    quick = [method.name for method in methods if set(method.needs) <= model.supplies and method.name not in FEW_STEPS]
+    assert len(quick) > 8
+    with unchanged(model.model, images):
+        assert list(ac.explain_together(model, quick, images)) == quick
+
+
+def test_a_raise_inside_torchvisions_attention_puts_the_kernel_back(fresh, pictures, monkeypatch):
+    model = fresh("vit_torchvision")
+    images = pictures(model)
+
+    def raising(*args, **kwargs):
+        raise BoomError
+
+    monkeypatch.setattr("attncompare.capture.recorders.explicit_attention", raising)
+    with unchanged(model.model, images), pytest.raises(BoomError):
+        ac.make_explainer(model, "gradient_rollout").explain(images)
+
+
+def test_no_graph_outlives_a_call(tiny, pictures):
+    shown = ac.explain_together(
+        tiny("vit"), ["layer_cam", "saliency", "gradient_rollout", "grad_cam"], pictures(tiny("vit"))
+    )
+    for one in shown.values():
+        assert not one.values.requires_grad
+        assert one.values.grad_fn is None

@@ -1,0 +1,245 @@
+"""What is explained: indices, the model's own choice, embeddings, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import attncompare as ac
+from attncompare.capture.capture import capture
+from attncompare.capture.recorders import Need
+from attncompare.capture.targets import TargetScore
+from attncompare.errors import CaptureError, SpecError
+from attncompare.signals import Signal
+
+GRADIENT_METHODS = ["layer_cam", "hires_cam", "saliency", "grad_cam", "integrated_gradients"]
+SHARED_OR_ALONE = ["saliency", "grad_cam", "random_map"]
+
+
+@pytest.mark.parametrize("method", ["saliency", "grad_cam", "integrated_gradients"])
+@pytest.mark.parametrize(
+    ("target", "meant"),
+    [
+        (3, [3, 3]),
+        (np.int64(3), [3, 3]),
+        (torch.tensor(3), [3, 3]),
+        ([3, 1], [3, 1]),
+        ((3, 1), [3, 1]),
+        (np.array([3, 1]), [3, 1]),
+        (torch.tensor([3, 1]), [3, 1]),
+        (torch.tensor([3, 1], dtype=torch.int32), [3, 1]),
+    ],
+    ids=lambda case: f"{type(case).__name__} {case}",
+)
+def test_every_way_to_write_an_index_explains_those_classes(tiny, pictures, method, target, meant):
+    model = tiny("vit")
+    images = pictures(model)
+    shown = ac.make_explainer(model, method).explain(images, target)
+    assert shown.target.dtype == torch.int64
+    assert shown.target.tolist() == meant
+    for image in range(2):
+        alone = ac.make_explainer(model, method).explain(images[image : image + 1], meant[image])
+        torch.testing.assert_close(shown.values[image], alone.values[0], atol=1e-6, rtol=1e-3)
+
+
+def test_none_explains_the_models_own_choice(tiny, pictures):
+    model = tiny("cnn")
+    images = pictures(model, count=4)
+    shown = ac.make_explainer(model, "layer_cam").explain(images)
+    assert shown.target.tolist() == model.forward(images).argmax(dim=1).tolist()
+
+
+def test_the_score_is_the_logit_before_softmax(tiny, pictures):
+    model = tiny("cnn")
+    images = pictures(model)
+    plain = images.clone().requires_grad_(True)
+    logits = model.forward(plain)
+    expected = torch.autograd.grad(logits[:, 2].sum(), plain)[0]
+    need = Need(Signal.IMAGE_GRADIENTS)
+    torch.testing.assert_close(capture(model, images, [need], 2).signals[need], expected, atol=1e-7, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", SHARED_OR_ALONE)
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (5, r"out of range: tiny/vit has classes 0 to 4"),
+        (-1, "out of range"),
+        ([0, 5], "out of range"),
+        (torch.tensor([0, 7]), "out of range"),
+        ([0, 1, 2], r"\(3,\) targets for 2 images"),
+        (torch.tensor([[0, 1]]), r"\(1, 2\) targets for 2 images"),
+        (1.5, "class indices, not torch.float32"),
+        (torch.tensor([0.0, 1.0]), "class indices, not torch.float32"),
+        (torch.tensor([True, False]), "class indices, not torch.bool"),
+        ("embedding", "tiny/vit has a classifier; give a class index or none"),
+        ("cat", "target 'cat' is not known"),
+    ],
+    ids=lambda case: str(case),
+)
+def test_a_target_that_means_nothing_is_refused(tiny, pictures, method, target, message):
+    model = tiny("vit")
+    with pytest.raises(SpecError, match=message):
+        ac.make_explainer(model, method).explain(pictures(model), target)
+
+
+@pytest.mark.parametrize("name", ["embedding_cnn", "embedding_vit"])
+@pytest.mark.parametrize("target", [0, [0, 1], "cat"])
+def test_a_class_of_an_embedding_model_is_refused(tiny, pictures, name, target):
+    model = tiny(name)
+    with pytest.raises(SpecError, match="has no classifier; use 'embedding'"):
+        ac.make_explainer(model, "saliency").explain(pictures(model), target)
+
+
+@pytest.mark.parametrize("name", ["embedding_cnn", "embedding_vit"])
+@pytest.mark.parametrize("target", [None, "embedding"])
+def test_an_embedding_is_explained_by_its_product_with_the_clean_direction(tiny, pictures, name, target):
+    model = tiny(name)
+    images = pictures(model)
+    plain = images.clone().requires_grad_(True)
+    embedded = model.forward(plain)
+    clean = embedded.detach()
+    score = sum((embedded[b] * clean[b]).sum() / clean[b].norm() for b in range(2))
+    expected = torch.autograd.grad(score, plain)[0]
+    need = Need(Signal.IMAGE_GRADIENTS)
+    actual = capture(model, images, [need], target).signals[need]
+    assert expected.abs().max() > 1e-4
+    torch.testing.assert_close(actual, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-4)
+
+
+def test_the_cosine_itself_would_have_no_gradient(tiny, pictures):
+    model = tiny("embedding_vit")
+    plain = pictures(model).requires_grad_(True)
+    embedded = model.forward(plain)
+    cosine = F.cosine_similarity(embedded, embedded.detach()).sum()
+    need = Need(Signal.IMAGE_GRADIENTS)
+    used = capture(model, plain.detach(), [need]).signals[need]
+    assert torch.autograd.grad(cosine, plain)[0].abs().max() < 1e-4 * used.abs().max()
+
+
+@pytest.mark.parametrize("name", ["embedding_cnn", "embedding_vit"])
+def test_the_similarity_of_the_clean_image_is_one_and_of_others_below(tiny, pictures, name):
+    model = tiny(name)
+    with torch.no_grad():
+        clean, other = model.forward(pictures(model)), model.forward(pictures(model, seed=5))
+    scored = TargetScore.of(model, clean, "embedding")
+    which = torch.tensor([0, 1])
+    torch.testing.assert_close(scored.probability(clean, which), torch.ones(2), atol=1e-6, rtol=0)
+    by_hand = [float((other[b] @ clean[b]) / other[b].norm() / clean[b].norm()) for b in range(2)]
+    assert scored.probability(other, which).tolist() == pytest.approx(by_hand, abs=1e-5)
+    assert max(by_hand) < 1 - 1e-4
+
+
+def test_the_probability_of_altered_copies_is_that_of_their_own_target(tiny, pictures):
+    model = tiny("cnn")
+    with torch.no_grad():
+        clean, altered = model.forward(pictures(model)), model.forward(pictures(model, count=3, seed=5))
+    scored = TargetScore.of(model, clean, [4, 2])
+    which = torch.tensor([1, 0, 1])
+    expected = [float(altered[i].exp()[t] / altered[i].exp().sum()) for i, t in enumerate((2, 4, 2))]
+    assert scored.probability(altered, which).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["embedding_cnn", "embedding_vit"])
+@pytest.mark.parametrize("method", GRADIENT_METHODS)
+def test_gradient_methods_explain_embeddings_image_by_image(tiny, pictures, name, method):
+    model = tiny(name)
+    images = pictures(model, count=3)
+    explainer = ac.make_explainer(model, method)
+    together = explainer.explain(images, "embedding").values
+    alone = torch.cat([explainer.explain(image[None], "embedding").values for image in images])
+    assert together.abs().max() > 0
+    torch.testing.assert_close(together, alone, atol=1e-5 * float(together.abs().max()), rtol=1e-3)
+
+
+def zero_headed(build, name):
+    module = build(name)
+    head = module[8] if name == "cnn" else module.head
+    nn.init.zeros_(head.weight)
+    return ac.wrap_model(module, size=(32, 32), name=f"zero/{name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        *[("cnn", method) for method in GRADIENT_METHODS],
+        *[("vit", method) for method in (*GRADIENT_METHODS, "gradient_rollout")],
+    ],
+)
+def test_a_gradient_of_zero_is_a_failure_with_the_reason(build, pictures, name, method):
+    model = zero_headed(build, name)
+    with pytest.raises(CaptureError, match=rf"{method}: .*gradient .* zero .*zero/{name}"):
+        ac.make_explainer(model, method).explain(pictures(model))
+
+
+def test_a_gradient_of_zero_names_the_image(build, pictures):
+    module = build("cnn")
+    with torch.no_grad():
+        module[8].weight[3] = 0
+    model = ac.wrap_model(module, size=(32, 32))
+    images = pictures(model, count=3)
+    with pytest.raises(CaptureError, match="for image 1"):
+        ac.make_explainer(model, "layer_cam").explain(images, [0, 3, 2])
+    assert ac.make_explainer(model, "layer_cam").explain(images, [0, 1, 2]).values.shape == (3, 16, 16)
+
+
+def test_a_map_that_the_relu_emptied_is_no_failure(tiny, pictures):
+    model = tiny("cnn")
+    maps = ac.explain_together(model, ["grad_cam", "hires_cam"], pictures(model), 1)
+    assert maps["hires_cam"].values.max() <= 0  # every place speaks against class 1
+    assert (maps["grad_cam"].values == 0).all()
+
+
+def test_methods_without_gradients_work_where_the_gradient_is_zero(build, pictures):
+    model = zero_headed(build, "vit")
+    shown = ac.explain_together(model, ["attention_rollout", "class_attention", "random_map"], pictures(model))
+    assert all(one.values.std() > 0 for one in shown.values())
+
+
+def test_a_layer_behind_the_last_attention_has_no_gradient_on_the_patches(tiny, pictures):
+    model = tiny("vit")
+    with pytest.raises(CaptureError, match="layer_cam: the gradient of the score is zero"):
+        ac.make_explainer(model, "layer_cam", layer="blocks.2.norm2").explain(pictures(model))
+
+
+def test_only_the_method_without_a_gradient_is_blamed(tiny, pictures):
+    model = tiny("vit")
+    requests = ["saliency", ("layer_cam", {"layer": "blocks.2.norm2"})]
+    with pytest.raises(CaptureError, match=r"^layer_cam: "):
+        ac.explain_together(model, requests, pictures(model))
+
+
+def test_a_black_image_has_a_gradient_and_is_explained(tiny):
+    model = tiny("cnn")
+    shown = ac.make_explainer(model, "saliency").explain(torch.zeros(1, 3, 32, 32), 1)
+    assert shown.values.max() > 0
+
+
+def test_logits_that_are_not_finite_are_a_failure(tiny, pictures, build):
+    module = build("cnn")
+    with torch.no_grad():
+        module[8].weight[0] = 1e38
+        module[4].weight *= 1e6
+    model = ac.wrap_model(module, size=(32, 32))
+    with pytest.raises(CaptureError, match="non-finite"):
+        ac.make_explainer(model, "layer_cam").explain(pictures(model), 1)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.rand(2, 3, 32, 48), r"images have shape \(2, 3, 32, 48\); tiny/cnn needs \(B, 3, 32, 32\)"),
+        (torch.rand(3, 32, 32), r"images have shape \(3, 32, 32\)"),
+        (torch.rand(2, 1, 32, 32), r"shape \(2, 1, 32, 32\)"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "torch.uint8; float32"),
+        (torch.full((2, 3, 32, 32), 255.0), r"images range from 255 to 255"),
+        (torch.full((2, 3, 32, 32), -1.0), "do not normalise them yourself"),
+        (torch.full((2, 3, 32, 32), float("nan")), "range from nan"),
+        (torch.rand(0, 3, 32, 32), "image"),
+    ],
+    ids=["oblong", "no batch", "grey", "bytes", "to 255", "normalised", "nan", "none at all"],
+)
+def test_images_that_are_not_what_the_model_takes_are_refused(tiny, images, message):
+    with pytest.raises(SpecError, match=message):
+        ac.make_explainer(tiny("cnn"), "saliency").explain(images)

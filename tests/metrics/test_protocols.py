@@ -1,0 +1,56 @@
+import dataclasses
+
+import pytest
+
+from attncompare.errors import UnknownNameError
+from attncompare.metrics.protocols import PROTOCOLS, get_protocol
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "steps"),
+    [
+        ("rise", (224, 224), 224),
+        ("rise", (64, 64), 19),  # 4096 / 224 = 18.3
+        ("rise", (384, 224), 384),
+        ("rise", (8, 8), 1),
+        ("rise-fast", (224, 224), 28),
+        ("rise-fast", (64, 64), 19),
+        ("grid14", (224, 224), 28),
+        ("grid14", (64, 64), 28),
+    ],
+)
+def test_number_of_steps(name, size, steps):
+    assert get_protocol(name).count(size) == steps
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "deletion", "insertion"),
+    [("rise", None, "mean", "blur"), ("rise-fast", None, "mean", "blur"), ("grid14", 14, "blur", "blur")],
+)
+def test_units_and_baselines(name, cells, deletion, insertion):
+    protocol = get_protocol(name)
+    assert (protocol.cells, protocol.deletion, protocol.insertion) == (cells, deletion, insertion)
+
+
+@pytest.mark.parametrize("name", sorted(PROTOCOLS))
+def test_a_protocol_cannot_be_changed(name):
+    protocol = get_protocol(name)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        protocol.steps = 3
+
+
+@pytest.mark.parametrize("name", sorted(PROTOCOLS))
+def test_a_description_holds_every_choice(name):
+    protocol = get_protocol(name)
+    assert protocol.describe() == {field.name: getattr(protocol, field.name) for field in dataclasses.fields(protocol)}
+    assert protocol.describe()["name"] == name
+
+
+def test_no_two_protocols_are_described_alike():
+    described = [{k: v for k, v in p.describe().items() if k != "name"} for p in PROTOCOLS.values()]
+    assert all(described.count(one) == 1 for one in described)
+
+
+def test_an_unknown_protocol_is_refused_with_the_nearest_names():
+    with pytest.raises(UnknownNameError, match=r"^unknown protocol 'risefast'; did you mean rise-fast"):
+        get_protocol("risefast")

@@ -1,0 +1,38 @@
+import pytest
+
+from attncompare import errors
+from attncompare.errors import AttnCompareError, UnknownNameError, unknown_name
+
+NAMES = ["grad_cam", "saliency", "attention_rollout", "gradient_rollout"]
+KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("gradcam", "grad_cam"), ("GradCAM", "grad_cam"), ("salency", "saliency")]
+)
+def test_a_misspelt_name_is_answered_with_the_right_one(typed, meant):
+    message = str(unknown_name("method", typed, NAMES))
+    assert message.startswith(f"unknown method {typed!r}; did you mean ")
+    assert meant in message
+
+
+def test_several_near_names_are_all_offered():
+    message = str(unknown_name("method", "rollout", NAMES))
+    assert "attention_rollout" in message and "gradient_rollout" in message
+
+
+def test_a_name_near_nothing_is_answered_with_all_names_sorted():
+    assert str(unknown_name("metric", "zzz", NAMES)) == f"unknown metric 'zzz'; known: {', '.join(sorted(NAMES))}"
+
+
+def test_a_name_with_a_line_break_still_gives_one_line():
+    assert "\n" not in str(unknown_name("method", "a\nb", NAMES))
+
+
+def test_an_unknown_name_is_of_its_own_kind():
+    assert type(unknown_name("method", "x", NAMES)) is UnknownNameError
+
+
+def test_every_error_is_caught_as_the_packages_own():
+    assert len(KINDS) >= 8
+    assert all(issubclass(kind, AttnCompareError) for kind in KINDS)
