@@ -35,11 +35,11 @@ class Registry(Generic[T]):
         """Import every public module of the package."""
         if self._loaded:
             return
-        self._loaded = True
         package = import_module(self.package)
         for module in iter_modules(getattr(package, "__path__", [])):
             if not module.name.startswith("_"):
                 import_module(f"{self.package}.{module.name}")
+        self._loaded = True
 
     def get(self, name: str) -> T:
         """The member of that name, or an UnknownNameError that suggests one."""

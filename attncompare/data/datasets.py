@@ -87,7 +87,7 @@ def open_dataset(name: str | tuple[str, ...], limit: int | None = None) -> Datas
         return _shapes(limit, "val" if name.endswith("val") else "test")
     if name == "photos":
         return _photos(limit)
-    path = Path(name).expanduser()
+    path = Path(name).expanduser() if name else Path("(no name given)")
     if path.is_file():
         return _files(path.name, [path], limit)
     if not path.is_dir():

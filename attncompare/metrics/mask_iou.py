@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from attncompare.metrics._base import metric
+from attncompare.metrics.perturbation import rank_units
 
 
 @metric(
@@ -12,14 +13,16 @@ from attncompare.metrics._base import metric
     undefined="the mask is empty",
 )
 def mask_iou(maps: Tensor, masks: Tensor) -> Tensor:
-    """Intersection over union of the object and as many of the highest map values as the object has pixels."""
+    """Intersection over union of the object and as many of the highest map values as the object has pixels.
+
+    Ties are broken by a seeded permutation, as in the curves.
+    """
     values = []
     for one, mask in zip(maps.flatten(1), masks.flatten(1), strict=True):
         area = int(mask.sum())
         if area == 0:
             values.append(torch.nan)
             continue
-        top = torch.zeros_like(mask)
-        top[torch.argsort(one, descending=True, stable=True)[:area]] = True
+        top = rank_units(one, seed=0) < area
         values.append(float((top & mask).sum() / (top | mask).sum()))
     return torch.tensor(values)

@@ -172,6 +172,27 @@ def test_a_model_wrapped_without_gradients_supplies_and_explains_alike(build, pi
     )
 
 
+class Drawing(nn.Module):
+    """Draws random numbers in every pass, as a model with stochastic parts does."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images):
+        return self.net(images + 0 * torch.randn_like(images))
+
+
+@pytest.mark.parametrize("method", ["layer_cam", "grad_cam", "integrated_gradients", "occlusion", "random_map"])
+def test_the_random_state_comes_back_from_a_model_that_draws(build, pictures, method):
+    module = Drawing(build("cnn"))
+    images = torch.rand(2, 3, 32, 32)
+    with unchanged(module, images):
+        model = ac.wrap_model(module, size=(32, 32))
+    with unchanged(module, images):
+        explainer_of(model, method).explain(images, 2)
+
+
 def arm(monkeypatch, module, part, safe_calls=0):
     """Make one module raise in forward, after some calls that go well."""
     target, calls = module.get_submodule(part), []
