@@ -82,7 +82,7 @@ def test_a_vit_folder_is_loaded_with_its_weights_and_processor(tmp_path):
 def test_a_vit_folder_is_explained_by_every_kind_of_method(tmp_path):
     write(tmp_path, "ViTForImageClassification", VIT, VIT_PROCESSOR)
     model = ac.load_model(f"hf/{tmp_path}")
-    names = ["attention_rollout", "gradient_rollout", "class_attention", "grad_cam", "saliency"]
+    names = ["attention_rollout", "gradient_rollout", "class_attention", "hires_cam", "saliency"]
     maps = ac.explain_together(model, names, torch.rand(1, 3, 32, 32))
     assert all(shown.values.std() > 0 for shown in maps.values())
 
