@@ -1,6 +1,7 @@
 """The command line: demo, explain, bench, report, figure, table, list, doctor."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -83,7 +84,7 @@ def run_spec(spec: "BenchmarkSpec", out: Path) -> "Run":
             return run_benchmark(spec, out, progress=progress)
     except KeyboardInterrupt:
         typer.echo(
-            f"\ninterrupted; what is finished is kept. Go on with: attncompare {' '.join(sys.argv[1:])}", err=True
+            f"\ninterrupted; what is finished is kept. Go on with: attncompare {shlex.join(sys.argv[1:])}", err=True
         )
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
@@ -131,6 +132,7 @@ def explain(
     from attncompare.benchmark.spec import make_spec
     from attncompare.demo import save_overlays
     from attncompare.reporting.figures import draw, save_figure
+    from attncompare.reporting.gallery import Gallery
 
     missing = [str(path) for path in images if not path.is_file()]
     if missing:
@@ -155,7 +157,8 @@ def explain(
     if (records.status == "ok").any():
         for path in save_overlays(out):
             typer.echo(path)
-        typer.echo(save_figure(draw(out, "grid"), out / "comparison.pdf"))
+        if any(Gallery.open(out).methods_of(name) for name in spec.models):
+            typer.echo(save_figure(draw(out, "grid"), out / "comparison.pdf"))
         typer.echo(run.report())
     finish(run)
 
@@ -196,7 +199,8 @@ def bench(
     values |= {
         name: tuple(value) if isinstance(value, list) else value for name, value in flags.items() if value is not None
     }
-    values |= {"options": {**values.get("options", {}), **parse_options(option)}}
+    if isinstance(values.get("options", {}), dict):  # else the check of the spec says what is wrong
+        values |= {"options": {**values.get("options", {}), **parse_options(option)}}
     values |= {"timing_only": True} if timing_only else {}
     spec = make_spec(values)
     if dry_run:
@@ -260,6 +264,7 @@ def table(
     if out is None:
         typer.echo(text)
     else:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text)
         typer.echo(out)
 

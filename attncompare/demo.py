@@ -1,5 +1,6 @@
 """The demo: two benchmarks, a report, a figure and tables, on models and photos that need no download."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def demo_specs(full: bool) -> tuple[BenchmarkSpec, BenchmarkSpec]:
 def save_overlays(folder: Path) -> list[Path]:
     """Write every saved map over its image: overlays/IMAGE/MODEL-METHOD.png."""
     run = Gallery.open(folder)
+    shutil.rmtree(folder / "overlays", ignore_errors=True)  # of an earlier run, perhaps of other images
     written = []
     for model in run.models:
         for method in run.methods_of(model):

@@ -12,7 +12,7 @@ from torch import nn
 from attncompare.adapters.base import ModelAdapter, Preprocessing, Source, device_of
 from attncompare.capture.capture import resolve_layer
 from attncompare.capture.probe import probe
-from attncompare.errors import AttnCompareError, UnknownNameError, UnsupportedModelError
+from attncompare.errors import AttnCompareError, SpecError, UnknownNameError, UnsupportedModelError
 from attncompare.signals import TokenLayout
 
 SOURCES = {
@@ -45,6 +45,18 @@ def _load_checkpoint(model: nn.Module, path: Path) -> None:
         raise AttnCompareError(f"checkpoint {path} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
+def check_device(device: str | torch.device) -> torch.device:
+    """The device, or SpecError when there is none of that name here."""
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise SpecError(f"device {str(device)!r} is not one; use cpu, cuda or mps") from error
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not here.get(found.type, False):
+        raise SpecError(f"device {str(device)!r} is not available on this machine; use cpu")
+    return found
+
+
 def load_model(name: str, *, device: str | torch.device = "cpu") -> ModelAdapter:
     """Load a model by name and find out what it can supply.
 
@@ -56,7 +68,8 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> ModelAdapter
     >>> model.tokens
     TokenLayout(prefix=1, grid=(14, 14), class_token=0)
     """
-    plain, _, suffix = name.partition("@")
+    folder = name.startswith("hf/") and Path(name.removeprefix("hf/")).expanduser().is_dir()  # may hold an @ itself
+    plain, _, suffix = (name, "", "") if folder else name.partition("@")
     prefix, _, rest = plain.partition("/")
     if prefix not in SOURCES or not rest:
         allowed = ", ".join(f"{known}/NAME" for known in SOURCES)
@@ -64,6 +77,7 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> ModelAdapter
     source: Source = _adapter_file(prefix).load(rest, bool(suffix))
     if suffix and suffix != "random":
         _load_checkpoint(source.model, Path(suffix))
+        source = replace(source, note=f"checkpoint {suffix}")
     return _adapt(replace(source, name=name), device)
 
 
@@ -98,13 +112,14 @@ def wrap_model(
 
 
 def _adapt(source: Source, device: str | torch.device) -> ModelAdapter:
-    source.model.to(device)
+    source.model.to(check_device(device))
     bad = [name for name, value in source.model.state_dict().items() if not bool(torch.isfinite(value).all())]
     if bad:
         raise UnsupportedModelError(f"{source.name} has non-finite weights in {bad[0]} ({len(bad)} tensors in all)")
     adapter = ModelAdapter(source, probe(source))
-    if source.known.get("feature_layer"):
-        resolve_layer(adapter, str(source.known["feature_layer"]))
+    named = [adapter.anatomy.feature_layer or "", *adapter.anatomy.attention_blocks] if source.known else []
+    for path in filter(None, named):
+        resolve_layer(adapter, path)
     return adapter
 
 

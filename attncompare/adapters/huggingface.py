@@ -40,6 +40,8 @@ def _preprocessing(name: str, config: Any) -> Preprocessing:
         processor: Any = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError):
         return Preprocessing(size=wanted or (DEFAULT_SIDE, DEFAULT_SIDE))
+    if getattr(processor, "do_flip_channel_order", False) or not getattr(processor, "do_rescale", True):
+        raise UnsupportedModelError(f"hf/{name}: its processor wants BGR or unscaled images, which is not supported")
     resized = _pair(getattr(processor, "size", None))
     cropped = _pair(getattr(processor, "crop_size", None)) if getattr(processor, "do_center_crop", False) else None
     size = cropped or resized or wanted or (DEFAULT_SIDE, DEFAULT_SIDE)

@@ -65,7 +65,11 @@ def load(name: str, random: bool) -> Source:
     if architecture not in timm.list_models():
         raise unknown_name("model", f"timm/{name}", [f"timm/{known}" for known in timm.list_models()])
     if random:
-        model = create(architecture)
+        try:
+            model = create(name)
+        except RuntimeError as error:
+            tags = [f"timm/{tagged}" for tagged in timm.list_pretrained(f"{architecture}.*")]
+            raise unknown_name("model", f"timm/{name}", tags) from error
     else:
         try:
             model = timm.create_model(name, pretrained=True)

@@ -7,7 +7,7 @@ from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.records import cell_key
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.data.datasets import Dataset, Sample, open_dataset
-from attncompare.errors import AttnCompareError, ImageError, UnsupportedMethodError
+from attncompare.errors import AttnCompareError, ImageError, SpecError, UnsupportedMethodError
 from attncompare.explainer import make_job
 from attncompare.loading import load_model
 from attncompare.methods._base import Method, methods
@@ -40,6 +40,23 @@ def chosen_methods(spec: BenchmarkSpec) -> list[Method]:
     for name, given in spec.options.items():
         methods.get(name).resolve(given)
     return chosen
+
+
+def options_of(spec: BenchmarkSpec, method: Method) -> dict[str, object]:
+    """A method's options with their values; a method that has a seed takes the spec's unless it is given its own."""
+    seeded = {"seed": spec.seed} if any(option.name == "seed" for option in method.options) else {}
+    return method.resolve(seeded | spec.options.get(method.name, {}))
+
+
+def check_labels(spec: BenchmarkSpec, dataset: Dataset, models: Sequence[ModelAdapter]) -> None:
+    """With target "label", raise unless the data has labels and every model has the same classes."""
+    if spec.target != "label":
+        return
+    if dataset.class_names is None:
+        raise SpecError(f"target 'label': the data {spec.data!r} has no labels; use target 'argmax'")
+    for model in models:
+        if model.source.class_names != dataset.class_names:
+            raise SpecError(f"target 'label': the classes of {model.name} are not those of the data {spec.data!r}")
 
 
 def check_names(spec: BenchmarkSpec) -> None:
@@ -77,15 +94,19 @@ def plan_chunk(spec: BenchmarkSpec, model: ModelAdapter, chunk: Chunk) -> list[C
     )
     names = [sample.name for sample in chunk.samples]
     wanted = [metrics.get(name) for name in spec.metrics]
+    described = model.describe()
+    parts = ("feature_layer", "tokens", "attention_blocks", "channel_attention", "classifier")
+    anatomy = {part: described[part] for part in parts}
     cells = []
     for method in chosen_methods(spec):
-        options = method.resolve(spec.options.get(method.name, {}))
+        options = options_of(spec, method)
         key = cell_key(
             {
                 "kind": "score",
                 "model": model.name,
                 "weights": model.weights_hash,
                 "preprocessing": vars(model.source.preprocessing),
+                "anatomy": anatomy,
                 "method": method.name,
                 "version": method.version,
                 "options": options,
@@ -111,7 +132,7 @@ def describe_plan(spec: BenchmarkSpec) -> dict[str, object]:
     rows = []
     for name in spec.models:
         model = load_model(name, device=spec.device)
-        usable = [m for m in chosen_methods(spec) if not support(model, m, m.resolve(spec.options.get(m.name, {})))]
+        usable = [m for m in chosen_methods(spec) if not support(model, m, options_of(spec, m))]
         steps = get_protocol(spec.protocol).count(model.size)
         curves = {metric.curve for metric in map(metrics.get, spec.metrics) if metric.curve}
         rows.append(

@@ -1,7 +1,7 @@
 """Run a benchmark: what is missing, nothing twice, and every fault a record."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,13 +12,15 @@ from typing import Any
 import pandas as pd
 import torch
 
-from attncompare.benchmark.plan import check_names, chosen_methods, read_chunk
+from attncompare.adapters.base import ModelAdapter
+from attncompare.benchmark.plan import check_labels, check_names, chosen_methods, read_chunk
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.statistics import summarise
 from attncompare.benchmark.store import ResultStore
 from attncompare.benchmark.timed import time_model
 from attncompare.benchmark.worker import Progress, Worker
-from attncompare.data.datasets import open_dataset
+from attncompare.data.datasets import Dataset, open_dataset
+from attncompare.errors import SpecError
 from attncompare.loading import load_model
 
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "captum", "numpy", "scipy", "pyarrow")
@@ -37,8 +39,8 @@ class Run:
     failed: int = 0
 
     def records(self) -> pd.DataFrame:
-        """One row per value; see the README for the columns."""
-        return ResultStore(self.folder).read(self.manifest().get("keys"))
+        """One row per value, with the columns of Record and device, threads and batch_size."""
+        return ResultStore(self.folder).read(self.manifest()["keys"])
 
     def summary(self) -> pd.DataFrame:
         """One row per model, method and measure: mean with its 95 % interval, n, failures."""
@@ -94,10 +96,13 @@ def run_benchmark(spec: BenchmarkSpec, out: str | Path, *, progress: Progress = 
     method that raises become records with their reason, and the run goes on.
     """
     check_names(spec)
+    if Path(out).is_file():
+        raise SpecError(f"out {out} is a file; a run needs a folder")
     store = ResultStore(Path(out))
     dataset = open_dataset(spec.data, spec.limit)
     with thread_count(spec.threads):
         models = [load_model(name, device=spec.device) for name in spec.models]
+        check_labels(spec, dataset, models)
         manifest: dict[str, Any] = {
             "spec": spec.model_dump(mode="json"),
             "environment": environment(spec.device),
@@ -109,18 +114,25 @@ def run_benchmark(spec: BenchmarkSpec, out: str | Path, *, progress: Progress = 
         }
         store.write_manifest(manifest)
         worker = Worker(spec, store, progress, _total(spec, len(dataset.names)))
-        for start in range(0, len(dataset.names) if not spec.timing_only else 0, spec.chunk_size):
-            chunk = read_chunk(dataset, dataset.names[start : start + spec.chunk_size])
-            for model in models:
-                worker.run_chunk(model, chunk)
-        if spec.timing or spec.timing_only:
-            sample = read_chunk(dataset, dataset.names[: spec.timing_batch])
-            for model in models:
-                time_model(worker, model, sample)
-    manifest |= {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "keys": worker.keys}
-    manifest |= {"computed": worker.computed, "reused": worker.reused}
-    store.write_manifest(manifest)
+        try:
+            _work(worker, spec, dataset, models)
+            manifest["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+        finally:  # also when interrupted: what the run folder shows are this run's cells, not an earlier one's
+            done = [key for key in worker.keys if store.path(key).exists()]
+            store.write_manifest(manifest | {"keys": done, "computed": worker.computed, "reused": worker.reused})
     return Run(store.folder, worker.computed, worker.reused, worker.failed)
+
+
+def _work(worker: Worker, spec: BenchmarkSpec, dataset: Dataset, models: Sequence[ModelAdapter]) -> None:
+    """Score chunk by chunk, so that every image is read once for all models, then time model by model."""
+    for start in range(0, len(dataset.names) if not spec.timing_only else 0, spec.chunk_size):
+        chunk = read_chunk(dataset, dataset.names[start : start + spec.chunk_size])
+        for model in models:
+            worker.run_chunk(model, chunk)
+    if spec.timing or spec.timing_only:
+        sample = read_chunk(dataset, dataset.names[: spec.timing_batch])
+        for model in models:
+            time_model(worker, model, sample)
 
 
 def _total(spec: BenchmarkSpec, images: int) -> int:

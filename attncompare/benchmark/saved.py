@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,14 @@ class MapArchive:
         """Where a cell's maps lie."""
         return self.folder / f"{key[:32]}.npz"
 
+    def holds(self, key: str) -> bool:
+        """Whether the maps of a cell are there and can be read."""
+        try:
+            self.read(key)
+        except ResultFormatError:
+            return False
+        return True
+
     def write(self, key: str, model: str, method: str, maps: dict[str, Tensor], classes: dict[str, str]) -> None:
         """Save the maps of one cell."""
         names = list(maps)
@@ -64,7 +73,7 @@ class MapArchive:
                 model, method = (str(word) for word in stored["who"])
                 maps = {name: stored[f"map{i}"].astype(np.float32) for i, name in enumerate(names)}
                 return SavedMaps(model, method, maps, dict(zip(names, map(str, stored["classes"]), strict=True)))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise ResultFormatError(
                 f"maps of cell {key[:12]} cannot be read: {error}; run the benchmark again"
             ) from error
@@ -77,8 +86,6 @@ def image_path(folder: Path, model: str, name: str) -> Path:
 
 def save_image(folder: Path, model: str, name: str, picture: NDArray[np.uint8]) -> None:
     """Keep the picture that a model saw."""
-    path = image_path(folder, model, name)
-    if not path.exists():
-        buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, format="PNG")
-        write_atomically(path, buffer.getvalue())
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    write_atomically(image_path(folder, model, name), buffer.getvalue())  # another picture may have had that name

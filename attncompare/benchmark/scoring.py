@@ -1,5 +1,6 @@
 """Maps to values: one pass of the curve engine for all maps, then every metric."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -197,7 +198,20 @@ def score(
         target = fixed_target(model, images, attribution.target)
     scene = Scene(images, target, masks)
     found = score_maps(model, scene, {attribution.method: attribution.values}, wanted, chosen)
-    key = cell_key({"model": model.weights_hash, "method": attribution.method, "options": dict(attribution.options)})
+    content = images.cpu().contiguous().numpy().tobytes() + attribution.values.cpu().contiguous().numpy().tobytes()
+    key = cell_key(
+        {
+            "kind": "single",
+            "weights": model.weights_hash,
+            "preprocessing": vars(model.source.preprocessing),
+            "method": attribution.method,
+            "options": dict(attribution.options),
+            "metrics": [[metric.name, metric.version] for metric in wanted],
+            "protocol": chosen.describe(),
+            "target": attribution.target.tolist(),
+            "images_and_maps": hashlib.sha256(content).hexdigest(),
+        }
+    )
     names = [str(i) for i in range(len(images))]
     return [
         record

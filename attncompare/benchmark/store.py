@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -47,6 +48,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
+# Failures that another try may not meet, such as memory running out; the project's own errors are for good.
+ACCIDENT = re.compile(r"(?!CaptureError|Unsupported|ImageError|SpecError|UnknownName)\w*(Error|Exception)\w*: ")
 DIGEST = b"attncompare.sha256"
 
 
@@ -83,7 +86,10 @@ class ResultStore:
         return self.folder / "records" / f"{key[:32]}.parquet"
 
     def holds(self, key: str) -> bool:
-        """Whether a cell is finished and readable; a damaged file is set aside in quarantine/ and counts as missing."""
+        """Whether a cell is finished and readable; a damaged file is set aside in quarantine/ and counts as missing.
+
+        So does a cell that failed by accident: it is tried again.
+        """
         path = self.path(key)
         if not path.exists():
             return False
@@ -95,7 +101,10 @@ class ResultStore:
             os.replace(path, aside)
             aside.with_suffix(".reason.txt").write_text(f"{error}\n")
             return False
-        return bool(stored.num_rows)
+        return bool(stored.num_rows) and not any(
+            status == "failed" and ACCIDENT.match(detail)
+            for status, detail in zip(stored["status"].to_pylist(), stored["detail"].to_pylist(), strict=True)
+        )
 
     def write(self, key: str, records: Iterable[Record], columns: dict[str, Any]) -> None:
         """Finish a cell. columns: device, threads, batch_size, which are no part of the key."""
@@ -111,7 +120,7 @@ class ResultStore:
         folder = self.folder / "records"
         paths = sorted(folder.glob("*.parquet")) if keys is None else [self.path(key) for key in keys]
         if not paths:
-            raise ResultFormatError(f"{self.folder} holds no records; is it the folder of a run?")
+            raise ResultFormatError(f"{self.folder} holds no finished records; run the benchmark again to go on")
         try:
             tables = [_read_verified(path) for path in paths]
             frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()

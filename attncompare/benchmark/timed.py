@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.benchmark.plan import Chunk, chosen_methods, support
+from attncompare.benchmark.plan import Chunk, chosen_methods, options_of, support
 from attncompare.benchmark.records import TIMING_MEASURES, Record, cell_key
 from attncompare.benchmark.scoring import fixed_target
 from attncompare.benchmark.spec import BenchmarkSpec
@@ -27,7 +27,7 @@ Job = tuple[Method, Mapping[str, object]]
 def time_model(worker: Worker, model: ModelAdapter, sample: Chunk) -> None:
     """Time every method that the model supports; a method that raises becomes a failed record."""
     spec = worker.spec
-    jobs: list[Job] = [(m, m.resolve(spec.options.get(m.name, {}))) for m in chosen_methods(spec)]
+    jobs: list[Job] = [(m, options_of(spec, m)) for m in chosen_methods(spec)]
     jobs = [(method, options) for method, options in jobs if not support(model, method, options)]
     steps, before = (spec.repeats + 1) * (len(chosen_methods(spec)) + 1), worker.done
     keys = {method.name: _key(spec, model, jobs, (method, options)) for method, options in jobs}
@@ -107,6 +107,7 @@ def _key(spec: BenchmarkSpec, model: ModelAdapter, jobs: list[Job], job: Job) ->
         {
             "kind": "timing",
             "weights": model.weights_hash,
+            "preprocessing": vars(model.source.preprocessing),
             "model": model.name,
             "method": method.name,
             "version": method.version,

@@ -18,7 +18,6 @@ from attncompare.benchmark.store import ResultStore
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.targets import Target, TargetScore
 from attncompare.data.images import fit_image, to_tensor
-from attncompare.errors import SpecError
 from attncompare.explainer import explain_together
 from attncompare.maps import AttributionMap
 from attncompare.metrics._base import metrics
@@ -95,7 +94,7 @@ class Worker:
 
     def _is_done(self, cell: Cell, model: ModelAdapter) -> bool:
         archive = MapArchive(self.store.folder)
-        mapped = not self.spec.save_maps or bool(cell.unsupported) or archive.path(cell.key).exists()
+        mapped = not self.spec.save_maps or bool(cell.unsupported) or archive.holds(cell.key)
         return self.store.holds(cell.key) and mapped
 
     def _rows(self, model: ModelAdapter, cell: Cell, names: Sequence[str], status: Status, detail: str) -> list[Record]:
@@ -171,10 +170,7 @@ class Worker:
             return "embedding"
         if self.spec.target == "argmax":
             return None
-        labels = [sample.label for sample in chunk.samples if sample.label is not None]
-        if len(labels) != len(chunk.samples):
-            raise SpecError(f"target 'label': the data {self.spec.data!r} has no labels; use target 'argmax'")
-        return labels
+        return [sample.label for sample in chunk.samples if sample.label is not None]
 
     def _score(
         self,

@@ -166,9 +166,13 @@ def _readout(seen: Trace, layout: TokenLayout) -> tuple[int | tuple[int, ...] | 
     if max(used) < layout.prefix:
         return (used[0] if len(used) == 1 else tuple(used)), ""
     patches = gradient[:, layout.prefix :]
-    if used[0] == 0 and layout.prefix:
+    largest = gradient.abs().max()
+    even = (patches - patches.mean(1, keepdim=True)).abs().max() <= 1e-3 * largest
+    if even and used[0] == 0 and layout.prefix:
+        alike = (gradient - patches.mean(1, keepdim=True)).abs().max() <= 1e-3 * largest
+        if alike:
+            return tuple(range(layout.length)), ""  # the mean over all tokens, class token included
         return 0, ""  # class token and patch mean side by side (DINOv2's linear head): the class row
-    even = (patches - patches.mean(1, keepdim=True)).abs().max() <= 1e-3 * patches.abs().max()
     return None, "" if bool(
         even
     ) else "the score is read from the tokens by attention pooling, not by a class token or a mean"

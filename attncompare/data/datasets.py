@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attncompare.data.images import read_image
-from attncompare.data.shapes import render_shape
+from attncompare.data.shapes import CLASS_NAMES, render_shape
 from attncompare.errors import SpecError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
@@ -40,6 +40,7 @@ class Dataset:
     name: str
     names: tuple[str, ...]
     load: Callable[[str], Sample]
+    class_names: tuple[str, ...] | None = None
 
 
 def _shapes(limit: int | None, split: str) -> Dataset:
@@ -47,7 +48,7 @@ def _shapes(limit: int | None, split: str) -> Dataset:
         drawn = render_shape(int(name.rpartition("-")[2]), split)
         return Sample(name, drawn.image, drawn.label, drawn.mask)
 
-    return Dataset("shapes", tuple(f"shapes-{split}-{i:05d}" for i in range(limit or 1000)), load)
+    return Dataset("shapes", tuple(f"shapes-{split}-{i:05d}" for i in range(limit or 1000)), load, CLASS_NAMES)
 
 
 def _files(name: str, paths: list[Path], limit: int | None) -> Dataset:

@@ -87,7 +87,7 @@ def cost(run: Gallery, quality: str) -> dict[str, Any]:
     figure.update_layout(
         title="Quality against cost (open squares are controls)",
         xaxis_type="log",
-        xaxis_title="latency at batch 1 (ms)",
+        xaxis_title="latency (ms)",
         yaxis_title=f"{quality} ({better} is better)",
     )
     return _as_json(figure)

@@ -168,6 +168,7 @@ def cost(run: Gallery, width: float) -> Figure:
     drawn = {}
     for axes, model in zip(panels, run.models, strict=True):
         table = run.summary[run.summary.model == model].pivot_table(index="method", columns="measure", values="mean")
+        table = table.reindex(columns=[kind, "latency_median"])
         table = table.dropna(subset=[kind, "latency_median"])
         for number, name in enumerate(shown):
             if name in table.index:

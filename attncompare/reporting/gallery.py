@@ -32,8 +32,7 @@ class Gallery:
         """Read a run folder; ResultFormatError when it is none."""
         store = ResultStore(folder)
         manifest = store.manifest()
-        keys = manifest.get("keys") or None
-        records = store.read(keys)
+        records = store.read(manifest["keys"])
         archive = MapArchive(folder)
         maps: dict[tuple[str, str], list[SavedMaps]] = {}
         for key in records["key"].drop_duplicates():

@@ -22,8 +22,8 @@ def _columns(run: Gallery) -> list[str]:
 
 
 def _rows(run: Gallery, model: str) -> list[str]:
-    """Methods with at least one metric value, controls last."""
-    scored = run.summary[(run.summary.model == model) & (run.summary.n > 0) & run.summary.measure.isin(metrics.names())]
+    """Methods with at least one value, controls last."""
+    scored = run.summary[(run.summary.model == model) & (run.summary.n > 0) & run.summary.measure.isin(_columns(run))]
     return sorted(set(scored.method), key=lambda name: (methods.get(name).control, name))
 
 
@@ -51,6 +51,11 @@ def _protocol(run: Gallery) -> str:
     )
 
 
+def _batch(run: Gallery) -> object:
+    spec: dict[str, object] = run.manifest["spec"]  # type: ignore[assignment]
+    return spec["timing_batch"]
+
+
 def _number(value: float, measure: str) -> str:
     if measure == "latency_median":
         return f"{value * 1e3:.1f}"
@@ -66,7 +71,7 @@ def latex(run: Gallery) -> str:
         r"% needs \usepackage{booktabs}",
         r"\begin{table}",
         r"\centering\small",
-        rf"\caption{{{_escape(_protocol(run))}. Latency in ms at batch 1; fwd, bwd: passes per image.}}",
+        rf"\caption{{{_escape(_protocol(run))}. Latency in ms at batch {_batch(run)}; fwd, bwd: passes per image.}}",
         r"\begin{tabular}{l" + "r" * len(columns) + "}",
         r"\toprule",
         "method & " + " & ".join(heads) + r" \\",

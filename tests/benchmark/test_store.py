@@ -174,7 +174,7 @@ def test_chosen_cells_are_read_in_the_same_order(tmp_path):
 
 
 def test_a_folder_without_records_is_refused(tmp_path):
-    with pytest.raises(ResultFormatError, match="holds no records"):
+    with pytest.raises(ResultFormatError, match="holds no finished records"):
         ResultStore(tmp_path).read()
 
 
