@@ -84,9 +84,9 @@ def test_explain_needs_nothing_but_an_image_and_models(tmp_path):
     drawn = {path.name.split("-")[-1] for path in (tmp_path / "maps" / "overlays").rglob("*.png")}
     assert {"grad_cam.png", "attention_rollout.png", "class_attention.png", "cam.png", "saliency.png"} <= drawn
     assert (tmp_path / "maps" / "comparison.pdf").stat().st_size > 10_000
-    # The channel mean of an untrained LayerNorm is zero, and said to be: the only failure, hence exit 3.
-    failed = records[records.status == "failed"]
-    assert set(failed.method) == {"activation"} and found.returncode == 3, found.stderr
+    # The channel mean of an untrained LayerNorm is zero, and refused as such; nothing failed.
+    assert "cancel to zero" in " ".join(records[records.method == "activation"].detail)
+    assert not (records.status == "failed").any() and found.returncode == 0, found.stderr
 
 
 def test_explain_works_on_a_folder_written_by_save_pretrained(tmp_path):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.plan import Chunk, chosen_methods, options_of, support
-from attncompare.benchmark.records import TIMING_MEASURES, Record, cell_key
+from attncompare.benchmark.records import TIMING_MEASURES, Record, Status, cell_key
 from attncompare.benchmark.scoring import fixed_target
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.timing import Timing, device_clock, time_interleaved
@@ -16,6 +16,7 @@ from attncompare.benchmark.worker import Worker, reason_of
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.targets import Target
 from attncompare.data.images import fit_image, to_tensor
+from attncompare.errors import UnsupportedMethodError
 from attncompare.explainer import explain_together
 from attncompare.methods._base import Method
 
@@ -57,7 +58,9 @@ def time_model(worker: Worker, model: ModelAdapter, sample: Chunk) -> None:
             run()
         except Exception as error:
             key = keys[method.name]
-            rows = [_row(model, method.name, measure, None, key, reason_of(error)) for measure in TIMING_MEASURES]
+            status: Status = "unsupported" if isinstance(error, UnsupportedMethodError) else "failed"
+            why = reason_of(error)
+            rows = [Record(model.name, method.name, "", -1, m, "", None, status, why, key) for m in TIMING_MEASURES]
             worker.finish(key, rows)
             continue
         runs[method.name] = run
@@ -77,8 +80,8 @@ def time_model(worker: Worker, model: ModelAdapter, sample: Chunk) -> None:
     worker.tick(before + steps - worker.done, model.name)
 
 
-def _row(model: ModelAdapter, method: str, measure: str, value: float | None, key: str, note: str) -> Record:
-    return Record(model.name, method, "", -1, measure, "", value, "failed" if value is None else "ok", note, key)
+def _row(model: ModelAdapter, method: str, measure: str, value: float, key: str, note: str) -> Record:
+    return Record(model.name, method, "", -1, measure, "", value, "ok", note, key)
 
 
 def _measures(timing: Timing, plain: Timing) -> dict[str, float]:

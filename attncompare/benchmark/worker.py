@@ -18,6 +18,7 @@ from attncompare.benchmark.store import ResultStore
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.targets import Target, TargetScore
 from attncompare.data.images import fit_image, to_tensor
+from attncompare.errors import UnsupportedMethodError
 from attncompare.explainer import explain_together
 from attncompare.maps import AttributionMap
 from attncompare.metrics._base import metrics
@@ -142,7 +143,8 @@ class Worker:
         rows: list[Record] = []
         for i, value in enumerate(found):
             if isinstance(value, str):
-                rows += self._rows(model, cell, [names[i]], "failed", value)
+                status: Status = "unsupported" if value.startswith(UnsupportedMethodError.__name__) else "failed"
+                rows += self._rows(model, cell, [names[i]], status, value)
             else:
                 explained, score = int(target.target[i]), float(clean[i])
                 method = cell.method.name

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from attncompare.errors import CaptureError
+from attncompare.errors import UnsupportedMethodError
 from attncompare.methods._base import method
 
 
@@ -11,7 +11,7 @@ def activation(features: Tensor) -> Tensor:
     """Mean of the features over their channels: where a layer responds at all."""
     mean = features.mean(dim=1)
     if bool((mean.abs().amax(dim=(1, 2)) <= 1e-6 * features.abs().amax(dim=(1, 2, 3))).any()):
-        raise CaptureError(
+        raise UnsupportedMethodError(
             "activation: the channels of this layer cancel to zero, as after a LayerNorm; name another layer"
         )
     return mean

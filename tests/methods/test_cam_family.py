@@ -6,7 +6,7 @@ import torch
 from captum.attr import LayerGradCam
 
 import attncompare as ac
-from attncompare.errors import CaptureError
+from attncompare.errors import UnsupportedMethodError
 from attncompare.methods.activation import activation
 from attncompare.methods.cam import cam
 from attncompare.methods.channel_attention import channel_attention
@@ -83,7 +83,7 @@ def test_activation_is_the_channel_mean():
 def test_activation_refuses_channels_that_cancel_in_any_image():
     features = tensors(0, 2, 4, 2, 3).float()
     features[1] = torch.nn.functional.layer_norm(features[1].permute(1, 2, 0), (4,)).permute(2, 0, 1)
-    with pytest.raises(CaptureError, match="cancel"):
+    with pytest.raises(UnsupportedMethodError, match="cancel"):
         activation(features)
 
 
@@ -93,7 +93,7 @@ def test_activation_of_a_fresh_norm_is_refused_and_another_layer_works(build, pi
         module.blocks[2].norm1.weight.fill_(1)
         module.blocks[2].norm1.bias.fill_(0)
     model = ac.wrap_model(module, size=(32, 32))
-    with pytest.raises(CaptureError, match="name another layer"):
+    with pytest.raises(UnsupportedMethodError, match="name another layer"):
         ac.make_explainer(model, "activation").explain(pictures(model))
     elsewhere = ac.make_explainer(model, "activation", layer="blocks.1").explain(pictures(model))
     assert elsewhere.values.shape == (2, 4, 4)
