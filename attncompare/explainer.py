@@ -145,7 +145,7 @@ def _resolve(model: ModelAdapter, images: Tensor, target: Target, shared: Iterab
         values: dict[Signal, object] = {Signal.IMAGES: images, Signal.TOKENS: model.tokens}
         checked = TargetScore.of(model, images.new_empty(len(images), model.anatomy.outputs), target).target
         values[Signal.TARGET] = checked
-        return Capture(images.new_empty(0), checked, {n: values[n.signal] for n in needs}, {}, 0)
+        return Capture(images.new_empty(0), checked, {n: values[n.signal] for n in needs}, {})
     return capture(model, images, needs, target)
 
 

@@ -1,7 +1,7 @@
 """What a model is, as data: where it keeps its features, tokens, attention, gates and classifier."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -70,7 +70,7 @@ class Source:
     """What an adapter file knows of a model before it is probed.
 
     embedding: True when the output is a pooled embedding, not class logits. known: parts of the anatomy that the
-    library declares; the probe checks them and fills in the rest.
+    user gives, taken as given; the probe finds the rest.
     """
 
     name: str
@@ -211,7 +211,3 @@ def device_of(module: nn.Module) -> torch.device:
     """Where a module's parameters live; the CPU for a module without any."""
     first = next(module.parameters(), None)
     return torch.device("cpu") if first is None else first.device
-
-
-Loader = Callable[[str, bool], Source]
-"""An adapter file's entry: (name without prefix, random weights?) -> Source."""

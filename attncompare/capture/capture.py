@@ -32,7 +32,6 @@ class Capture:
     target: Tensor
     signals: Mapping[Need, object]
     flat: Mapping[Need, Tensor]
-    passes_backward: int
 
 
 @contextmanager
@@ -141,7 +140,7 @@ def capture(adapter: ModelAdapter, images: Tensor, needs: Iterable[Need], target
     if recording not in adapter.verified:  # once per model and kind of recording: one more forward pass
         _verify_logits(adapter, images, logits.detach())
         adapter.verified.add(recording)
-    return Capture(logits.detach(), scored.target, found, flat, int(bool(wanted)))
+    return Capture(logits.detach(), scored.target, found, flat)
 
 
 def _verify_logits(adapter: ModelAdapter, images: Tensor, recorded: Tensor) -> None:

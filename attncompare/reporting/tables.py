@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -62,6 +62,29 @@ def _number(value: float, measure: str) -> str:
     return f"{value:.0f}" if measure.startswith("passes") else f"{value:.1f}" if measure in TIMING else f"{value:.3f}"
 
 
+def _body(
+    run: Gallery, model: str, columns: list[str], draw: Callable[[pd.Series, str, int | None], str], missing: str
+) -> Iterator[tuple[str, list[str]]]:
+    """Method and drawn cells, row by row. draw: (summary row, measure, place) -> text."""
+    places = {measure: _places(run, model, measure) for measure in columns}
+    for method in _rows(run, model):
+        found = {measure: _cell(run, model, method, measure) for measure in columns}
+        yield method, [missing if row is None else draw(row, m, places[m].get(method)) for m, row in found.items()]
+
+
+def _latex_cell(row: pd.Series, measure: str, place: int | None) -> str:
+    text = _number(row["mean"], measure)
+    text = rf"\textbf{{{text}}}" if place == 1 else rf"\underline{{{text}}}" if place == 2 else text
+    half = (row["high"] - row["low"]) / 2
+    return text if measure in TIMING or math.isnan(half) else rf"{text} {{\tiny$\pm${half:.3f}}}"
+
+
+def _markdown_cell(row: pd.Series, measure: str, place: int | None) -> str:
+    text = _number(row["mean"], measure)
+    text = f"**{text}**" if place == 1 else text
+    return text if measure in TIMING else f"{text} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
 def latex(run: Gallery) -> str:
     """A booktabs table: best bold, second underlined, half width of the interval in small type."""
     columns = _columns(run)
@@ -78,19 +101,7 @@ def latex(run: Gallery) -> str:
     ]
     for model in run.models:
         lines += [r"\midrule", rf"\multicolumn{{{len(columns) + 1}}}{{l}}{{\textbf{{{_escape(model)}}}}} \\"]
-        places = {measure: _places(run, model, measure) for measure in columns}
-        for method in _rows(run, model):
-            cells = []
-            for measure in columns:
-                found = _cell(run, model, method, measure)
-                if found is None:
-                    cells.append("--")
-                    continue
-                text = _number(found["mean"], measure)
-                place = places[measure].get(method)
-                text = rf"\textbf{{{text}}}" if place == 1 else rf"\underline{{{text}}}" if place == 2 else text
-                half = (found["high"] - found["low"]) / 2
-                cells.append(text if measure in TIMING or math.isnan(half) else rf"{text} {{\tiny$\pm${half:.3f}}}")
+        for method, cells in _body(run, model, columns, _latex_cell, "--"):
             lines.append(_escape(method) + " & " + " & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
@@ -123,18 +134,7 @@ def markdown(run: Gallery) -> str:
     for model in run.models:
         parts += [f"**{model}**", "", "| method | " + " | ".join(HEADS.get(c, c) for c in columns) + " |"]
         parts.append("|---|" + "---:|" * len(columns))
-        places = {measure: _places(run, model, measure) for measure in columns}
-        for method in _rows(run, model):
-            cells = []
-            for measure in columns:
-                found = _cell(run, model, method, measure)
-                if found is None:
-                    cells.append("")
-                    continue
-                text = _number(found["mean"], measure)
-                text = f"**{text}**" if places[measure].get(method) == 1 else text
-                interval = "" if measure in TIMING else f" [{found['low']:.3f}, {found['high']:.3f}]"
-                cells.append(text + interval)
+        for method, cells in _body(run, model, columns, _markdown_cell, ""):
             parts.append(f"| {method} | " + " | ".join(cells) + " |")
         parts.append("")
     return "\n".join(parts)

@@ -5,8 +5,8 @@ are written where the package ships them. Rendering an image costs more than tra
 once and multiplied by the set's own symmetries: rotation by 90 degrees, reflection, permuted and inverted colours.
 
 Training starts on easy images (bright, central, upright, plain) and meets the full set after RAMP steps: without that the
-ViT does not leave chance in its first thousand steps. bf16 autocast halves a step where the CPU has it; Muon reaches a given
-loss in about half the steps of AdamW.
+ViT was still at chance after the 500 steps tried. bf16 autocast takes 0.53 of a ViT step where the CPU has it. On the ramp
+Muon was ahead of AdamW (loss 0.15 against 0.65 after 500 steps).
 """
 
 import argparse
