@@ -30,6 +30,12 @@ Models = Annotated[list[str] | None, typer.Option("--model", "-m", help="A model
 Methods = Annotated[list[str] | None, typer.Option("--method", help='A method, or "all"; repeat for more.')]
 Options = Annotated[list[str] | None, typer.Option("--option", help="method.option=value; repeat for more.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or mps.")]
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target", help='argmax, label, embedding, a class index, "class:NAME" or "text:PROMPT" (CLIP, SigLIP).'
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -121,6 +127,7 @@ def explain(
     model: Models = None,
     method: Methods = None,
     out: Annotated[Path, typer.Option(help="Folder for maps, overlays and the figure.")] = Path("runs/explain"),
+    target: TargetOption = None,
     option: Options = None,
     device: Device = "cpu",
     seed: Seed = 0,
@@ -143,6 +150,7 @@ def explain(
             "methods": tuple(method or ("all",)),
             "metrics": (),
             "data": tuple(str(path) for path in images),
+            "target": target or "argmax",
             "options": parse_options(option),
             "device": device,
             "seed": seed,
@@ -172,6 +180,7 @@ def bench(
     protocol: Annotated[str | None, typer.Option(help="rise, rise-fast or grid14.")] = None,
     data: Annotated[str | None, typer.Option(help="shapes, photos or a folder.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many images.")] = None,
+    target: TargetOption = None,
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/bench"),
     option: Options = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
@@ -194,7 +203,7 @@ def bench(
     values = read_toml(spec_file) if spec_file else {}
     flags = {
         "models": model, "methods": method, "metrics": metric, "protocol": protocol, "data": data, "limit": limit,
-        "device": device, "seed": seed, "threads": threads, "save_maps": save_maps, "timing": timing,
+        "target": target, "device": device, "seed": seed, "threads": threads, "save_maps": save_maps, "timing": timing,
     }  # fmt: skip
     values |= {
         name: tuple(value) if isinstance(value, list) else value for name, value in flags.items() if value is not None

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -12,7 +12,7 @@ from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.capture import Capture, capture, left_as_found, resolve_layer
 from attncompare.capture.features import Tap, tapped
 from attncompare.capture.recorders import Need
-from attncompare.capture.targets import CountedForward, Target, TargetScore
+from attncompare.capture.targets import CountedForward, Target, TargetScore, prompts_of
 from attncompare.errors import CaptureError, SpecError
 from attncompare.maps import AttributionMap
 from attncompare.methods._base import FREE, Method, methods
@@ -134,30 +134,32 @@ def explain_together(
             model, job, job.method.compute(*arguments, **job.own_options()), reference, passes, flat
         )
     for job in (job for job in jobs if job.method.own_passes):
-        found[job.method.name] = _run_alone(model, job, images, reference)
-    return {job.method.name: found[job.method.name] for job in jobs}
+        found[job.method.name] = _run_alone(model, job, images, reference, target)
+    prompts = prompts_of(target, len(images))
+    return {job.method.name: replace(found[job.method.name], prompts=prompts) for job in jobs}
 
 
 def _resolve(model: ModelAdapter, images: Tensor, target: Target, shared: Iterable[Job]) -> Capture:
     """The shared pass; skipped when nothing needs it and the targets are given."""
     needs = [job.need(signal) for job in shared for signal in job.method.needs]
     if isinstance(target, Tensor) and not model.embedding and all(need.signal in FREE for need in needs):
-        values: dict[Signal, object] = {Signal.IMAGES: images, Signal.TOKENS: model.tokens}
+        values: dict[Signal, object] = {Signal.IMAGES: images, Signal.TOKENS: model.attention_tokens}
         checked = TargetScore.of(model, images.new_empty(len(images), model.anatomy.outputs), target).target
         values[Signal.TARGET] = checked
         return Capture(images.new_empty(0), checked, {n: values[n.signal] for n in needs}, {})
     return capture(model, images, needs, target)
 
 
-def _run_alone(model: ModelAdapter, job: Job, images: Tensor, reference: Capture) -> AttributionMap:
+def _run_alone(model: ModelAdapter, job: Job, images: Tensor, reference: Capture, target: Target) -> AttributionMap:
     """A method that runs the model itself, on the frozen model with its passes counted."""
-    references = torch.nn.functional.normalize(reference.logits, dim=1) if model.embedding else None
-    forward = CountedForward(model, TargetScore(reference.target, references))
+    clean = reference.logits  # empty where a class was given and nothing had to run
+    scored = TargetScore.of(model, clean, target) if model.embedding else TargetScore(reference.target)
+    forward = CountedForward(model, scored)
     signals: dict[Signal, object] = {
         Signal.IMAGES: images,
         Signal.TARGET: reference.target,
         Signal.FORWARD: forward,
-        Signal.TOKENS: model.tokens,
+        Signal.TOKENS: model.attention_tokens,
     }
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -165,7 +167,7 @@ def _run_alone(model: ModelAdapter, job: Job, images: Tensor, reference: Capture
         stack.enter_context(left_as_found(model.model))
         if Signal.FEATURE_LAYER in job.method.needs:
             path = str(job.options.get("layer") or model.anatomy.feature_layer)
-            tap = Tap(path, model.size, model.tokens, watch=forward.watch)
+            tap = Tap(path, model.size, model.sequences, watch=forward.watch)
             stack.enter_context(tapped(model.model, tap))
             signals[Signal.FEATURE_LAYER] = tap.identity
         try:

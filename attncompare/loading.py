@@ -5,6 +5,7 @@ from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -93,21 +94,25 @@ def wrap_model(
     """Wrap any nn.Module that maps (B,3,H,W) to (B,K); one probing pass finds its features, attention and gates.
 
     known: parts of the anatomy to use instead of what the probe finds: feature_layer="path", tokens=TokenLayout(...),
-    attention_blocks=(...), embedding=True (the output is an embedding, not logits), class_names=(...).
+    attention_blocks=(...), embedding=True (the output is an embedding, not logits), class_names=(...). encode_text=f
+    (prompt -> (D,) embedding beside those of the images) allows targets "text:PROMPT".
     `adapter.describe()` says what was found.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     >>> wrap_model(net, size=(32, 32)).describe()["classifier"]
-    {'features': '1', 'linear': '4'}
+    {'features': '1', 'linear': '4', 'rectified': False}
     """
     embedding, class_names = bool(known.pop("embedding", False)), known.pop("class_names", None)
+    encode_text: Any = known.pop("encode_text", None)
     allowed = {"feature_layer", "tokens", "attention_blocks", "classifier", "gates", "stages", "family"}
     if set(known) - allowed:
         raise UnknownNameError(f"wrap_model does not know {sorted(set(known) - allowed)}; known: {sorted(allowed)}")
     if not isinstance(known.get("tokens", TokenLayout(0, (1, 1))), TokenLayout):
         raise UnsupportedModelError("tokens must be a TokenLayout(prefix, (h, w), class_token)")
     names = tuple(str(n) for n in class_names) if isinstance(class_names, list | tuple) else None
-    source = Source(name, module, Preprocessing(size, mean, std), names, embedding=embedding, known=known)
+    source = Source(
+        name, module, Preprocessing(size, mean, std), names, embedding=embedding, known=known, encode_text=encode_text
+    )
     return _adapt(source, device_of(module))
 
 

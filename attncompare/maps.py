@@ -42,7 +42,8 @@ class AttributionMap:
 
     values: (B,h,w) float32, higher is more evidence for the target; channel-space methods give (B,C).
     target: (B,) int64, the explained output. passes_forward, passes_backward: passes through the model per image.
-    detail: numbers a method reports beside its map, each (B,), such as a convergence delta.
+    detail: numbers a method reports beside its map, each (B,), such as a convergence delta. prompts: the "text:PROMPT"
+    of each image whose similarity was explained, () for other targets.
     """
 
     values: Tensor
@@ -51,6 +52,7 @@ class AttributionMap:
     method: str = field(default="", kw_only=True)
     options: Mapping[str, object] = field(default_factory=dict, kw_only=True)
     detail: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
+    prompts: tuple[str, ...] = field(default=(), kw_only=True)
     passes_forward: float = field(default=0.0, kw_only=True)
     passes_backward: float = field(default=0.0, kw_only=True)
 

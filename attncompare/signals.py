@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+import torch
 from torch import Tensor
 
 from attncompare.errors import CaptureError
@@ -29,6 +30,8 @@ class Signal(StrEnum):
     FUSED_ATTENTION = "fused_attention"  # L x (B,N,N) attention, heads fused by `head_fusion`
     CLASS_ATTENTION = "class_attention"  # L x (B,heads,N) the attention row(s) that the class score is read from
     TOKENS = "tokens"  # TokenLayout
+    WINDOW_ATTENTION = "window_attention"  # L x WindowAttention, the blocks whose windows lie on the image
+    ATTENTION_HIERARCHY = "attention_hierarchy"  # the same, of a model all of whose attention lies in them
     IMAGE_GRADIENTS = "image_gradients"  # (B,3,H,W) d target score / d images
 
 
@@ -115,3 +118,46 @@ class TokenLayout:
     def readout(self, flow: Tensor) -> Tensor:
         """(B,N,N) query x key -> (B,h,w): the row(s) that the score is read from, on the patch keys."""
         return self.to_grid(flow[:, self.rows()].mean(dim=1))
+
+
+@dataclass(frozen=True)
+class WindowGeometry:
+    """Where the tokens of every window lie: W windows of q queries and k keys.
+
+    keys: (W,k) int64 position y * w + x on `grid` (h, w), -1 for padding. queries: (W,q) likewise on `query_grid`, which
+    differs from `grid` where a block reduces its resolution.
+    """
+
+    grid: tuple[int, int]
+    query_grid: tuple[int, int]
+    keys: Tensor
+    queries: Tensor
+
+
+@dataclass(frozen=True)
+class WindowAttention:
+    """Attention inside windows: values (B,W,heads,q,k) after softmax, and where its queries and keys lie."""
+
+    values: Tensor
+    geometry: WindowGeometry
+
+    def weights(self, head: int | None = None) -> Tensor:
+        """(B,W,q,k) of one head or the mean over heads; padding is 0 and every row of a real query sums to 1."""
+        geometry = self.geometry
+        values = self.values.mean(dim=2) if head is None else torch.select(self.values, 2, head)
+        real = (geometry.queries >= 0)[:, :, None] & (geometry.keys >= 0)[:, None, :]
+        values = values * real.to(values)
+        return values / values.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
+
+    def scatter(self, rows: Tensor) -> Tensor:
+        """(B,W,k) one value per key -> (B,h,w), summed over the windows that a position lies in."""
+        h, w = self.geometry.grid
+        keys = self.geometry.keys.to(rows.device).flatten()
+        flat = rows.new_zeros(len(rows), h * w + 1)  # the last place takes the padding
+        flat.index_add_(1, torch.where(keys < 0, h * w, keys), rows.flatten(1))
+        return flat[:, :-1].reshape(-1, h, w)
+
+    def gather(self, flow: Tensor) -> Tensor:
+        """(B,h,w) on the query grid -> (B,W,q), 0 for padding."""
+        queries = self.geometry.queries.to(flow.device)
+        return flow.flatten(1)[:, queries.clamp_min(0)] * (queries >= 0).to(flow)

@@ -59,6 +59,41 @@ def timm_swin() -> nn.Module:
     return SwinTransformer(**sizes, depths=(1, 1), num_heads=(2, 2), num_classes=CLASSES)
 
 
+def timm_cait() -> nn.Module:
+    from timm.models.cait import Cait
+
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    return Cait(**sizes, num_classes=CLASSES, init_values=1.0)
+
+
+def timm_xcit() -> nn.Module:
+    from timm.models.xcit import Xcit
+
+    sizes = {"img_size": 64, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    return Xcit(**sizes, num_classes=CLASSES, eta=1.0)
+
+
+def timm_levit() -> nn.Module:
+    from timm.models.levit import Levit
+
+    sizes = {"img_size": 128, "embed_dim": (32, 48), "key_dim": 16, "depth": (1, 1), "num_heads": (2, 2)}
+    return Levit(**sizes, num_classes=CLASSES)
+
+
+def torchvision_swin() -> nn.Module:
+    from torchvision.models import SwinTransformer
+
+    sizes = {"patch_size": [4, 4], "embed_dim": 16, "depths": [2, 1], "num_heads": [2, 2], "window_size": [4, 4]}
+    return SwinTransformer(**sizes, num_classes=CLASSES)
+
+
+def torchvision_maxvit() -> nn.Module:
+    from torchvision.models import MaxVit
+
+    sizes = {"input_size": (64, 64), "stem_channels": 16, "partition_size": 4, "block_channels": [32, 32]}
+    return MaxVit(**sizes, block_layers=[1, 1], head_dim=4, stochastic_depth_prob=0.0, num_classes=CLASSES)
+
+
 def torchvision_vit() -> nn.Module:
     from torchvision.models import VisionTransformer
 
@@ -81,7 +116,13 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "overwriting_cnn": OverwritingNet,
     "embedding_cnn": partial(conv_net, head=nn.Identity()),
     "swin": timm_swin,
+    "swin_torchvision": torchvision_swin,
+    "maxvit_torchvision": torchvision_maxvit,
+    "levit": timm_levit,
+    "cait": timm_cait,
+    "xcit": timm_xcit,
     "vit": timm_vit,
+    "vit_map_pool": partial(timm_vit, global_pool="map", class_token=False),
     "vit_mean": partial(timm_vit, global_pool="avg", class_token=False),
     "vit_registers": partial(timm_vit, reg_tokens=4),
     "vit_distilled": timm_distilled,
@@ -93,9 +134,10 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "hf_deit_teacher": partial(hf_model, "DeiTWithTeacher", intermediate_size=64),
     "hf_dinov2_registers": partial(hf_model, "Dinov2WithRegisters", mlp_ratio=2, num_register_tokens=4),
 }
-SIZES = {"vit_oblong": (32, 48)}
+SIZES = {"vit_oblong": (32, 48), "maxvit_torchvision": (64, 64), "levit": (128, 128), "xcit": (64, 64)}
 SE_CNN = "se_cnn"  # the demo's architecture, loaded by name
-TINY = (*BUILDERS, SE_CNN)
+HARDLY_VARY = {"levit", "xcit"}  # untrained, their few cells differ at rounding level: probed, not compared
+TINY = (*(name for name in BUILDERS if name not in HARDLY_VARY), SE_CNN)
 
 
 def _stir(module: nn.Module) -> None:

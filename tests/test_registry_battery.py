@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import attncompare as ac
+from attncompare.capture.features import find_layout
 from attncompare.errors import SpecError, UnknownNameError, UnsupportedMethodError
 from attncompare.methods._base import methods
 from attncompare.signals import Signal
@@ -12,6 +13,7 @@ STEPS = 4
 QUICK = {"integrated_gradients": {"steps": STEPS}, "occlusion": {"window": 0.5, "stride": 0.5}}
 FEATURE_GRID = {"activation", "hires_cam", "layer_cam", "grad_cam"}
 TOKEN_GRID = {"attention_rollout", "class_attention", "gradient_rollout"}
+WINDOW_GRID = {"window_attention": -1, "hierarchical_rollout": 0}  # the block whose grid the map has
 IMAGE_GRID = {"random_map", "center_map", "edge_map", "saliency", "integrated_gradients", "occlusion"}
 GRADIENT_SIGNALS = {Signal.FEATURE_GRADIENTS, Signal.ATTENTION_GRADIENTS, Signal.IMAGE_GRADIENTS}
 COUNT = 3
@@ -50,15 +52,18 @@ def expected_shape(model, name):
     if name in IMAGE_GRID:
         return model.size
     if name in TOKEN_GRID:
-        return model.tokens.grid
+        return model.attention_tokens.grid
+    if name in WINDOW_GRID:
+        return model.anatomy.windows[WINDOW_GRID[name]].geometry.grid
     shape = features_size(model)[
         {"cam": "pooled", "se_activation": "gate", "channel_attention": "gate"}.get(name, "features")
     ]
     if name == "channel_attention":
         return (shape[1],)
-    if len(shape) == 3:
-        return model.tokens.grid
-    return tuple(shape[1:3]) if model.name == "tiny/swin" else tuple(shape[2:])
+    layout = find_layout(shape, model.size, model.sequences)
+    if layout not in ("nchw", "nhwc"):
+        return layout.grid
+    return tuple(shape[1:3]) if layout == "nhwc" else tuple(shape[2:])
 
 
 def close(actual, expected):
@@ -129,8 +134,7 @@ def test_a_batch_gives_what_its_images_give_one_by_one(each_tiny, pictures, name
 
 @pytest.mark.parametrize("name", ac.list_methods())
 def test_the_same_seed_gives_the_same_map(tiny, fresh, pictures, name):
-    first, second = (tiny(kind) for kind in (("se_cnn", "vit") if supports(tiny("se_cnn"), name) else ("vit", "cnn")))
-    model = first if supports(first, name) else second
+    model = next(m for m in map(tiny, ("se_cnn", "vit", "cnn", "swin")) if supports(m, name))
     images = pictures(model, COUNT)
     once, again = explain(model, name, images).values, explain(model, name, images).values
     assert torch.equal(once, again)
@@ -208,7 +212,7 @@ def test_a_class_sensitive_method_shows_another_map_for_another_class(tiny, pict
 
 @pytest.mark.parametrize("name", [method.name for method in methods if not method.class_sensitive])
 def test_a_class_blind_method_shows_the_same_map_for_every_class(tiny, pictures, name):
-    model = next(m for m in (tiny("cnn"), tiny("vit"), tiny("se_cnn")) if supports(m, name))
+    model = next(m for m in map(tiny, ("cnn", "vit", "se_cnn", "swin")) if supports(m, name))
     images = pictures(model)
     assert torch.equal(explain(model, name, images, 0).values, explain(model, name, images, 4).values)
 

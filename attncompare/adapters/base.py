@@ -1,16 +1,19 @@
 """What a model is, as data: where it keeps its features, tokens, attention, gates and classifier."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from attncompare.errors import UnsupportedMethodError, UnsupportedModelError
-from attncompare.signals import Signal, TokenLayout
+from attncompare.adapters.batch_norm import ContiguousNorms
+from attncompare.errors import SpecError, UnsupportedMethodError, UnsupportedModelError
+from attncompare.signals import Signal, TokenLayout, WindowGeometry
 
 Family = Literal["cnn", "vit", "hierarchical"]
 
@@ -20,7 +23,8 @@ class Preprocessing:
     """How a model wants its images, from the model's own configuration.
 
     size: (H, W) pixels. mean, std: per channel, for images in [0, 1]. crop: fraction of the resized side that the
-    centre crop keeps; None squashes the whole image to the size.
+    centre crop keeps; None squashes the whole image to the size. bgr: the model takes blue first; mean and std are those
+    of red, green and blue all the same.
     """
 
     size: tuple[int, int]
@@ -28,14 +32,19 @@ class Preprocessing:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     interpolation: str = "bilinear"
     crop: float | None = None
+    bgr: bool = False
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A linear layer on globally averaged features: the module whose output is averaged, and the linear layer."""
+    """A linear layer on globally averaged features: the module whose output is averaged, and the linear layer.
+
+    rectified: whether it is the positive part of that output that is averaged (a last ReLU that is no module).
+    """
 
     features: str
     linear: str
+    rectified: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,9 +56,32 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class WindowBlock:
+    """A block whose attention stays inside windows (or one window, the whole image, at a resolution of its own).
+
+    axes: how the recorded weights are laid out: "bw" for (B*W,heads,q,k), "bhw" for (B,heads,W,q,k), "bwh" for
+    (B,W,heads,q,k).
+    """
+
+    path: str
+    geometry: WindowGeometry
+    axes: Literal["bw", "bhw", "bwh"]
+
+    def split(self, values: Tensor) -> Tensor:
+        """Recorded weights -> (B,W,heads,q,k)."""
+        if self.axes == "bw":
+            return values.reshape(-1, len(self.geometry.keys), *values.shape[1:])
+        return values.transpose(1, 2) if self.axes == "bhw" else values
+
+
+@dataclass(frozen=True)
 class Anatomy:
     """Module paths of what a model can supply; found by a probing pass, or given.
 
+    attention_blocks: the modules whose attention is recorded, shallow to deep. readers: those among them whose one
+    query is the class token or a pooling query. attention_tokens: how rows and columns of attention lie on the image
+    where that differs from `tokens`, the layout of the sequence. windows: blocks of windowed or multi-scale attention.
+    sequences: every other way in which token sequences were seen to lie on the image.
     stages: one feature layer per resolution, shallow to deep. missing: the reason for each signal it cannot supply.
     outputs: K, the number of classes or embedding dimensions.
     """
@@ -58,6 +90,10 @@ class Anatomy:
     feature_layer: str | None
     tokens: TokenLayout | None = None
     attention_blocks: tuple[str, ...] = ()
+    readers: tuple[str, ...] = ()
+    attention_tokens: TokenLayout | None = None
+    windows: tuple[WindowBlock, ...] = ()
+    sequences: tuple[TokenLayout, ...] = ()
     classifier: Classifier | None = None
     gates: tuple[Gate, ...] = ()
     stages: tuple[str, ...] = ()
@@ -65,26 +101,9 @@ class Anatomy:
     outputs: int = 0
 
 
-@dataclass(frozen=True)
-class Source:
-    """What an adapter file knows of a model before it is probed.
-
-    embedding: True when the output is a pooled embedding, not class logits. known: parts of the anatomy that the
-    user gives, taken as given; the probe finds the rest.
-    """
-
-    name: str
-    model: nn.Module
-    preprocessing: Preprocessing
-    class_names: tuple[str, ...] | None = None
-    embedding: bool = False
-    note: str = ""
-    known: Mapping[str, object] = field(default_factory=dict)
-
-
 def output_tensor(output: object) -> Tensor:
     """The (B,K) tensor in whatever a model returns: a tensor, a transformers output or a dict."""
-    for name in ("logits", "image_embeds", "pooler_output"):
+    for name in ("logits", "image_embeds", "pooler_output", "last_hidden_state"):
         found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
         if isinstance(found, Tensor):
             output = found
@@ -98,6 +117,26 @@ def output_tensor(output: object) -> Tensor:
     if output.ndim != 2:
         raise UnsupportedModelError(f"the model returned shape {tuple(output.shape)}; (B, K) logits are needed")
     return output
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an adapter file knows of a model before it is probed.
+
+    embedding: True when the output is a pooled embedding, not class logits. known: parts of the anatomy that the
+    user gives, taken as given; the probe finds the rest. readout: the (B,K) tensor of what the model returns.
+    encode_text: prompt -> (D,) embedding in the space of the image embeddings, for targets "text:PROMPT".
+    """
+
+    name: str
+    model: nn.Module
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] | None = None
+    embedding: bool = False
+    note: str = ""
+    known: Mapping[str, object] = field(default_factory=dict)
+    readout: Callable[[object], Tensor] = output_tensor
+    encode_text: Callable[[str], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +180,17 @@ class ModelAdapter:
         return self.anatomy.tokens
 
     @property
+    def attention_tokens(self) -> TokenLayout | None:
+        """How the rows and columns of its attention lie on the image; with a place for a query that pools the tokens."""
+        return self.anatomy.attention_tokens or self.anatomy.tokens
+
+    @property
+    def sequences(self) -> tuple[TokenLayout, ...]:
+        """Every way in which a sequence of tokens inside it lies on the image."""
+        others = self.anatomy.sequences
+        return others if self.tokens is None else (self.tokens, *others)
+
+    @property
     def embedding(self) -> bool:
         """Whether the output is an embedding rather than class logits."""
         return self.source.embedding
@@ -177,7 +227,10 @@ class ModelAdapter:
     def forward(self, images: Tensor) -> Tensor:
         """(B,3,H,W) in [0, 1] -> (B,K) logits, or the embedding of a model with no classifier."""
         mean, std = self._normalisation
-        return output_tensor(self.model((images - mean) / std))
+        one = torch.is_grad_enabled() and len(images) == 1
+        with ContiguousNorms() if one else nullcontext():
+            images = (images - mean) / std
+            return self.source.readout(self.model(images.flip(1) if self.source.preprocessing.bgr else images))
 
     def require(self, signals: frozenset[Signal], method: str) -> None:
         """Raise UnsupportedMethodError with the reason if a signal is missing."""
@@ -189,6 +242,15 @@ class ModelAdapter:
         names = self.source.class_names
         return names[index] if names and 0 <= index < len(names) else str(index)
 
+    def class_index(self, name: str) -> int:
+        """The output of that class name; SpecError when the model has no such class."""
+        names = self.source.class_names or ()
+        if name not in names:
+            near = get_close_matches(name, names, n=3)
+            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            raise SpecError(f"{self.name} has no class named {name!r}{hint}")
+        return names.index(name)
+
     def describe(self) -> dict[str, object]:
         """What was found in the model, and why anything is missing."""
         anatomy = self.anatomy
@@ -199,9 +261,11 @@ class ModelAdapter:
             "feature_layer": anatomy.feature_layer,
             "tokens": None if anatomy.tokens is None else vars(anatomy.tokens),
             "attention_blocks": list(anatomy.attention_blocks),
+            "window_blocks": [block.path for block in anatomy.windows],
             "channel_attention": [gate.layer for gate in anatomy.gates],
             "classifier": None if anatomy.classifier is None else vars(anatomy.classifier),
             "stages": list(anatomy.stages),
+            "text_targets": self.source.encode_text is not None,
             "missing": {str(signal): reason for signal, reason in anatomy.missing.items()},
             "note": self.source.note,
         }

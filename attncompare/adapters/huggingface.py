@@ -1,15 +1,34 @@
-"""hf/: image classifiers and vision backbones of transformers, from a hub name or a folder written by save_pretrained."""
+"""hf/: classifiers, vision backbones and image-text pairs of transformers, from a hub name or a save_pretrained folder.
 
+A classifier gives logits. A backbone gives its embedding (see `pooled`). A pair of encoders, such as CLIP, gives the
+embedding of the image, and its text encoder the embedding of a prompt to compare it with.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from attncompare.adapters.base import Preprocessing, Source
-from attncompare.errors import AttnCompareError, UnsupportedModelError
+import torch
+from torch import Tensor, nn
 
-# The processors that ship no size and configs that ship no image size fall back to what the library documents.
-DEFAULT_SIDE = 224
-SQUASHED_FROM = 384
-RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+from attncompare.adapters.base import Preprocessing, Source, output_tensor
+from attncompare.adapters.processor import DEFAULT_SIDE, pair, preprocessing_of
+from attncompare.errors import AttnCompareError, SpecError, UnsupportedModelError
+
+REFUSED = {
+    "imagegpt": "it reads the numbers of colour clusters, through which no gradient reaches the pixels",
+    "shieldgemma2": "it needs a text prompt with every image",
+    "siglip2": "it reads patches cut by its processor; the SigLIP 2 models of fixed size have the type siglip and work",
+    "siglip2_vision_model": "it reads patches cut by its processor; use a SigLIP 2 model of fixed size",
+    "vit_mae": "every pass leaves out patches at random; save its encoder as a ViTModel",
+}
+"""Model types that take something else than an image, or give another answer each time, and why."""
+
+PADDED = ("siglip",)  # read from the last position, so trained on prompts filled up to their full length
+CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
+EMBEDDINGS = ("pooler_output", "image_embeds")
 
 
 def names() -> list[str]:
@@ -17,68 +36,134 @@ def names() -> list[str]:
     return []
 
 
-def _pair(size: Any) -> tuple[int, int] | None:
-    """(H, W) from the many ways in which a size is written."""
-    if isinstance(size, int):
-        return size, size
-    if isinstance(size, list | tuple) and len(size) == 2:
-        return int(size[0]), int(size[1])
-    for keys in (("height", "width"), ("shortest_edge", "shortest_edge")):
-        found: list[Any] = [size.get(key) if hasattr(size, "get") else getattr(size, key, None) for key in keys]
-        if all(found):
-            return int(found[0]), int(found[1])
-    return None
+def pooled(output: Any, *, class_token: bool) -> Tensor:
+    """(B,K) the embedding of a backbone: the library's own pooled one, else the class token's row, else the mean.
+
+    The mean is over all positions of the last hidden state, (B,N,K) or (B,K,h,w).
+    """
+    if isinstance(output, Tensor) or any(isinstance(getattr(output, name, None), Tensor) for name in EMBEDDINGS):
+        return output_tensor(output)
+    apart = getattr(output, "cls_token_value", None)  # CvT returns its class token beside the map
+    hidden: Tensor = output.last_hidden_state if apart is None else apart
+    if hidden.ndim == 4:
+        return hidden.mean(dim=(2, 3))
+    return hidden[:, 0] if class_token else hidden.mean(dim=1)
 
 
-def _preprocessing(name: str, config: Any) -> Preprocessing:
+class ImageSide(nn.Module):
+    """The image encoder of a pair: images -> embeddings (B,D), with the modules that its forward pass runs.
+
+    The text encoder is kept out of the module tree, so that nothing takes its layers for the image's.
+    """
+
+    def __init__(self, pair_of_encoders: Any, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.embed: Callable[..., Any] = pair_of_encoders.get_image_features
+        ran: list[str] = []
+        children = dict(pair_of_encoders.named_children())
+        hooks = [c.register_forward_pre_hook(lambda *_, name=name: ran.append(name)) for name, c in children.items()]
+        with torch.no_grad():
+            self.embed(pixel_values=torch.zeros(1, 3, *size))
+        for hook in hooks:
+            hook.remove()
+        for name in dict.fromkeys(ran):
+            self.add_module(name, children[name])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B,3,H,W) normalised -> (B,D), before any normalisation of its length."""
+        return output_tensor(self.embed(pixel_values=images))
+
+
+def _text_encoder(model: Any, path: str, name: str) -> Callable[[str], Tensor]:
+    """Prompt -> (D,) embedding; the tokenizer beside the model is read at the first prompt."""
+
+    @cache
+    def tokenizer() -> Any:
+        from transformers import AutoTokenizer
+        from transformers.utils.hub import cached_file
+
+        why = SpecError(f"hf/{name} has no tokenizer beside it, so it cannot read a text target")
+        try:
+            found = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        except Exception as error:
+            raise why from error
+        quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        # Without its files the library makes one that knows hardly a word.
+        if not any(cached_file(path, file, **quiet) for file in found.vocab_files_names.values()):
+            raise why
+        return found
+
+    @cache
+    def encode(prompt: str) -> Tensor:
+        config, read = model.config.text_config, tokenizer()
+        most = min(read.model_max_length, getattr(config, "max_position_embeddings", read.model_max_length))
+        padding = {"padding": "max_length", "max_length": most} if model.config.model_type in PADDED else {}
+        tokens = read(prompt, return_tensors="pt", **padding)
+        if tokens["input_ids"].shape[1] > most:
+            raise SpecError(f"target 'text:{prompt}' has {tokens['input_ids'].shape[1]} tokens; hf/{name} reads {most}")
+        with torch.inference_mode(False), torch.no_grad():  # kept for later calls, which may need gradients
+            return output_tensor(model.get_text_features(**tokens))[0]
+
+    return encode
+
+
+def _preprocessing(path: str, name: str, config: Any) -> Preprocessing:
     """From the image processor beside the model; without one, the size of the config and mean = std = 0.5."""
     from transformers import AutoImageProcessor
 
-    vision = getattr(config, "vision_config", config)
-    wanted = _pair(getattr(vision, "image_size", None))
+    size = pair(getattr(getattr(config, "vision_config", config), "image_size", None))
     try:
-        processor: Any = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+        processor: Any = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError):
-        return Preprocessing(size=wanted or (DEFAULT_SIDE, DEFAULT_SIDE))
-    if getattr(processor, "do_flip_channel_order", False) or not getattr(processor, "do_rescale", True):
-        raise UnsupportedModelError(f"hf/{name}: its processor wants BGR or unscaled images, which is not supported")
-    resized = _pair(getattr(processor, "size", None))
-    cropped = _pair(getattr(processor, "crop_size", None)) if getattr(processor, "do_center_crop", False) else None
-    size = cropped or resized or wanted or (DEFAULT_SIDE, DEFAULT_SIDE)
-    crop = size[0] / resized[0] if cropped and resized else None
-    if getattr(processor, "crop_pct", None) and size[0] < SQUASHED_FROM:
-        crop = float(processor.crop_pct)  # ConvNeXt's rule: resize to size / crop_pct, cut out the centre
-    normalises = getattr(processor, "do_normalize", True)
-    resample = getattr(processor, "resample", None)
-    return Preprocessing(
-        size=size,
-        mean=tuple(processor.image_mean or (0.5,) * 3) if normalises else (0.0,) * 3,
-        std=tuple(processor.image_std or (0.5,) * 3) if normalises else (1.0,) * 3,
-        interpolation=RESAMPLING.get(2 if resample is None else int(resample), "bilinear"),
-        crop=crop,
-    )
+        return Preprocessing(size=size or (DEFAULT_SIDE, DEFAULT_SIDE))
+    return preprocessing_of(processor, size, f"hf/{name}")
 
 
-def _build(kind: Any, name: str, config: Any, random: bool) -> Any:
-    """A model of that Auto class; with the fused kernel where the class offers it, since that is what is recorded."""
-    import torch
-
+def _build(kind: Any, path: str, config: Any, random: bool, **more: object) -> tuple[Any, list[str]]:
+    """A model of that class in float32, and the weights its folder lacks; with the fused kernel where it has one."""
+    automatic = hasattr(kind, "from_config")
+    create = kind.from_config if automatic else kind._from_config
+    more |= {"dtype": torch.float32} | ({"trust_remote_code": False} if automatic else {})
     for options in ({"attn_implementation": "sdpa"}, {}):
         try:
             if random:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(0)
-                    return kind.from_config(config, trust_remote_code=False, **options)
-            return kind.from_pretrained(name, config=config, trust_remote_code=False, **options)
+                    return create(config, **options, **more), []
+            model, info = kind.from_pretrained(path, config=config, output_loading_info=True, **options, **more)
+            return model, sorted(info["missing_keys"])
         except (ValueError, TypeError) as error:
             if "scaled_dot_product_attention" not in str(error) and "sdpa" not in str(error):
                 raise
-    raise UnsupportedModelError(f"hf/{name} cannot be built")
+    raise UnsupportedModelError(f"hf/{path} cannot be built")
+
+
+def _model(path: str, name: str, config: Any, random: bool) -> tuple[Any, bool]:
+    """(model, whether it is a classifier), with no weight left at random that the folder should hold."""
+    import transformers
+
+    architectures = " ".join(getattr(config, "architectures", None) or ())
+    classifies = "ForImageClassification" in architectures or (not architectures and bool(config.num_labels))
+    kind = transformers.AutoModelForImageClassification if classifies else transformers.AutoModel
+    if architectures.endswith("VisionModelWithProjection"):  # the automatic class would drop the projection
+        kind = getattr(transformers, architectures, kind)
+    try:
+        model, absent = _build(kind, path, config, random)
+        if absent and all(weight.startswith("pooler.") for weight in absent):  # as in DINO: its class token is read
+            model, absent = _build(kind, path, config, random, add_pooling_layer=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise AttnCompareError(f"hf/{name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    if absent:
+        raise AttnCompareError(
+            f"hf/{name} holds no weights for {absent[0]} ({len(absent)} tensors in all), which would be random; "
+            "fine-tune it first, or add @random"
+        )
+    return model.eval(), classifies
 
 
 def load(name: str, random: bool) -> Source:
-    """Load a classifier, or a backbone with no head (explained by its embedding), from a folder or the hub."""
-    from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+    """Load a classifier, a backbone (explained by its embedding) or a pair of encoders from a folder or the hub."""
+    from transformers import AutoConfig
 
     path = name if not Path(name).expanduser().exists() else str(Path(name).expanduser())
     try:
@@ -88,16 +173,27 @@ def load(name: str, random: bool) -> Source:
             f"hf/{name}: no such folder with a config.json, and the hub gave nothing ({type(error).__name__}); "
             "give the path of a folder written by save_pretrained"
         ) from error
-    architectures = " ".join(getattr(config, "architectures", None) or ())
-    classifies = "ForImageClassification" in architectures or (not architectures and bool(config.num_labels))
-    kind = AutoModelForImageClassification if classifies else AutoModel
-    try:
-        model = _build(kind, path, config, random)
-    except (OSError, ValueError) as error:
-        raise AttnCompareError(f"hf/{name} cannot be loaded: {str(error).splitlines()[0]}") from error
-    labels = getattr(config, "id2label", None) or {}
-    classes = tuple(str(labels[i]) for i in sorted(labels)) if classifies and labels else None
-    note = "randomly initialised" if random else "pretrained"
-    return Source(
-        f"hf/{name}", model.eval(), _preprocessing(path, config), classes, embedding=not classifies, note=note
+    if config.model_type in REFUSED:
+        raise UnsupportedModelError(f"hf/{name} cannot be explained: {REFUSED[config.model_type]}")
+    model, classifies = _model(path, name, config, random)
+    source = Source(
+        f"hf/{name}",
+        model,
+        _preprocessing(path, name, config),
+        embedding=not classifies,
+        note="randomly initialised" if random else "pretrained",
     )
+    if hasattr(model, "get_text_features") and hasattr(model, "get_image_features"):
+        try:
+            side = ImageSide(model, source.preprocessing.size)
+        except Exception as error:
+            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UnsupportedModelError(f"hf/{name}: its image encoder does not run on an image: {why}") from error
+        return replace(source, model=side.eval(), encode_text=_text_encoder(model, path, name))
+    if model.main_input_name not in ("pixel_values", "inputs"):
+        raise UnsupportedModelError(f"hf/{name} cannot be explained: it takes {model.main_input_name}, not images")
+    if not classifies:
+        parts = {part for parameter, _ in model.named_parameters() for part in parameter.split(".")}
+        return replace(source, readout=partial(pooled, class_token=bool(parts & set(CLASS_TOKENS))))
+    labels = getattr(config, "id2label", None) or {}
+    return replace(source, class_names=tuple(str(labels[i]) for i in sorted(labels)) or None)

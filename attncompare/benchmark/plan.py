@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.records import cell_key
 from attncompare.benchmark.spec import BenchmarkSpec
+from attncompare.capture.targets import TargetScore, prompts_of, text_key
 from attncompare.data.datasets import Dataset, Sample, open_dataset
 from attncompare.errors import AttnCompareError, ImageError, SpecError, UnsupportedMethodError
 from attncompare.explainer import make_job
@@ -48,8 +51,11 @@ def options_of(spec: BenchmarkSpec, method: Method) -> dict[str, object]:
     return method.resolve(seeded | spec.options.get(method.name, {}))
 
 
-def check_labels(spec: BenchmarkSpec, dataset: Dataset, models: Sequence[ModelAdapter]) -> None:
-    """With target "label", raise unless the data has labels and every model has the same classes."""
+def check_target(spec: BenchmarkSpec, dataset: Dataset, models: Sequence[ModelAdapter]) -> None:
+    """Raise unless every model has the target; "label" needs data with labels and models of the same classes."""
+    if spec.target not in ("argmax", "label"):
+        for model in models:
+            TargetScore.of(model, torch.zeros(1, model.anatomy.outputs), spec.target)
     if spec.target != "label":
         return
     if dataset.class_names is None:
@@ -97,6 +103,7 @@ def plan_chunk(spec: BenchmarkSpec, model: ModelAdapter, chunk: Chunk) -> list[C
     described = model.describe()
     parts = ("feature_layer", "tokens", "attention_blocks", "channel_attention", "classifier")
     anatomy = {part: described[part] for part in parts}
+    prompts = prompts_of(spec.target, 1)
     cells = []
     for method in chosen_methods(spec):
         options = options_of(spec, method)
@@ -114,7 +121,7 @@ def plan_chunk(spec: BenchmarkSpec, model: ModelAdapter, chunk: Chunk) -> list[C
                 "protocol": get_protocol(spec.protocol).describe(),
                 "images": images,
                 "names": names,
-                "target": spec.target,
+                "target": text_key(model, prompts) if prompts else spec.target,
                 "dtype": spec.dtype,
                 "seed": spec.seed,
                 "maps": spec.save_maps,

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.benchmark.plan import check_labels, check_names, chosen_methods, read_chunk
+from attncompare.benchmark.plan import check_names, check_target, chosen_methods, read_chunk
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.statistics import summarise
 from attncompare.benchmark.store import ResultStore
@@ -102,7 +102,7 @@ def run_benchmark(spec: BenchmarkSpec, out: str | Path, *, progress: Progress = 
     dataset = open_dataset(spec.data, spec.limit)
     with thread_count(spec.threads):
         models = [load_model(name, device=spec.device) for name in spec.models]
-        check_labels(spec, dataset, models)
+        check_target(spec, dataset, models)
         manifest: dict[str, Any] = {
             "spec": spec.model_dump(mode="json"),
             "environment": environment(spec.device),

@@ -11,7 +11,7 @@ from torch import Tensor
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.records import Record, cell_key
 from attncompare.capture.capture import left_as_found
-from attncompare.capture.targets import Target, TargetScore
+from attncompare.capture.targets import Target, TargetScore, text_key
 from attncompare.errors import SpecError, UnsupportedMethodError
 from attncompare.explainer import check_images
 from attncompare.maps import AttributionMap, resize_map
@@ -195,7 +195,7 @@ def score(
         )
     chosen = get_protocol(protocol)
     with torch.no_grad(), left_as_found(model.model):
-        target = fixed_target(model, images, attribution.target)
+        target = fixed_target(model, images, attribution.prompts or attribution.target)
     scene = Scene(images, target, masks)
     found = score_maps(model, scene, {attribution.method: attribution.values}, wanted, chosen)
     content = images.cpu().contiguous().numpy().tobytes() + attribution.values.cpu().contiguous().numpy().tobytes()
@@ -208,7 +208,7 @@ def score(
             "options": dict(attribution.options),
             "metrics": [[metric.name, metric.version] for metric in wanted],
             "protocol": chosen.describe(),
-            "target": attribution.target.tolist(),
+            "target": text_key(model, target.prompts) if target.prompts else attribution.target.tolist(),
             "images_and_maps": hashlib.sha256(content).hexdigest(),
         }
     )

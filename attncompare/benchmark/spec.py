@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -14,8 +14,9 @@ class BenchmarkSpec(BaseModel):
 
     models, methods, metrics: names; "all" stands for every method. options: method -> its options. protocol: how images
     are taken apart. data: "shapes", "photos", a folder or a list of image files; limit: at most so many images.
-    target: "argmax" (the model's choice on the clean image) or "label". timing: also time every method, `repeats`
-    times and at least `timing_seconds`. save_maps: keep maps and thumbnails for the report.
+    target: "argmax" (the model's choice on the clean image), "label", a class index, "class:NAME", "embedding" or
+    "text:PROMPT" (an image-text pair such as CLIP). timing: also time every method, `repeats` times and at least
+    `timing_seconds`. save_maps: keep maps and thumbnails for the report.
 
     >>> BenchmarkSpec(models=["demo/cnn"], methods=["cam"], limit=4).protocol
     'rise'
@@ -30,7 +31,7 @@ class BenchmarkSpec(BaseModel):
     data: str | tuple[str, ...] = "shapes"
     limit: int | None = Field(default=None, ge=1)
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    target: Literal["argmax", "label"] = "argmax"
+    target: Annotated[int, Field(strict=True, ge=0)] | str = "argmax"
     seed: int = Field(default=0, ge=0)
     device: str = "cpu"
     dtype: Literal["float32"] = "float32"
@@ -43,6 +44,17 @@ class BenchmarkSpec(BaseModel):
     repeats: int = Field(default=10, ge=3)
     timing_seconds: float = Field(default=1.0, ge=0)
     save_maps: bool = False
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _a_target(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value.isdecimal():
+            return int(value)
+        if value not in ("argmax", "label", "embedding") and not value.startswith(("class:", "text:")):
+            raise ValueError('write argmax, label, embedding, a class index, "class:NAME" or "text:PROMPT"')
+        return value
 
     @field_validator("models", "methods", "metrics", mode="before")
     @classmethod

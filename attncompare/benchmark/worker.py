@@ -16,7 +16,7 @@ from attncompare.benchmark.scoring import Scene, as_records, score_maps
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.store import ResultStore
 from attncompare.capture.capture import left_as_found
-from attncompare.capture.targets import Target, TargetScore
+from attncompare.capture.targets import TEXT, Target, TargetScore
 from attncompare.data.images import fit_image, to_tensor
 from attncompare.errors import UnsupportedMethodError
 from attncompare.explainer import explain_together
@@ -25,7 +25,7 @@ from attncompare.metrics._base import metrics
 from attncompare.metrics.protocols import get_protocol
 
 CLEAN_SCORE = "target_score"
-"""Recorded for every image: the target's probability on the clean image (1, the cosine to itself, for embeddings)."""
+"""Of every clean image: the target's probability; for embeddings the cosine to itself (1) or to the text."""
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,15 @@ class Worker:
             target = TargetScore.of(model, outputs, self._target(model, chunk))
             clean = target.probability(outputs, torch.arange(len(images), device=images.device)).cpu()
         scene = Scene(images, target, _masks(chunk, model))
-        explained = _explain(model, work, images, "embedding" if model.embedding else target.target, self.tick)
+        fixed: Target = "embedding" if model.embedding else target.target
+        explained = _explain(model, work, images, self.spec.target if target.prompts else fixed, self.tick)
         rows = {cell.key: self._clean_rows(model, cell, names, target, clean, explained[cell.key]) for cell in work}
         if self.spec.metrics:
             for key, records in self._score(model, work, names, scene, explained).items():
                 rows[key] += records
         if self.spec.save_maps:
             classes = ["" if model.embedding else model.class_name(int(t)) for t in target.target]
+            classes = [prompt.removeprefix(TEXT) for prompt in target.prompts] or classes
             self._save(model, work, dict(zip(names, pictures, strict=True)), explained, classes)
         return rows
 
@@ -168,10 +170,10 @@ class Worker:
             MapArchive(self.store.folder).write(cell.key, model.name, cell.method.name, kept, named)
 
     def _target(self, model: ModelAdapter, chunk: Chunk) -> Target:
-        if model.embedding:
-            return "embedding"
         if self.spec.target == "argmax":
-            return None
+            return "embedding" if model.embedding else None
+        if self.spec.target != "label":
+            return self.spec.target
         return [sample.label for sample in chunk.samples if sample.label is not None]
 
     def _score(

@@ -1,9 +1,9 @@
-"""One way to see attention in torchvision, timm and transformers: stand in for the fused kernel while recording."""
+"""One way to see attention in torchvision, timm and transformers: stand in for the fused kernel, listen to softmax."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,20 +14,33 @@ kernel = F.scaled_dot_product_attention
 """The fused kernel itself, as it is while nothing stands in for it."""
 
 _MHA = F.multi_head_attention_forward
+_softmax = F.softmax
+_SOFTMAXES = frozenset({F.softmax, torch.softmax, Tensor.softmax})
 
-Handler = Callable[..., Tensor]
+
+class Listener(Protocol):
+    """Who hears of attention while AttentionCalls is active."""
+
+    def kernel(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Stand in for the fused kernel: same arguments, same result."""
+        ...
+
+    def softmax(self, probabilities: Tensor) -> Tensor:
+        """See the result (..., Nq, Nk), 4-D or more, of a softmax over the last axis; what it returns is used."""
+        ...
 
 
 class AttentionCalls(TorchFunctionMode):
-    """While active, every scaled_dot_product_attention goes to `handler(query, key, value, **options)` instead.
+    """While active, `listener` stands in for every fused attention call and hears of every unfused one.
 
-    nn.MultiheadAttention reaches the kernel through a module global from inside a function that the mode itself
-    intercepts, so for the length of that call the global is swapped and put back.
+    An unfused attention is a softmax over the last axis of a tensor with four axes or more. nn.MultiheadAttention
+    reaches the kernel and softmax through module globals from inside a function that the mode itself intercepts, so for
+    the length of that call the globals are swapped and put back.
     """
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, listener: Listener) -> None:
         super().__init__()
-        self.handler = handler
+        self.listener = listener
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -35,15 +48,29 @@ class AttentionCalls(TorchFunctionMode):
         """Divert attention, pass on everything else."""
         kwargs = kwargs or {}
         if func is kernel:
-            return self.handler(*args, **kwargs)
+            return self.listener.kernel(*args, **kwargs)
+        if func in _SOFTMAXES:
+            found = func(*args, **kwargs)
+            axis = args[1] if len(args) > 1 else kwargs.get("dim")
+            return self.listener.softmax(found) if found.ndim > 3 and axis in (-1, found.ndim - 1) else found
         if func is _MHA:
-            previous = F.scaled_dot_product_attention
-            F.scaled_dot_product_attention = self.handler
-            try:
-                return func(*args, **kwargs)
-            finally:
-                F.scaled_dot_product_attention = previous
+            return self._multi_head(args, kwargs)
         return func(*args, **kwargs)
+
+    def _multi_head(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """nn.MultiheadAttention: the kernel when its weights are not asked for, else softmax with the heads folded in."""
+        heads = args[4] if len(args) > 4 else kwargs["num_heads"]
+
+        def listened(x: Tensor, *rest: Any, **options: Any) -> Tensor:
+            found = _softmax(x, *rest, **options)
+            return self.listener.softmax(found.reshape(-1, heads, *found.shape[1:])).flatten(0, 1)
+
+        previous = F.scaled_dot_product_attention, F.softmax
+        F.scaled_dot_product_attention, F.softmax = self.listener.kernel, listened  # type: ignore[assignment]
+        try:
+            return _MHA(*args, **kwargs)
+        finally:
+            F.scaled_dot_product_attention, F.softmax = previous
 
 
 def _mask(attn_mask: Tensor | None, is_causal: bool, queries: int, keys: int, like: Tensor) -> Tensor | None:
@@ -77,9 +104,8 @@ def slow_attention_path() -> Iterator[None]:
 
 
 @contextmanager
-def current_block(model: nn.Module, blocks: Iterable[str]) -> Iterator[list[int]]:
-    """Yield a list that holds the index of the declared attention block that is running, or nothing outside them."""
-    running: list[int] = []
+def current_block(model: nn.Module, blocks: Iterable[str], running: list[int]) -> Iterator[None]:
+    """Keep in `running` the index of the declared attention block that is running, and nothing outside them."""
     handles = []
     for index, path in enumerate(blocks):
         module = model.get_submodule(path)
@@ -93,7 +119,7 @@ def current_block(model: nn.Module, blocks: Iterable[str]) -> Iterator[list[int]
         handles.append(module.register_forward_pre_hook(enter))
         handles.append(module.register_forward_hook(leave, always_call=True))
     try:
-        yield running
+        yield
     finally:
         for handle in handles:
             handle.remove()
@@ -150,3 +176,23 @@ def attention_rows(
             total = summed if total is None else total + summed
         assert total is not None
         return total / len(rows)
+
+
+def on_all_tokens(matrix: Tensor, length: int, rest: float) -> Tensor:
+    """(..., q, k) of a block that works on some of the tokens -> (..., N, N); it leaves the others alone.
+
+    A block over all tokens but the class token, which comes first, gains a first row and column; one with a single
+    query is the first row. `rest` stands on the diagonal of what the block leaves alone: 1 for attention, 0 for
+    gradients.
+
+    >>> on_all_tokens(torch.tensor([[0.25, 0.75]]), 2, 1.0).tolist()
+    [[0.25, 0.75], [0.0, 1.0]]
+    """
+    queries, keys = matrix.shape[-2:]
+    if queries == length:
+        return matrix
+    full = (rest * torch.eye(length, dtype=matrix.dtype, device=matrix.device)).repeat(*matrix.shape[:-2], 1, 1)
+    first = 0 if queries == 1 else length - queries
+    full[..., first : first + queries, :] = 0
+    full[..., first : first + queries, length - keys :] = matrix
+    return full

@@ -11,13 +11,17 @@ from torch import Tensor, nn
 from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.attention import AttentionCalls, current_block, slow_attention_path
 from attncompare.capture.features import Tap, tapped
-from attncompare.capture.recorders import AttentionRecorder, Need, OutputRecorder
+from attncompare.capture.recorders import AttentionRecorder, Need, OutputRecorder, WindowRecorder
 from attncompare.capture.targets import Target, TargetScore
 from attncompare.errors import CaptureError, UnknownNameError
 from attncompare.signals import GRADIENTS, Signal
 
 LOGITS_TOLERANCE = 1e-5
 UNRECORDED = frozenset({Signal.IMAGES, Signal.TARGET, Signal.TOKENS, Signal.IMAGE_GRADIENTS, Signal.CLASSIFIER_WEIGHTS})
+ATTENTION_SIGNALS = frozenset(
+    {Signal.ATTENTION, Signal.ATTENTION_GRADIENTS, Signal.FUSED_ATTENTION, Signal.CLASS_ATTENTION}
+)
+WINDOW_SIGNALS = frozenset({Signal.WINDOW_ATTENTION, Signal.ATTENTION_HIERARCHY})
 ZERO_GRADIENT = 1e-9  # |gradient . signal| below this share of |score| is rounding, not evidence
 
 
@@ -32,6 +36,16 @@ class Capture:
     target: Tensor
     signals: Mapping[Need, object]
     flat: Mapping[Need, Tensor]
+
+
+@dataclass(frozen=True)
+class Recorders:
+    """Everything that listens during one shared pass."""
+
+    taps: Mapping[str, Tap]
+    outputs: OutputRecorder
+    attention: AttentionRecorder
+    windows: WindowRecorder
 
 
 @contextmanager
@@ -97,19 +111,23 @@ def capture(adapter: ModelAdapter, images: Tensor, needs: Iterable[Need], target
     needs = list(dict.fromkeys(needs))
     adapter.require(frozenset(need.signal for need in needs), "capture")
     layers = {_layer(adapter, n) for n in needs if n.signal in (Signal.FEATURES, Signal.FEATURE_GRADIENTS)}
-    taps = {path: Tap(path, adapter.size, adapter.tokens) for path in layers}
+    taps = {path: Tap(path, adapter.size, adapter.sequences) for path in layers}
     pooled = [n for n in needs if n.signal is Signal.POOLED_FEATURES]
     if pooled and adapter.anatomy.classifier:
         path = adapter.anatomy.classifier.features
-        taps.setdefault(path, Tap(path, adapter.size, adapter.tokens))
+        taps.setdefault(path, Tap(path, adapter.size, adapter.sequences))
     gates = {_gate_index(adapter, n) for n in needs if n.signal in (Signal.CHANNEL_ATTENTION, Signal.GATED_FEATURES)}
-    attention_signals = {Signal.ATTENTION, Signal.ATTENTION_GRADIENTS, Signal.FUSED_ATTENTION, Signal.CLASS_ATTENTION}
-    attends = any(need.signal in attention_signals for need in needs)
+    attends, windowed = (any(n.signal in kind for n in needs) for kind in (ATTENTION_SIGNALS, WINDOW_SIGNALS))
+    blocks = adapter.anatomy.attention_blocks if attends else ()
+    blocks = tuple(block.path for block in adapter.anatomy.windows) if windowed else blocks
     wants_gradients = any(need.signal in GRADIENTS for need in needs)
     images = images.detach().to(adapter.device)
     if any(need.signal is Signal.IMAGE_GRADIENTS for need in needs):
         images = images.requires_grad_(True)
-    outputs = OutputRecorder()
+    running: list[int] = []
+    heard = Recorders(
+        taps, OutputRecorder(), AttentionRecorder(adapter, needs, running), WindowRecorder(adapter, running)
+    )
 
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -121,21 +139,20 @@ def capture(adapter: ModelAdapter, images: Tensor, needs: Iterable[Need], target
         for index in gates:
             gate = adapter.anatomy.gates[index]
             layer, values = (adapter.model.get_submodule(path) for path in (gate.layer, gate.values))
-            stack.callback(layer.register_forward_pre_hook(outputs.input_hook(gate.layer)).remove)
-            stack.callback(values.register_forward_hook(outputs.output_hook(gate.values)).remove)
-        running = stack.enter_context(current_block(adapter.model, adapter.anatomy.attention_blocks if attends else ()))
-        recorder = AttentionRecorder(adapter, needs, running)
-        if attends:
-            stack.enter_context(AttentionCalls(recorder))
+            stack.callback(layer.register_forward_pre_hook(heard.outputs.input_hook(gate.layer)).remove)
+            stack.callback(values.register_forward_hook(heard.outputs.output_hook(gate.values)).remove)
+        stack.enter_context(current_block(adapter.model, blocks, running))
+        if attends or windowed:  # no model supplies both
+            stack.enter_context(AttentionCalls(heard.windows if windowed else heard.attention))
         logits = adapter.forward(images)
         if not bool(torch.isfinite(logits).all()):
             raise CaptureError(f"{adapter.name} returned non-finite logits; its weights or the images are not usable")
         scored = TargetScore.of(adapter, logits, target)
         score = scored.score(logits)
-        wanted = _gradient_sources(adapter, needs, images, taps, recorder)
+        wanted = _gradient_sources(adapter, needs, images, heard)
         gradients = _backward(adapter, score, wanted) if wanted else {}
         flat = {need: _is_flat(need, group, gradients[need], score.detach()) for need, group in wanted.items()}
-        found = {n: _value(adapter, n, images, scored, taps, outputs, recorder, gradients) for n in needs}
+        found = {n: _value(adapter, n, images, scored, heard, gradients) for n in needs}
     recording = str(sorted(str(need) for need in needs if need.signal not in UNRECORDED))
     if recording not in adapter.verified:  # once per model and kind of recording: one more forward pass
         _verify_logits(adapter, images, logits.detach())
@@ -163,7 +180,7 @@ def _backward(adapter: ModelAdapter, score: Tensor, wanted: Mapping[Need, list[T
 
 
 def _gradient_sources(
-    adapter: ModelAdapter, needs: list[Need], images: Tensor, taps: Mapping[str, Tap], recorder: AttentionRecorder
+    adapter: ModelAdapter, needs: list[Need], images: Tensor, heard: Recorders
 ) -> dict[Need, list[Tensor]]:
     """The tensors that each gradient need is taken with respect to."""
     sources: dict[Need, list[Tensor]] = {}
@@ -171,9 +188,9 @@ def _gradient_sources(
         if need.signal is Signal.IMAGE_GRADIENTS:
             sources[need] = [images]
         elif need.signal is Signal.FEATURE_GRADIENTS:
-            sources[need] = [_tapped(taps[_layer(adapter, need)])]
+            sources[need] = [_tapped(heard.taps[_layer(adapter, need)])]
         elif need.signal is Signal.ATTENTION_GRADIENTS:
-            sources[need] = recorder.listed(recorder.blocks)
+            sources[need] = heard.attention.listed(heard.attention.blocks)
     return sources
 
 
@@ -188,9 +205,7 @@ def _value(
     need: Need,
     images: Tensor,
     scored: TargetScore,
-    taps: Mapping[str, Tap],
-    outputs: OutputRecorder,
-    recorder: AttentionRecorder,
+    heard: Recorders,
     gradients: Mapping[Need, list[Tensor]],
 ) -> object:
     """What one need gets of what was recorded."""
@@ -201,31 +216,35 @@ def _value(
         case Signal.TARGET:
             return scored.target
         case Signal.TOKENS:
-            return adapter.tokens
+            return adapter.attention_tokens
         case Signal.FEATURES:
-            return _tapped(taps[_layer(adapter, need)]).detach()
+            return _tapped(heard.taps[_layer(adapter, need)]).detach()
         case Signal.POOLED_FEATURES:
             assert anatomy.classifier is not None
-            return _tapped(taps[anatomy.classifier.features]).detach()
+            pooled = _tapped(heard.taps[anatomy.classifier.features]).detach()
+            return pooled.relu() if anatomy.classifier.rectified else pooled
         case Signal.FEATURE_GRADIENTS | Signal.IMAGE_GRADIENTS:
             return gradients[need][0]
         case Signal.ATTENTION_GRADIENTS:
-            return gradients[need]
+            return heard.attention.gradients(gradients[need])
         case Signal.ATTENTION:
-            return [block.detach() for block in recorder.listed(recorder.blocks)]
+            return heard.attention.attention()
         case Signal.FUSED_ATTENTION:
-            return recorder.listed(recorder.fused[str(need.option("fusion", "mean"))])
+            return heard.attention.listed(heard.attention.fused[str(need.option("fusion", "mean"))])
         case Signal.CLASS_ATTENTION:
-            return recorder.listed(recorder.class_rows)
+            return heard.attention.rows_read()
+        case Signal.WINDOW_ATTENTION | Signal.ATTENTION_HIERARCHY:
+            return heard.windows.listed()
         case Signal.CLASSIFIER_WEIGHTS:
             assert anatomy.classifier is not None
             linear = adapter.model.get_submodule(anatomy.classifier.linear)
             weights = linear.weight.detach().flatten(1)  # type: ignore[operator]
-            # An embedding's score is linear in it: Y = (W f) . e0 / |e0|, so e0 / |e0| mixes the rows of W.
+            # An embedding's score is linear in it: Y = (W f) . e0 / |e0|, so e0 / |e0| mixes the rows of W. The cosine to
+            # a text t is (W f) . t / |t| over |W f|, one number per image, which leaves the map's shape as it is.
             return weights[scored.target] if scored.references is None else scored.references @ weights
         case Signal.CHANNEL_ATTENTION:
             gate = anatomy.gates[_gate_index(adapter, need)]
-            return outputs.outputs[gate.values].flatten(1)
+            return heard.outputs.outputs[gate.values].flatten(1)
         case Signal.GATED_FEATURES:
-            return outputs.inputs[anatomy.gates[_gate_index(adapter, need)].layer]
+            return heard.outputs.inputs[anatomy.gates[_gate_index(adapter, need)].layer]
     raise CaptureError(f"{need.signal} is not a signal of the shared pass")

@@ -1,6 +1,6 @@
 """The tap: a feature layer's output, routed through one module as (B,C,h,w) for every family."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -10,26 +10,38 @@ from torch import Tensor, nn
 from attncompare.errors import CaptureError
 from attncompare.signals import TokenLayout
 
-Layout = Literal["nchw", "nhwc", "tokens"]
+Layout = Literal["nchw", "nhwc"] | TokenLayout
 
 
-def find_layout(shape: torch.Size, size: tuple[int, int], tokens: TokenLayout | None) -> Layout | None:
+def _on_image(h: int, w: int, size: tuple[int, int]) -> bool:
+    """Whether a grid has the image's aspect ratio, up to one cell of rounding."""
+    return 1 < h <= size[0] and 1 < w <= size[1] and abs(h * size[1] - w * size[0]) < max(size)
+
+
+def token_grid(length: int, size: tuple[int, int]) -> tuple[int, int] | None:
+    """The one grid of that many cells with the image's aspect ratio; None where there is none, or a choice.
+
+    >>> token_grid(3136, (224, 224)), token_grid(197, (224, 224))
+    ((56, 56), None)
+    """
+    sides = [(h, length // h) for h in range(2, length // 2 + 1) if length % h == 0]
+    fitting = [grid for grid in sides if _on_image(*grid, size)]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def find_layout(shape: torch.Size, size: tuple[int, int], sequences: Iterable[TokenLayout] = ()) -> Layout | None:
     """How a module's output lies on an image of that size, or None when it does not.
 
-    A channel axis is told from the spatial axes by the image's aspect ratio, up to one cell of rounding.
+    A channel axis is told from the spatial axes by the image's aspect ratio, a sequence of tokens by its length.
 
-    >>> find_layout(torch.Size([1, 7, 7, 768]), (224, 224), None)
+    >>> find_layout(torch.Size([1, 7, 7, 768]), (224, 224))
     'nhwc'
     """
     if len(shape) == 3:
-        return "tokens" if tokens is not None and shape[1] == tokens.length else None
-
-    def on_image(h: int, w: int) -> bool:
-        return 1 < h <= size[0] and 1 < w <= size[1] and abs(h * size[1] - w * size[0]) < max(size)
-
-    if len(shape) == 4 and on_image(shape[2], shape[3]):
+        return next((layout for layout in sequences if layout.length == shape[1]), None)
+    if len(shape) == 4 and _on_image(shape[2], shape[3], size):
         return "nchw"
-    if len(shape) == 4 and on_image(shape[1], shape[2]):
+    if len(shape) == 4 and _on_image(shape[1], shape[2], size):
         return "nhwc"
     return None
 
@@ -46,48 +58,49 @@ class Tap:
         self,
         path: str,
         size: tuple[int, int],
-        tokens: TokenLayout | None,
+        sequences: Iterable[TokenLayout] = (),
         watch: Callable[[Tensor], None] | None = None,
     ) -> None:
-        self.path, self.size, self.tokens, self.watch = path, size, tokens, watch
+        self.path, self.size, self.sequences, self.watch = path, size, tuple(sequences), watch
         self.identity = nn.Identity()
         self.features: Tensor | None = None
 
-    def _split(self, x: Tensor) -> Tensor:
-        layout = find_layout(x.shape, self.size, self.tokens)
+    def _layout(self, x: Tensor) -> Layout:
+        layout = find_layout(x.shape, self.size, self.sequences)
         if layout is None:
             raise CaptureError(
                 f"layer {self.path!r} returns shape {tuple(x.shape)}, which does not lie on an image of {self.size}"
-                + (f" nor on {self.tokens}" if self.tokens else "")
+                + "".join(f" nor on {sequence}" for sequence in self.sequences)
             )
-        if layout == "nchw":
-            return x
-        return x.permute(0, 3, 1, 2) if layout == "nhwc" else self.tokens.to_grid(x)  # type: ignore[union-attr]
+        return layout
 
-    def _join(self, features: Tensor, x: Tensor) -> Tensor:
-        layout = find_layout(x.shape, self.size, self.tokens)
-        if layout == "nchw":
-            return features.clone()
-        if layout == "nhwc":
-            return features.permute(0, 2, 3, 1).contiguous()
-        assert self.tokens is not None
-        return torch.cat([x[:, : self.tokens.prefix], features.flatten(2).transpose(1, 2)], dim=1)
+    @staticmethod
+    def _split(x: Tensor, layout: Layout) -> Tensor:
+        if isinstance(layout, TokenLayout):
+            return layout.to_grid(x)
+        return x if layout == "nchw" else x.permute(0, 3, 1, 2)
+
+    @staticmethod
+    def _join(features: Tensor, x: Tensor, layout: Layout) -> Tensor:
+        if isinstance(layout, TokenLayout):
+            return torch.cat([x[:, : layout.prefix], features.flatten(2).transpose(1, 2)], dim=1)
+        return features.clone() if layout == "nchw" else features.permute(0, 2, 3, 1).contiguous()
 
     def __call__(self, module: nn.Module, args: object, output: object) -> object:
         """The forward hook."""
         first = output[0] if isinstance(output, tuple) else output
         if not isinstance(first, Tensor):
             raise CaptureError(f"layer {self.path!r} returns {type(first).__name__}, a tensor is needed")
-        x = first
+        x, layout = first, self._layout(first)
         if torch.is_grad_enabled() and not x.requires_grad:
-            features = self._split(x).detach().requires_grad_(True)
+            features = self._split(x, layout).detach().requires_grad_(True)
         else:
-            features = self._split(x)
+            features = self._split(x, layout)
         features = self.identity(features)
         self.features = features
         if self.watch is not None and features.requires_grad:
             features.register_hook(self.watch)
-        joined = self._join(features, x)
+        joined = self._join(features, x, layout)
         return (joined, *output[1:]) if isinstance(output, tuple) else joined
 
 

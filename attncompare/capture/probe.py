@@ -1,213 +1,29 @@
 """Find a model's anatomy by running it once: feature layer, token layout, attention, classifier and gates.
 
 Nothing is guessed from names or square roots: a module counts as a gate because its input times the gate values equals
-its output, as a classifier because its input equals the mean of a feature map, and the read-out row is the one that the
-logits depend on.
+its output, as a classifier because its input equals the mean of a feature map, as a feature layer because the score
+depends on it, and the read-out row is the one that the logits depend on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from attncompare.adapters.base import Anatomy, Classifier, Gate, ModelAdapter, Source
-from attncompare.capture.attention import AttentionCalls, kernel, slow_attention_path
+from attncompare.adapters.base import Anatomy, Classifier, Family, Gate, ModelAdapter, Source
+from attncompare.capture.attention import slow_attention_path
+from attncompare.capture.attention_layout import HEADS, NO_ATTENTION, AttentionLayout, find_attention, score_gradients
 from attncompare.capture.capture import left_as_found
-from attncompare.capture.features import find_layout
+from attncompare.capture.features import find_layout, token_grid
+from attncompare.capture.trace import BATCH, Call, Trace, equal, trace
 from attncompare.errors import UnsupportedModelError
 from attncompare.signals import Signal, TokenLayout
 
-ATTENTION_SIGNALS = (
-    Signal.ATTENTION,
-    Signal.ATTENTION_GRADIENTS,
-    Signal.FUSED_ATTENTION,
-    Signal.CLASS_ATTENTION,
-    Signal.TOKENS,
-)
 POOLERS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten)
-TOLERANCE = 1e-4
-NO_ATTENTION = "it has no attention between image positions"
-
-
-@dataclass
-class Call:
-    """One run of a module: its path, what went in and what came out.
-
-    means: the spatial means (B,C) of a 4-D output, as read in NCHW and in NHWC, taken at once: what follows may write
-    into the output in place. gate: the path of the inner module whose output is the ratio of output to input.
-    direct: whether the output is the tensor itself (or a tuple that starts with it), so that it can be tapped.
-    """
-
-    path: str
-    module: nn.Module
-    inputs: tuple[object, ...]
-    tensor: Tensor
-    means: tuple[Tensor, ...] = ()
-    gate: str | None = None
-    direct: bool = True
-
-
-@dataclass
-class Trace:
-    """Everything one probing pass saw, in the order in which the modules finished."""
-
-    calls: list[Call] = field(default_factory=list)
-    attention: list[tuple[str, torch.Size, torch.Size]] = field(default_factory=list)
-    logits: Tensor | None = None
-
-
-def _first_tensor(output: object) -> Tensor | None:
-    if isinstance(output, tuple | list) and output:
-        output = output[0]
-    for name in ("last_hidden_state", "logits"):
-        if isinstance(getattr(output, name, None), Tensor):
-            output = getattr(output, name)
-    return output if isinstance(output, Tensor) else None
-
-
-def trace(source: Source) -> Trace:
-    """Run the model on two seeded images and note every module call and every attention call."""
-    seen, stack_of_names = Trace(), [""]
-    adapter = ModelAdapter(source, Anatomy("cnn", None))
-
-    def handler(query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Tensor:
-        seen.attention.append((stack_of_names[-1], query.shape, key.shape))
-        return kernel(query, key, value, *args, **kwargs)  # type: ignore[arg-type]
-
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(left_as_found(source.model))
-        stack.enter_context(slow_attention_path())
-        for path, module in source.model.named_modules():
-            if not path:
-                continue
-
-            def enter(module: nn.Module, args: object, path: str = path) -> None:
-                stack_of_names.append(path)
-
-            def leave(module: nn.Module, args: tuple[object, ...], output: object, path: str = path) -> None:
-                stack_of_names.pop()
-                tensor = _first_tensor(output)
-                if tensor is not None and tensor.is_floating_point():
-                    with torch.no_grad():
-                        means = tuple(tensor.mean(axes) for axes in ((2, 3), (1, 2))) if tensor.ndim == 4 else ()
-                        gate = _gate_values(seen, path, args, tensor)
-                    direct = isinstance(output, Tensor | tuple)
-                    seen.calls.append(Call(path, module, args, tensor, means, gate, direct))
-
-            stack.callback(module.register_forward_pre_hook(enter).remove)
-            stack.callback(module.register_forward_hook(leave).remove)
-        with AttentionCalls(handler):
-            generator = torch.Generator().manual_seed(0)
-            images = torch.rand(2, 3, *source.preprocessing.size, generator=generator).to(adapter.device)
-            seen.logits = adapter.forward(images.requires_grad_(True))
-        _wake_silent_gates(seen)
-    return seen
-
-
-def _wake_silent_gates(seen: Trace) -> None:
-    """Try layers that saw nothing but zeros (behind a norm that starts at zero) once more, on noise.
-
-    Their hooks are still installed: what they note of the trial is read and then dropped.
-    """
-    for call in list(seen.calls):
-        x = call.inputs[0] if call.inputs else None
-        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape != call.tensor.shape:
-            continue
-        # By its means: the tensor itself may have been written into since.
-        if not call.means[0].any() and any(True for _ in call.module.children()):
-            before = len(seen.calls)
-            with torch.no_grad():
-                call.module(torch.rand(x.shape, device=x.device))
-            call.gate = seen.calls[-1].gate if seen.calls[-1].path == call.path else None
-            del seen.calls[before:]
-
-
-def _grid(seen: Trace, size: tuple[int, int], tokens: int) -> tuple[int, int] | None:
-    """The patch grid: the output of the first convolution that leaves no more than N cells."""
-    for call in seen.calls:
-        if isinstance(call.module, nn.Conv2d) and call.tensor.ndim == 4:
-            h, w = call.tensor.shape[2:]
-            if 1 < h * w <= tokens < h * w + 64:
-                return int(h), int(w)
-    return None
-
-
-def _readout(seen: Trace, layout: TokenLayout) -> tuple[int | tuple[int, ...] | None, str]:
-    """(class_token, reason): the rows of the last token tensor that the output depends on."""
-    assert seen.logits is not None
-    last = next(
-        (
-            c.tensor
-            for c in reversed(seen.calls)
-            if c.tensor.ndim == 3 and c.tensor.requires_grad and c.tensor.shape[1] == layout.length
-        ),
-        None,
-    )
-    if last is None:
-        return None, "no module returns the token sequence"
-    mix = torch.randn(seen.logits.shape[1], generator=torch.Generator().manual_seed(0)).to(seen.logits.device)
-    outputs = [seen.logits @ mix]
-    linear = next((c for c in reversed(seen.calls) if isinstance(c.module, nn.Linear)), None)
-    if linear is not None and isinstance(linear.inputs[0], Tensor):
-        outputs.append(linear.inputs[0].flatten(1).sum(1))  # a zero-initialised head passes no gradient
-    gradient = torch.zeros_like(last)
-    for output in outputs:
-        if output.requires_grad and not gradient.any():
-            found = torch.autograd.grad(output.sum(), last, retain_graph=True, allow_unused=True)[0]
-            gradient = gradient if found is None else found
-    strength = gradient.abs().sum(dim=(0, 2))
-    used = (strength > 1e-6 * strength.max()).nonzero().flatten().tolist() if bool(strength.max() > 0) else []
-    if not used:
-        return None, "the output does not depend on the tokens"
-    if max(used) < layout.prefix:
-        return (used[0] if len(used) == 1 else tuple(used)), ""
-    patches = gradient[:, layout.prefix :]
-    largest = gradient.abs().max()
-    even = (patches - patches.mean(1, keepdim=True)).abs().max() <= 1e-3 * largest
-    if even and used[0] == 0 and layout.prefix:
-        alike = (gradient - patches.mean(1, keepdim=True)).abs().max() <= 1e-3 * largest
-        if alike:
-            return tuple(range(layout.length)), ""  # the mean over all tokens, class token included
-        return 0, ""  # class token and patch mean side by side (DINOv2's linear head): the class row
-    return None, "" if bool(
-        even
-    ) else "the score is read from the tokens by attention pooling, not by a class token or a mean"
-
-
-def _attention(
-    seen: Trace, size: tuple[int, int], given: TokenLayout | None
-) -> tuple[TokenLayout | None, tuple[str, ...], str]:
-    """(layout, blocks, reason why not)."""
-    if not seen.attention:
-        hidden = any("attention" in type(call.module).__name__.lower() and not call.gate for call in seen.calls)
-        if hidden:
-            return None, (), "its attention is local or computed without the fused kernel, so it is not recorded"
-        return None, (), NO_ATTENTION
-    whole = [(path, q) for path, q, k in seen.attention if q[-2] == k[-2] and q[0] == 2 and q.numel()]
-    lengths = {q[-2] for _, q in whole}
-    others = [q for _, q, k in seen.attention if (q[-2] != k[-2] and q[-2] > 8) or q[0] != 2]
-    if len(lengths) != 1 or others:
-        return (
-            None,
-            (),
-            "attention is windowed, reduced or changes its grid between blocks; global methods are not defined",
-        )
-    length = int(lengths.pop())
-    blocks = tuple(path for path, _ in whole)
-    if len(set(blocks)) != len(blocks):
-        return None, (), "one attention module runs several times in a pass"
-    if given is not None:
-        return given, blocks, ""
-    grid = _grid(seen, size, length)
-    if grid is None:
-        return None, (), f"the {length} tokens do not lie on the grid of a patch convolution"
-    layout = TokenLayout(length - grid[0] * grid[1], grid)
-    class_token, reason = _readout(seen, layout)
-    return replace(layout, class_token=class_token), blocks, reason
+MOST_ADDED = 8  # prefix tokens beside a grid that no attention confirms
+Grid = tuple[int, int]
 
 
 def _outermost(seen: Trace, call: Call) -> str:
@@ -220,40 +36,154 @@ def _outermost(seen: Trace, call: Call) -> str:
     return min(same)[2]
 
 
-def _spatial(seen: Trace, size: tuple[int, int]) -> list[Call]:
-    """Calls whose output lies on the image, in order; pooling and reshaping modules aside."""
-    found = []
-    attentions = tuple(
-        c.path + "." for c in seen.calls if "attention" in type(c.module).__name__.lower() and not c.gate
-    )
-    for call in seen.calls:
-        shape = call.tensor.shape
-        # Inside an attention module (N x N) weights can look like an image.
-        skipped = isinstance(call.module, POOLERS) or call.path.startswith(attentions) or not call.direct
-        if not skipped and len(shape) == 4 and shape[0] == 2 and find_layout(shape, size, None):
-            found.append(call)
-    return found
+def _candidates(seen: Trace, size: Grid) -> list[Call]:
+    """Calls whose output may lie on the image, in order; pooling and reshaping modules aside."""
+    # Inside an attention module (N x N) weights can look like an image, and projections are no features.
+    attentions = tuple(c.path + "." for c in seen.calls if _is_attention(c) and not c.gate)
+    return [
+        call
+        for call in seen.calls
+        if call.direct
+        and call.tensor.ndim in (3, 4)
+        and call.tensor.shape[0] == BATCH
+        and not isinstance(call.module, POOLERS)
+        and not call.path.startswith(attentions)
+        and (call.tensor.ndim == 3 or find_layout(call.tensor.shape, size) is not None)
+    ]
 
 
-def _stages(seen: Trace, size: tuple[int, int]) -> tuple[str, ...]:
-    """One layer per resolution, shallow to deep: the outermost module, and of its equals the last."""
-    best: dict[tuple[int, int], tuple[int, int, str]] = {}
-    for order, call in enumerate(_spatial(seen, size)):
-        shape = call.tensor.shape
-        nchw = find_layout(shape, size, None) == "nchw"
-        grid = (int(shape[2]), int(shape[3])) if nchw else (int(shape[1]), int(shape[2]))
+def _is_attention(call: Call) -> bool:
+    name = type(call.module).__name__.lower()
+    return "attention" in name or ("att" in name and any(hasattr(call.module, heads) for heads in HEADS))
+
+
+def _grid_of(call: Call, size: Grid, sequences: Iterable[TokenLayout]) -> Grid | None:
+    """The grid on which an output lies."""
+    shape, layout = call.tensor.shape, find_layout(call.tensor.shape, size, sequences)
+    if layout is None or isinstance(layout, TokenLayout):
+        return None if layout is None else layout.grid
+    return (int(shape[2]), int(shape[3])) if layout == "nchw" else (int(shape[1]), int(shape[2]))
+
+
+def _is_score_map(call: Call, logits: Tensor) -> bool:
+    """Whether it holds one channel per class and no features: the logits are its mean, or a linear layer made it."""
+    if call.tensor.ndim == 3 and isinstance(call.module, nn.Linear):
+        return call.tensor.shape[-1] == logits.shape[1]
+    return any(mean.shape == logits.shape and equal(mean, logits) for mean in call.means)
+
+
+def _on_the_scores_path(seen: Trace, calls: list[Call], sequences: list[TokenLayout]) -> list[Call]:
+    """Of calls that lie on the image those whose every image position may matter to the score."""
+    calls = [c for c in calls if c.tensor.requires_grad]
+    reached = []
+    for call, gradient in zip(calls, score_gradients(seen, [c.tensor for c in calls]), strict=True):
+        layout = next((s for s in sequences if gradient.ndim == 3 and s.length == gradient.shape[1]), None)
+        # What only the class token's row of a sequence passes on is no evidence of any place.
+        if bool((gradient if layout is None else gradient[:, layout.prefix :]).any()):
+            reached.append(call)
+    return reached
+
+
+def _stages(seen: Trace, calls: list[Call], source: Source, sequences: list[TokenLayout]) -> tuple[str, ...]:
+    """One layer per resolution, shallow to deep, of those the score depends on.
+
+    On the last grid the last module to finish; on those before it the outermost one, of equals the last, because what
+    opens the next stage still has the resolution of the stage before.
+    """
+    assert seen.logits is not None
+    size = source.preprocessing.size
+    with torch.no_grad():
+        calls = [c for c in calls if source.embedding or not _is_score_map(c, seen.logits)]
+    best: dict[Grid, tuple[int, int, str]] = {}
+    calls = _on_the_scores_path(seen, calls, sequences)
+    for order, call in enumerate(calls):
+        grid = _grid_of(call, size, sequences)
+        assert grid is not None
         path = _outermost(seen, call)
         best[grid] = min(best.get(grid, (99, 0, "")), (path.count("."), -order, path))
-    return tuple(path for _, (_, _, path) in sorted(best.items(), reverse=True))
+    if not calls:
+        return ()
+    last = _grid_of(calls[-1], size, sequences)
+    before = [path for grid, (_, _, path) in sorted(best.items(), reverse=True) if grid != last]
+    return (*before, _outermost(seen, calls[-1]))
+
+
+def _sequences(seen: Trace, source: Source) -> list[TokenLayout]:
+    """How sequences of tokens lie on the image, row by row behind a few prefix tokens, checked by value.
+
+    The grid is the one with the image's aspect ratio, or that of a convolution before it when tokens were added. Each
+    quadrant of a noise image is replaced in turn: the tokens of that quadrant must change the most. A transposed or
+    shuffled sequence, or channels that were taken for tokens, does not pass. Most layers of a length must.
+    """
+    size = source.preprocessing.size
+    calls = [c for c in _candidates(seen, size) if c.tensor.ndim == 3]
+    if not calls:
+        return []
+    convolved = [_grid_of(c, size, ()) for c in _candidates(seen, size) if c.tensor.ndim == 4]
+    grids = dict.fromkeys([*convolved, *(token_grid(c.tensor.shape[1], size) for c in calls)])
+    after = _with_quadrants_changed(source, list(dict.fromkeys(_outermost(seen, c) for c in calls)))
+    votes: dict[TokenLayout, list[bool]] = {}
+    for tokens in after.values():
+        for layout in _possible(tokens.shape[1], size, [grid for grid in grids if grid]):
+            votes.setdefault(layout, []).append(_moves_with_the_image(tokens, layout))
+    right = [layout for layout, passed in votes.items() if 2 * sum(passed) >= len(passed)]
+    return [layout for layout in right if sum(other.length == layout.length for other in right) == 1]
+
+
+def _possible(tokens: int, size: Grid, grids: list[Grid]) -> list[TokenLayout]:
+    """The layouts that a sequence of that length may have."""
+    whole = token_grid(tokens, size)
+    if whole is not None:
+        return [TokenLayout(0, whole)]
+    return [TokenLayout(tokens - h * w, (h, w)) for h, w in grids if 0 < tokens - h * w <= MOST_ADDED]
+
+
+def _with_quadrants_changed(source: Source, paths: list[str]) -> dict[str, Tensor]:
+    """What some layers return for a noise image and for it with each quadrant replaced, (5,...)."""
+    adapter, (height, width) = ModelAdapter(source, Anatomy("cnn", None)), source.preprocessing.size
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(1, 3, height, width, generator=generator).repeat(5, 1, 1, 1)
+    other = torch.rand(3, height, width, generator=generator)
+    for index, (rows, columns) in enumerate(_quadrants(height, width)):
+        images[index + 1, :, rows, columns] = other[:, rows, columns]
+    kept: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(left_as_found(source.model))
+        stack.enter_context(slow_attention_path())
+        for path in paths:
+
+            def keep(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...], path: str = path) -> None:
+                kept[path] = (output[0] if isinstance(output, tuple) else output).clone()
+
+            stack.callback(source.model.get_submodule(path).register_forward_hook(keep).remove)
+        adapter.forward(images.to(adapter.device))
+    return kept
+
+
+def _quadrants(height: int, width: int) -> list[tuple[slice, slice]]:
+    """The four quadrants; a middle row or column belongs to none."""
+    halves = [(slice(0, side // 2), slice((side + 1) // 2, None)) for side in (height, width)]
+    return [(rows, columns) for rows in halves[0] for columns in halves[1]]
+
+
+def _moves_with_the_image(tokens: Tensor, layout: TokenLayout) -> bool:
+    """Tokens (5,N,C) of an image and of it with each quadrant changed: whether most tokens answer most to their own."""
+    if len(tokens) != 5:
+        return False
+    change = layout.to_grid((tokens[1:] - tokens[:1]).abs().mean(-1))
+    answers = change.argmax(dim=0)
+    return all(float((answers[q] == index).float().mean()) > 0.5 for index, q in enumerate(_quadrants(*layout.grid)))
 
 
 def _attention_input(seen: Trace, block: str) -> str | None:
     """The module whose output feeds the last attention block: its norm, where patch gradients are not yet zero."""
-    fed = next((c.inputs[0] for c in seen.calls if c.path == block and c.inputs), None)
-    return next((c.path for c in seen.calls if fed is not None and c.tensor is fed), None)
+    call = seen.call_of(block)
+    fed = None if call is None else call.fed
+    return next((c.path for c in seen.calls if fed is not None and c.tensor is fed and c.direct), None)
 
 
-def _classifier(seen: Trace, size: tuple[int, int]) -> tuple[Classifier | None, str]:
+def _classifier(seen: Trace, calls: list[Call], size: Grid) -> tuple[Classifier | None, str]:
     """A linear layer that makes the logits from the spatial mean of a feature map, checked by value."""
     heads = [c for c in seen.calls if isinstance(c.module, nn.Linear) or getattr(c.module, "kernel_size", 0) == (1, 1)]
     head = heads[-1] if heads else None
@@ -265,32 +195,46 @@ def _classifier(seen: Trace, size: tuple[int, int]) -> tuple[Classifier | None, 
     if pooled.ndim > 2 and pooled.shape[-2:] != (1, 1):
         return None, "its classifier is not applied to globally averaged features"
     pooled = pooled.flatten(1)
-    for call in reversed(_spatial(seen, size)):
-        mean = call.means[0 if find_layout(call.tensor.shape, size, None) == "nchw" else 1]
-        if mean.shape == pooled.shape and _equal(mean, pooled):
+    for call in reversed([c for c in calls if c.means]):
+        nhwc = call.tensor.ndim == 4 and find_layout(call.tensor.shape, size) == "nhwc"
+        mean = call.means[-1] if nhwc else call.means[0]
+        if mean.shape != pooled.shape:
+            continue
+        if equal(mean, pooled):
             return Classifier(_outermost(seen, call), head.path), ""
+        # DenseNet's last ReLU is no module; written in place or not, the tensor's positive part is what it gives.
+        axes = {"tokens": (1,), "nhwc": (1, 2), "nchw": (2, 3)}[
+            "tokens" if call.tensor.ndim == 3 else "nhwc" if nhwc else "nchw"
+        ]
+        if equal(call.tensor.relu().mean(axes), pooled):
+            return Classifier(_outermost(seen, call), head.path, rectified=True), ""
     return None, "its classifier does not read the plain spatial mean of a feature map (global average pooling)"
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
-    """Equal up to rounding at the scale of b, and not all zero."""
-    scale = float(b.abs().max())
-    return scale > 0 and bool((a - b).abs().max() <= TOLERANCE * scale)
+def _traced(source: Source) -> Trace:
+    """The probing pass, or an error that says that the model does not run."""
+    try:
+        return trace(source)
+    except UnsupportedModelError:
+        raise
+    except Exception as error:
+        h, w = source.preprocessing.size
+        raise UnsupportedModelError(f"{source.name} does not run on ({BATCH}, 3, {h}, {w}): {error}") from error
 
 
-def _gate_values(seen: Trace, path: str, args: tuple[object, ...], output: Tensor) -> str | None:
-    """The module inside `path` whose output, one value per channel, times the input of `path` is its output."""
-    x = args[0] if args else None
-    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape != output.shape or x is output:
-        return None
-    for inner in reversed(seen.calls):
-        if not inner.path.startswith(path + "."):
-            return None
-        values = inner.tensor
-        per_channel = values.numel() == x.shape[0] * x.shape[1] and values.shape[0] == x.shape[0]
-        if per_channel and _equal(x * values.reshape(x.shape[0], -1, 1, 1), output):
-            return inner.path
-    return None
+def _family_and_layer(
+    seen: Trace, attention: AttentionLayout, stages: tuple[str, ...]
+) -> tuple[Family, str | None, tuple[str, ...]]:
+    """(family, default feature layer, stages)."""
+    over_tokens = [path for path in attention.blocks if path not in attention.readers]
+    inputs = [_attention_input(seen, path) for path in over_tokens]
+    fed = None if not over_tokens else seen.call_of(over_tokens[-1])
+    if attention.tokens is not None and fed is not None and fed.fed is not None and fed.fed.ndim == 3:
+        return "vit", inputs[-1] or (stages[-1] if stages else None), tuple(path for path in inputs if path)
+    plain = attention.missing.get(Signal.CLASS_ATTENTION) == NO_ATTENTION or (
+        attention.blocks and not attention.readers
+    )
+    return ("cnn" if plain else "hierarchical"), (stages[-1] if stages else None), stages
 
 
 def probe(source: Source) -> Anatomy:
@@ -298,33 +242,26 @@ def probe(source: Source) -> Anatomy:
 
     Raises UnsupportedModelError when the model does not run or nothing in it lies on the image.
     """
-    try:
-        seen = trace(source)
-    except UnsupportedModelError:
-        raise
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"{source.name} does not run on (2, 3, {source.preprocessing.size[0]}, {source.preprocessing.size[1]}): {error}"
-        ) from error
-    size = source.preprocessing.size
-    with torch.no_grad():
-        classifier, no_classifier = _classifier(seen, size)
-        gates = tuple(Gate(call.path, call.gate) for call in seen.calls if call.gate)
-        stages = _stages(seen, size)
+    seen, size = _traced(source), source.preprocessing.size
     known: Mapping[str, object] = source.known
     given = known.get("tokens")
+    given = given if isinstance(given, TokenLayout) else None
+    sequences = _sequences(seen, source) if given is None else []
     with torch.inference_mode(False), torch.enable_grad():
-        tokens, blocks, no_attention = _attention(seen, size, given if isinstance(given, TokenLayout) else None)
-    missing: dict[Signal, str] = {}
-    if tokens is not None:
-        inputs = [_attention_input(seen, block) for block in blocks]
-        family, layer = "vit", inputs[-1] or (stages[-1] if stages else None)
-        stages = tuple(path for path in inputs if path)
-    else:
-        family = "cnn" if no_attention == NO_ATTENTION else "hierarchical"
-        layer = stages[-1] if stages else None
-    if no_attention:
-        missing |= dict.fromkeys(ATTENTION_SIGNALS, no_attention)
+        attention = find_attention(seen, source, given, sequences)
+        reduced = (TokenLayout(0, block.geometry.query_grid) for block in attention.windows)
+        sequences = list({layout.length: layout for layout in (*reduced, *sequences)}.values())
+        if attention.tokens is not None:
+            sequences = [s for s in sequences if s.length != attention.tokens.length]
+        every = [*sequences, *([attention.tokens] if attention.tokens else [])]
+        calls = [c for c in _candidates(seen, size) if find_layout(c.tensor.shape, size, every) is not None]
+        family, layer, stages = _family_and_layer(seen, attention, _stages(seen, calls, source, every))
+    with torch.no_grad():
+        prefixed = {layout.length for layout in every if layout.prefix}
+        averaged = [c for c in calls if c.tensor.ndim == 4 or c.tensor.shape[1] not in prefixed]
+        classifier, no_classifier = _classifier(seen, averaged, size)
+        gates = tuple(Gate(call.path, call.gate) for call in seen.calls if call.gate)
+    missing: dict[Signal, str] = dict(attention.missing)
     if classifier is None:
         missing |= dict.fromkeys((Signal.CLASSIFIER_WEIGHTS, Signal.POOLED_FEATURES), no_classifier)
     if not gates:
@@ -335,6 +272,19 @@ def probe(source: Source) -> Anatomy:
         reason = "no layer's output lies on the image"
         missing |= dict.fromkeys((Signal.FEATURES, Signal.FEATURE_GRADIENTS, Signal.FEATURE_LAYER), reason)
     assert seen.logits is not None
-    outputs = int(seen.logits.shape[1])
-    anatomy = Anatomy(family, layer, tokens, blocks, classifier, gates, stages, missing, outputs)  # type: ignore[arg-type]
+    anatomy = Anatomy(
+        family,
+        layer,
+        tokens=attention.tokens,
+        attention_blocks=attention.blocks,
+        readers=attention.readers,
+        attention_tokens=attention.attention_tokens,
+        windows=attention.windows,
+        sequences=tuple(sequences),
+        classifier=classifier,
+        gates=gates,
+        stages=stages,
+        missing=missing,
+        outputs=int(seen.logits.shape[1]),
+    )
     return replace(anatomy, **{key: value for key, value in known.items() if value is not None})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What listens during a pass: the attention recorder, and plain input and output hooks."""
+"""What listens during a pass: the attention recorders, and plain input and output hooks."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.capture.attention import attention_rows, explicit_attention, kernel
+from attncompare.capture.attention import attention_rows, explicit_attention, kernel, on_all_tokens
 from attncompare.errors import CaptureError
-from attncompare.signals import Signal
+from attncompare.signals import Signal, WindowAttention
 
 ROW_SUM_TOLERANCE = 1e-4
+KERNEL_OPTIONS = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,11 @@ class Need:
 
 
 class AttentionRecorder:
-    """Keeps what the needs ask for of every declared attention block."""
+    """Keeps what the needs ask for of every declared attention block.
+
+    Blocks whose only query is a class token or a pooling query (readers) come behind the blocks over all tokens; where
+    there are some, the score's attention rows are theirs.
+    """
 
     def __init__(self, adapter: ModelAdapter, needs: Iterable[Need], running: list[int]) -> None:
         self.adapter, self.running = adapter, running
@@ -35,74 +40,165 @@ class AttentionRecorder:
         self.fusions = {str(need.option("fusion", "mean")) for need in needs if need.signal is Signal.FUSED_ATTENTION}
         self.full = bool(wanted & {Signal.ATTENTION, Signal.ATTENTION_GRADIENTS})
         self.rows = Signal.CLASS_ATTENTION in wanted
+        anatomy = adapter.anatomy
+        self.readers = {i for i, path in enumerate(anatomy.attention_blocks) if path in anatomy.readers}
+        self.row_blocks = sorted(self.readers) or list(range(len(anatomy.attention_blocks)))
         self.blocks: dict[int, Tensor] = {}
         self.fused: dict[str, dict[int, Tensor]] = {fusion: {} for fusion in self.fusions}
         self.class_rows: dict[int, Tensor] = {}
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """Stand in for the kernel."""
+    def kernel(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """Stand in for the fused kernel."""
         if not self.running:
-            self._refuse_undeclared(query, key)
+            self._refuse_undeclared(query.shape[-2], key.shape[-2])
             return kernel(query, key, value, *args, **kwargs)  # type: ignore[arg-type]
-        block, layout = self.running[-1], self.adapter.tokens
-        assert layout is not None
-        names = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
-        options = {**dict(zip(names, args, strict=False)), **kwargs}
-        if not (self.full or self.fusions):
-            self._verify_length((query.shape[-2], key.shape[-2]), block)
-            taken = ("attn_mask", "is_causal", "scale", "enable_gqa")
-            rows = {name: value for name, value in options.items() if name in taken}
-            self._keep(self.class_rows, block, attention_rows(query, key, layout.rows(), **rows))  # type: ignore[arg-type]
-            return kernel(query, key, value, **options)  # type: ignore[arg-type]
-        if not self.full:
-            with torch.no_grad():
-                probabilities = explicit_attention(query, key, value, **options)[1]  # type: ignore[arg-type]
-            output = kernel(query, key, value, **options)  # type: ignore[arg-type]
-        else:
+        options = {**dict(zip(KERNEL_OPTIONS, args, strict=False)), **kwargs}
+        if self.full:
             output, probabilities = explicit_attention(query, key, value, **options)  # type: ignore[arg-type]
-            self._keep(self.blocks, block, probabilities)
+            self._keep_all(probabilities)
+            return output
+        if self.fusions:
+            with torch.no_grad():
+                self._keep_all(explicit_attention(query, key, value, **options)[1])  # type: ignore[arg-type]
+        elif self.running[-1] in self.row_blocks:
+            self._verify_shape((query.shape[-2], key.shape[-2]))
+            taken = {name: value for name, value in options.items() if name != "dropout_p"}
+            self._keep_rows(attention_rows(query, key, self._rows(), **taken))  # type: ignore[arg-type]
+        return kernel(query, key, value, **options)  # type: ignore[arg-type]
+
+    def softmax(self, probabilities: Tensor) -> Tensor:
+        """Hear of an unfused attention; where gradients are wanted the probabilities start the graph or stay in it."""
+        if not self.running:
+            self._refuse_undeclared(probabilities.shape[-2], probabilities.shape[-1])
+            return probabilities
+        if self.full and torch.is_grad_enabled() and not probabilities.requires_grad:
+            probabilities = probabilities.detach().requires_grad_(True)
+        self._keep_all(probabilities)
+        return probabilities
+
+    def _rows(self) -> list[int]:
+        """The query rows that the score is read from, in the running block."""
+        layout = self.adapter.attention_tokens
+        assert layout is not None
+        return [0] if self.running[-1] in self.readers else layout.rows()
+
+    def _keep_all(self, probabilities: Tensor) -> None:
+        """What the needs ask for of the (B,heads,Nq,Nk) weights of the running block."""
+        block = self.running[-1]
+        self._verify(probabilities)
+        if self.full:
+            self._keep(self.blocks, probabilities)
         seen = probabilities.detach()
-        self._verify(seen, block)
         for fusion in self.fusions:
             fused = seen.mean(1) if fusion == "mean" else seen.amax(1) if fusion == "max" else seen.amin(1)
-            self._keep(self.fused[fusion], block, fused)
-        if self.rows:
-            self._keep(self.class_rows, block, seen[:, :, layout.rows()].mean(dim=2))
-        return output
+            self._keep(self.fused[fusion], self._completed(fused, 1.0))
+        if self.rows and block in self.row_blocks:
+            self._keep_rows(seen[:, :, self._rows()].mean(dim=2))
 
-    @staticmethod
-    def _keep(into: dict[int, Tensor], block: int, value: Tensor) -> None:
+    def _keep_rows(self, rows: Tensor) -> None:
+        """(B,heads,Nk) on all tokens; a pooling query does not attend to itself."""
+        layout = self.adapter.attention_tokens
+        assert layout is not None
+        self._keep(self.class_rows, nn.functional.pad(rows, (layout.length - rows.shape[-1], 0)))
+
+    def _keep(self, into: dict[int, Tensor], value: Tensor) -> None:
+        block = self.running[-1]
         if block in into:
             raise CaptureError(f"attention block {block} ran twice in one pass; one call was declared")
         into[block] = value
 
-    def _refuse_undeclared(self, query: Tensor, key: Tensor) -> None:
+    def _completed(self, matrix: Tensor, rest: float) -> Tensor:
+        layout = self.adapter.attention_tokens
+        assert layout is not None
+        return on_all_tokens(matrix, layout.length, rest)
+
+    def _refuse_undeclared(self, queries: int, keys: int) -> None:
         """Attention among all tokens outside the declared blocks would be missing from every map."""
         layout = self.adapter.tokens
-        if layout is not None and query.shape[-2] == key.shape[-2] == layout.length:
+        if layout is not None and queries == keys == layout.length:
             declared = len(self.adapter.anatomy.attention_blocks)
             raise CaptureError(f"{self.adapter.name} attends outside the {declared} attention blocks it declares")
 
-    def _verify_length(self, found: tuple[int, int], block: int) -> None:
-        layout = self.adapter.tokens
+    def _verify_shape(self, found: tuple[int, int]) -> None:
+        layout = self.adapter.attention_tokens
         assert layout is not None
-        if found != (layout.length, layout.length):
-            raise CaptureError(f"attention block {block} is {found}, the layout says {layout.length} tokens")
+        if self.running[-1] in self.readers:
+            right = found in ((1, layout.length), (1, layout.length - 1))
+        else:
+            side = layout.length if self.adapter.tokens is None else self.adapter.tokens.length
+            right = found == (side, side)
+        if not right:
+            raise CaptureError(f"attention block {self.running[-1]} is {found}, the layout says {layout.length} tokens")
 
-    def _verify(self, probabilities: Tensor, block: int) -> None:
-        self._verify_length((probabilities.shape[-2], probabilities.shape[-1]), block)
-        error = (probabilities.sum(-1) - 1).abs().max().item()
-        if not error <= ROW_SUM_TOLERANCE:
-            raise CaptureError(f"attention rows of block {block} miss 1 by {error:.2g}")
+    def _verify(self, probabilities: Tensor) -> None:
+        self._verify_shape((probabilities.shape[-2], probabilities.shape[-1]))
+        verify_rows(probabilities, self.running[-1])
 
-    def listed(self, found: dict[int, Tensor]) -> list[Tensor]:
+    def attention(self) -> list[Tensor]:
+        """Every block over all tokens, (B,heads,N,N)."""
+        return [self._completed(block.detach(), 1.0) for block in self.listed(self.blocks)]
+
+    def gradients(self, found: Iterable[Tensor]) -> list[Tensor]:
+        """The gradients of `blocks`, over all tokens: none reaches what a block leaves alone."""
+        return [self._completed(gradient, 0.0) for gradient in found]
+
+    def rows_read(self) -> list[Tensor]:
+        """(B,heads,N) of every block whose rows the score is read from."""
+        return self.listed(self.class_rows, self.row_blocks)
+
+    def listed(self, found: dict[int, Tensor], expected: Iterable[int] | None = None) -> list[Tensor]:
         """The blocks in order, or CaptureError when one was not seen."""
-        expected = len(self.adapter.anatomy.attention_blocks)
-        if sorted(found) != list(range(expected)):
+        wanted = list(range(len(self.adapter.anatomy.attention_blocks)) if expected is None else expected)
+        if sorted(found) != wanted:
             raise CaptureError(
-                f"{len(found)} attention maps recorded in {self.adapter.name}, {expected} blocks declared"
+                f"{len(found)} attention maps recorded in {self.adapter.name}, {len(wanted)} blocks declared"
             )
-        return [found[block] for block in range(expected)]
+        return [found[block] for block in wanted]
+
+
+def verify_rows(probabilities: Tensor, block: int) -> None:
+    """Raise CaptureError unless every row of attention weights sums to 1."""
+    error = (probabilities.detach().sum(-1) - 1).abs().max().item()
+    if not error <= ROW_SUM_TOLERANCE:
+        raise CaptureError(f"attention rows of block {block} miss 1 by {error:.2g}")
+
+
+class WindowRecorder:
+    """Keeps the attention inside the windows of every declared block."""
+
+    def __init__(self, adapter: ModelAdapter, running: list[int]) -> None:
+        self.adapter, self.running = adapter, running
+        self.blocks: dict[int, Tensor] = {}
+
+    def kernel(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """Stand in for the fused kernel."""
+        if self.running:
+            options = {**dict(zip(KERNEL_OPTIONS, args, strict=False)), **kwargs}
+            with torch.no_grad():
+                self._keep(explicit_attention(query, key, value, **options)[1])  # type: ignore[arg-type]
+        return kernel(query, key, value, *args, **kwargs)  # type: ignore[arg-type]
+
+    def softmax(self, probabilities: Tensor) -> Tensor:
+        """Hear of an unfused attention."""
+        if self.running:
+            self._keep(probabilities.detach())
+        return probabilities
+
+    def _keep(self, probabilities: Tensor) -> None:
+        block = self.running[-1]
+        if block in self.blocks:
+            raise CaptureError(f"attention block {block} ran twice in one pass; one call was declared")
+        verify_rows(probabilities, block)
+        self.blocks[block] = probabilities
+
+    def listed(self) -> list[WindowAttention]:
+        """Every block, windows told apart, shallow to deep."""
+        declared = self.adapter.anatomy.windows
+        if sorted(self.blocks) != list(range(len(declared))):
+            raise CaptureError(
+                f"{len(self.blocks)} attention maps recorded in {self.adapter.name}, {len(declared)} blocks declared"
+            )
+        return [WindowAttention(windows.split(self.blocks[i]), windows.geometry) for i, windows in enumerate(declared)]
 
 
 class OutputRecorder:

@@ -1,5 +1,6 @@
-"""What is explained: a class, the model's own choice, or the similarity of an embedding to the clean image's."""
+"""What is explained: a class, the model's own choice, or the similarity of an embedding to a text's or to its own."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,8 +12,52 @@ from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.attention import slow_attention_path
 from attncompare.errors import SpecError
 
-Target = int | str | Sequence[int] | Tensor | None
-"""None: the argmax on the clean image. int, sequence or (B,) tensor: class indices. "embedding": see TargetScore."""
+Target = int | str | Sequence[int] | Sequence[str] | Tensor | None
+"""None: the argmax on the clean image. int, sequence or (B,) tensor: class indices. "class:NAME": a class by name.
+"embedding" and "text:PROMPT": see TargetScore. A sequence of strings has one for each image."""
+
+TEXT, CLASS = "text:", "class:"
+
+
+def words_of(target: Target, count: int) -> tuple[str, ...]:
+    """The strings in a target, one for each of `count` images; () when it is not made of strings.
+
+    >>> words_of("text:a cat", 2)
+    ('text:a cat', 'text:a cat')
+    """
+    if isinstance(target, str):
+        return (target,) * count
+    if not isinstance(target, list | tuple) or not any(isinstance(one, str) for one in target):
+        return ()
+    if len(target) != count:
+        raise SpecError(f"{len(target)} targets for {count} images")
+    return tuple(str(one) for one in target)
+
+
+def _all_start(words: Sequence[str], prefix: str) -> bool:
+    return bool(words) and all(word.startswith(prefix) and word != prefix for word in words)
+
+
+def prompts_of(target: Target, count: int) -> tuple[str, ...]:
+    """The "text:PROMPT" of each of `count` images; () for other targets."""
+    words = words_of(target, count)
+    return words if _all_start(words, TEXT) else ()
+
+
+def text_directions(adapter: ModelAdapter, prompts: Sequence[str]) -> Tensor:
+    """(n,D) t / |t| of "text:PROMPT" targets; SpecError for a model without a text encoder."""
+    encode = adapter.source.encode_text
+    if encode is None:
+        raise SpecError(f"target {prompts[0]!r}: {adapter.name} has no text encoder, as CLIP and SigLIP have")
+    return F.normalize(torch.stack([encode(prompt.removeprefix(TEXT)) for prompt in prompts]).detach().float(), dim=1)
+
+
+def text_key(adapter: ModelAdapter, prompts: Sequence[str]) -> list[list[str]]:
+    """Each prompt and the sha256 of its direction to 4 decimals: all that a score knows of the text encoder."""
+    directions = (text_directions(adapter, prompts).cpu() * 1e4).round().short().numpy()
+    return [
+        [prompt, hashlib.sha256(row.tobytes()).hexdigest()] for prompt, row in zip(prompts, directions, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -21,18 +66,26 @@ class TargetScore:
 
     target: (B,) int64. For classes Y is the target's logit before softmax. For an embedding model the clean embeddings
     e0 take the part of classes: output j is e(x) . e0_j / |e0_j| and the target of image b is b (the cosine to itself is
-    at its maximum, so its gradient would be zero).
+    at its maximum, so its gradient would be zero). For a text it is the cosine e(x) . t / (|e(x)| |t|), which is what
+    CLIP and SigLIP scale to their logits and is not at its maximum on the image.
 
-    references: (B,D) e0 / |e0|, or None for class targets.
+    references: (B,D) e0 / |e0| or t / |t|, or None for class targets. prompts: the texts, () for other targets.
     """
 
     target: Tensor
     references: Tensor | None = None
+    prompts: tuple[str, ...] = ()
 
     @staticmethod
     def of(adapter: ModelAdapter, clean: Tensor, target: Target) -> "TargetScore":
         """Fix the target on the clean images' outputs (B,K); errors name what is allowed."""
         count, classes = clean.shape
+        words = words_of(target, count)
+        if _all_start(words, TEXT):
+            directions = text_directions(adapter, words).to(clean.device)
+            if directions.shape[1] != classes:
+                raise SpecError(f"{adapter.name} embeds images in {classes} dimensions, text in {directions.shape[1]}")
+            return TargetScore(torch.arange(count, device=clean.device), directions, words)
         if adapter.embedding or (isinstance(target, str) and target == "embedding"):
             if target not in (None, "embedding") and not isinstance(target, Tensor):
                 raise SpecError(f"target {target!r}: {adapter.name} has no classifier; use 'embedding'")
@@ -42,9 +95,12 @@ class TargetScore:
             return TargetScore(torch.arange(count, device=clean.device), F.normalize(clean, dim=1))
         if target is None:
             return TargetScore(clean.detach().argmax(dim=1))
-        if isinstance(target, str):
-            raise SpecError(f"target {target!r} is not known here; give a class index, None or 'embedding'")
-        index = torch.as_tensor(target, device=clean.device)
+        if words and not _all_start(words, CLASS):
+            raise SpecError(
+                f"target {target!r} is not known here; give a class index, None, 'class:NAME', 'text:PROMPT' or 'embedding'"
+            )
+        chosen = [adapter.class_index(word.removeprefix(CLASS)) for word in words] if words else target
+        index = torch.as_tensor(chosen, device=clean.device)
         if index.dtype.is_floating_point or index.dtype == torch.bool:
             raise SpecError(f"targets are class indices, not {index.dtype}")
         index = index.long().expand(count) if index.ndim == 0 else index.long()
@@ -56,7 +112,9 @@ class TargetScore:
 
     def outputs(self, raw: Tensor) -> Tensor:
         """(n,K) model outputs -> (n,K) scores among which `target` chooses."""
-        return raw if self.references is None else raw @ self.references.T
+        if self.references is None:
+            return raw
+        return (F.normalize(raw, dim=1) if self.prompts else raw) @ self.references.T
 
     def score(self, raw: Tensor) -> Tensor:
         """(B,K) outputs of the B images in order -> (B,) Y."""

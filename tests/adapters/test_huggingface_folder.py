@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import attncompare as ac
 from attncompare.adapters.base import Preprocessing
-from attncompare.errors import AttnCompareError
+from attncompare.errors import AttnCompareError, UnsupportedModelError
 from attncompare.signals import TokenLayout
 
 LABELS = {0: "ant", 1: "bee", 2: "cat", 3: "dog", 4: "elk"}
@@ -220,3 +220,99 @@ def test_code_beside_a_model_is_never_run(tmp_path):
     with pytest.raises(AttnCompareError):
         ac.load_model(f"hf/{tmp_path}")
     assert not (tmp_path / "ran").exists()
+
+
+def test_blue_comes_first_where_the_processor_says_so(tmp_path):
+    """As in MobileViT's folders; images and the mean colour stay RGB for everything else."""
+    processor = {"image_processor_type": "MobileViTImageProcessor", "size": {"shortest_edge": 72}}
+    processor |= {"crop_size": {"height": 64, "width": 64}, "do_flip_channel_order": True}
+    theirs = write(tmp_path, "ResNetForImageClassification", RESNET, processor)
+    ours = ac.load_model(f"hf/{tmp_path}")
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = theirs(images.flip(1)).logits
+        assert (theirs(images).logits - expected).abs().max() > 1e-3
+    assert ours.source.preprocessing.bgr
+    torch.testing.assert_close(ours.forward(images).detach(), expected, atol=1e-5, rtol=1e-5)
+    plain = images.clone().requires_grad_(True)
+    wanted = torch.autograd.grad(theirs(plain.flip(1)).logits[:, 2].sum(), plain)[0].abs().amax(dim=1)
+    shown = ac.make_explainer(ours, "saliency").explain(images, 2).values
+    torch.testing.assert_close(shown, wanted, atol=1e-5 * float(wanted.max()), rtol=1e-3)
+
+
+def test_weights_stored_in_half_precision_run_in_float32(tmp_path):
+    write(tmp_path, "ViTForImageClassification", VIT).half().save_pretrained(tmp_path)
+    assert ac.load_model(f"hf/{tmp_path}").forward(torch.rand(1, 3, 32, 32)).dtype == torch.float32
+
+
+def test_a_head_that_the_folder_does_not_hold_is_not_made_up(tmp_path):
+    write(tmp_path, "ViTModel", VIT)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["ViTForImageClassification"]}))
+    with pytest.raises(AttnCompareError, match=r"holds no weights for classifier.bias .*would be random"):
+        ac.load_model(f"hf/{tmp_path}")
+    assert not ac.load_model(f"hf/{tmp_path}@random").embedding
+
+
+def test_a_pooler_that_the_folder_does_not_hold_is_left_out(tmp_path):
+    """As in DINO's folders: the embedding is the class token, not a random projection of it."""
+    theirs = write(tmp_path, "ViTModel", VIT)
+    theirs.pooler = None
+    theirs.save_pretrained(tmp_path)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = theirs((images - 0.5) / 0.5).last_hidden_state[:, 0]
+    ours = ac.load_model(f"hf/{tmp_path}")
+    torch.testing.assert_close(ours.forward(images).detach(), expected, atol=1e-5, rtol=1e-5)
+    assert ours.tokens.class_token == 0
+
+
+STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 2]}
+CVT = {"embed_dim": [8, 16, 32], "num_heads": [1, 2, 2], "depth": [1, 2, 3]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "read"),
+    [
+        ("ViTMSNModel", VIT, lambda out: out.last_hidden_state[:, 0]),
+        ("IJepaModel", VIT, lambda out: out.last_hidden_state.mean(dim=1)),
+        ("SegformerModel", STAGES, lambda out: out.last_hidden_state.mean(dim=(2, 3))),
+        ("PvtModel", {**STAGES, "image_size": 64}, lambda out: out.last_hidden_state[:, 0]),
+        ("CvtModel", CVT, lambda out: out.cls_token_value[:, 0]),
+        ("ResNetModel", RESNET, lambda out: out.pooler_output.flatten(1)),
+        ("BeitModel", VIT, lambda out: out.pooler_output),
+    ],
+    ids=lambda case: case if isinstance(case, str) else "",
+)
+def test_the_embedding_of_a_backbone_is_pooled_class_token_or_mean(tmp_path, kind, options, read):
+    theirs = write(tmp_path, kind, options)
+    ours = ac.load_model(f"hf/{tmp_path}")
+    images = torch.rand(2, 3, *ours.size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = read(theirs((images - 0.5) / 0.5))
+    assert ours.embedding
+    torch.testing.assert_close(ours.forward(images).detach(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "reason"),
+    [
+        ("ImageGPTForImageClassification", {"n_embd": 8, "n_layer": 1, "n_head": 1}, "colour clusters"),
+        (
+            "Siglip2VisionModel",
+            {k: v for k, v in VIT.items() if k not in ("image_size", "id2label", "label2id")},
+            "patches",
+        ),
+        ("ViTMAEModel", VIT, "leaves out patches at random"),
+        (
+            "BertModel",
+            {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 9},
+            "input_ids",
+        ),
+    ],
+    ids=lambda case: case if isinstance(case, str) else "",
+)
+def test_a_model_that_does_not_take_images_is_refused_with_the_reason(tmp_path, kind, options, reason):
+    write(tmp_path, kind, options)
+    with pytest.raises(UnsupportedModelError, match=rf"hf/.* cannot be explained: .*{reason}"):
+        ac.load_model(f"hf/{tmp_path}")

@@ -109,7 +109,7 @@ def test_keys_of_single_scores_tell_targets_and_protocols_apart():
     assert len(keys) == 4
 
 
-@pytest.mark.parametrize(("pool", "expected"), [("avg", tuple(range(17))), ("map", "refused")])
+@pytest.mark.parametrize(("pool", "expected"), [("avg", tuple(range(17))), ("map", 0)])
 def test_a_pool_over_all_tokens_is_read_as_such(pool, expected):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -118,7 +118,31 @@ def test_a_pool_over_all_tokens_is_read_as_such(pool, expected):
             pool_include_prefix=True,
         )  # fmt: skip
     model = ac.wrap_model(module.eval(), size=(32, 32))
-    if expected == "refused":
-        assert "attention pooling" in model.anatomy.missing["class_attention"]
-    else:
-        assert model.tokens.class_token == expected
+    assert model.attention_tokens.class_token == expected
+    assert model.attention_tokens.prefix == (
+        1 if pool == "avg" else 2
+    )  # the pool's own query comes before the class token
+    assert model.anatomy.readers == (() if pool == "avg" else ("attn_pool",))
+
+
+@pytest.mark.parametrize(("target", "meant"), [(3, {3}), ("class:", {1})])
+def test_a_run_may_explain_one_class_of_all_images(tmp_path, target, meant):
+    names = ac.load_model("demo/cnn").source.class_names
+    target = f"class:{names[1]}" if isinstance(target, str) else target
+    records = run_benchmark(small(target=target), tmp_path).records()
+    assert set(records.target) == meant
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        (999, "out of range"),
+        ("class:zebra", "no class named"),
+        ("embedding", "has a classifier"),
+        ("text:x", "no text"),
+    ],
+)
+def test_a_target_that_a_model_lacks_stops_the_run_before_it_starts(tmp_path, target, reason):
+    with pytest.raises(SpecError, match=reason):
+        run_benchmark(small(target=target), tmp_path / "run")
+    assert not (tmp_path / "run" / "records").exists()

@@ -130,3 +130,16 @@ def test_a_file_that_is_no_toml_is_refused_by_path(tmp_path, content):
     with pytest.raises(SpecError) as caught:
         read_toml(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("label", "label"), ("7", 7), (7, 7), ("text:7", "text:7"), ("class:tabby cat", "class:tabby cat")],
+)
+def test_a_target_is_a_word_a_number_a_class_or_a_text(given, kept):
+    assert make_spec({**LEAST, "target": given}).target == kept
+
+
+@pytest.mark.parametrize("target", [-1, True, 1.5, None, "-1", "tabby cat"])
+def test_another_target_is_refused(target):
+    assert refusal(**LEAST, target=target).startswith("spec: target")

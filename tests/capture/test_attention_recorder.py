@@ -9,7 +9,7 @@ from torch import nn
 
 import attncompare as ac
 from attncompare.adapters.base import ModelAdapter
-from attncompare.capture.attention import AttentionCalls, attention_rows, explicit_attention
+from attncompare.capture.attention import AttentionCalls, attention_rows, explicit_attention, slow_attention_path
 from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
 from attncompare.errors import CaptureError
@@ -409,16 +409,66 @@ def test_every_kind_of_recording_is_checked_against_the_plain_logits(fresh, pict
         recorded(model, pictures(model), GRADIENTS)
 
 
-def test_the_diverted_calls_see_every_argument():
-    seen = []
+class Heard:
+    """Notes what AttentionCalls passes on and answers as if it were not there."""
 
-    def handler(query, key, value, *args, **kwargs):
-        seen.append((args, kwargs))
+    def __init__(self):
+        self.arguments, self.probabilities = [], []
+
+    def kernel(self, query, key, value, *args, **kwargs):
+        self.arguments.append((args, kwargs))
         return KERNEL(query, key, value, *args, **kwargs)
 
-    query = torch.randn(1, 2, 3, 4)
-    with AttentionCalls(handler):
+    def softmax(self, probabilities):
+        self.probabilities.append(probabilities)
+        return probabilities
+
+
+def test_the_diverted_calls_see_every_argument():
+    heard, query = Heard(), torch.randn(1, 2, 3, 4)
+    with AttentionCalls(heard):
         F.scaled_dot_product_attention(query, query, query, None, 0.0, True, scale=0.5)
-        nn.functional.softmax(query, dim=-1)
     F.scaled_dot_product_attention(query, query, query)
-    assert seen == [((None, 0.0, True), {"scale": 0.5})]
+    assert heard.arguments == [((None, 0.0, True), {"scale": 0.5})]
+
+
+@pytest.mark.parametrize(
+    "softmax",
+    [
+        lambda x: F.softmax(x, dim=-1),
+        lambda x: F.softmax(x, -1),
+        lambda x: x.softmax(dim=-1),
+        lambda x: x.softmax(3),
+        lambda x: torch.softmax(x, -1),
+        nn.Softmax(dim=-1),
+    ],
+)
+def test_every_spelling_of_softmax_over_the_last_axis_is_heard(softmax):
+    heard, scores = Heard(), torch.randn(1, 2, 3, 4)
+    with AttentionCalls(heard):
+        found = softmax(scores)
+    softmax(scores)
+    assert len(heard.probabilities) == 1 and heard.probabilities[0] is found
+
+
+def test_a_softmax_that_is_no_attention_is_not_heard():
+    heard, scores = Heard(), torch.randn(2, 3, 4, 5)
+    with AttentionCalls(heard):
+        scores.softmax(dim=1)  # over heads or branches
+        scores[0].softmax(dim=-1)  # of three axes
+    assert not heard.probabilities
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_multi_head_attention_is_heard_whether_or_not_its_weights_are_asked_for(weights):
+    heard, x = Heard(), torch.randn(2, 5, 8)
+    module = nn.MultiheadAttention(8, 4, batch_first=True).eval()
+    with torch.no_grad(), slow_attention_path():
+        plain, expected = module(x, x, x, average_attn_weights=False)
+        with AttentionCalls(heard):
+            output, _ = module(x, x, x, need_weights=weights)
+    assert torch.allclose(output, plain, atol=1e-6)
+    if weights:
+        assert torch.allclose(heard.probabilities[0], expected, atol=1e-6)
+    assert (len(heard.probabilities), len(heard.arguments)) == ((1, 0) if weights else (0, 1))
+    assert F.softmax.__module__ == "torch.nn.functional" and F.scaled_dot_product_attention is KERNEL

@@ -25,7 +25,13 @@ ATTENTION = {
 }
 POOLING = {Signal.CLASSIFIER_WEIGHTS, Signal.POOLED_FEATURES}
 GATES = {Signal.CHANNEL_ATTENTION, Signal.GATED_FEATURES}
-MISSING = {"cnn": ATTENTION | GATES, "vit": POOLING | GATES, "se_cnn": ATTENTION}
+WINDOWS = {Signal.WINDOW_ATTENTION, Signal.ATTENTION_HIERARCHY}
+MISSING = {
+    "cnn": ATTENTION | GATES | WINDOWS,
+    "vit": POOLING | GATES | WINDOWS,
+    "se_cnn": ATTENTION | WINDOWS,
+    "swin": ATTENTION | GATES,
+}
 FEW_STEPS = {"integrated_gradients": {"steps": 4}, "occlusion": {"window": 0.5}}
 HOOKS = [name for name in vars(nn.Module()) if "hooks" in name]
 
@@ -35,10 +41,10 @@ class BoomError(Exception):
 
 
 def pairs(wanted=lambda method: True):
-    """(model, method) for all methods that a model supports; the gates' own methods on the model that has gates."""
+    """(model, method) for all methods that a model supports; those of gates and windows on the model that has them."""
     found = []
     for method in filter(wanted, methods):
-        names = ["se_cnn"] if GATES & set(method.needs) else ["cnn", "vit"]
+        names = ["se_cnn"] if GATES & set(method.needs) else ["swin"] if WINDOWS & set(method.needs) else ["cnn", "vit"]
         found += [(name, method.name) for name in names if not MISSING[name] & set(method.needs)]
     return found
 
@@ -207,7 +213,7 @@ def arm(monkeypatch, module, part, safe_calls=0):
     monkeypatch.setitem(vars(target), "forward", forward)
 
 
-DEEP = {"cnn": "8", "vit": "blocks.2.mlp.fc2", "se_cnn": "5"}
+DEEP = {"cnn": "8", "vit": "blocks.2.mlp.fc2", "se_cnn": "5", "swin": "layers.1.blocks.0.mlp.fc2"}
 
 
 @pytest.mark.parametrize(("name", "method"), pairs(lambda method: not method.control))

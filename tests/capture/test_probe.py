@@ -7,7 +7,7 @@ from torch import nn
 
 import attncompare as ac
 from attncompare.adapters.base import Classifier
-from attncompare.errors import UnknownNameError, UnsupportedMethodError, UnsupportedModelError
+from attncompare.errors import UnknownNameError, UnsupportedModelError
 from attncompare.signals import Signal, TokenLayout
 
 TIMM_BLOCKS = ("blocks.0.attn", "blocks.1.attn", "blocks.2.attn")
@@ -87,7 +87,7 @@ def test_a_zero_head_does_not_hide_the_class_token(build):
     assert ac.wrap_model(module, size=(32, 32)).tokens == TokenLayout(1, (4, 4), 0)
 
 
-def test_attention_pooling_is_refused_with_the_reason():
+def test_attention_pooling_is_one_more_reader_behind_the_blocks(pictures):
     from timm.models.vision_transformer import VisionTransformer
 
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
@@ -95,10 +95,13 @@ def test_attention_pooling_is_refused_with_the_reason():
         torch.manual_seed(0)
         module = VisionTransformer(**sizes, global_pool="map", class_token=False)
     model = ac.wrap_model(module, size=(32, 32))
-    assert "attention pooling" in model.anatomy.missing[Signal.ATTENTION]
-    with pytest.raises(UnsupportedMethodError, match=r"attention_rollout needs fused_attention: .*attention pooling"):
-        ac.make_explainer(model, "attention_rollout")
-    assert Signal.FEATURES in model.supplies
+    assert model.tokens == TokenLayout(0, (4, 4), None)
+    assert model.attention_tokens == TokenLayout(1, (4, 4), 0)
+    assert model.anatomy.attention_blocks == ("blocks.0.attn", "blocks.1.attn", "attn_pool")
+    assert model.anatomy.readers == ("attn_pool",)
+    maps = ac.explain_together(model, ["class_attention", "attention_rollout", "gradient_rollout"], pictures(model), 1)
+    assert all(shown.values.shape == (2, 4, 4) for shown in maps.values())
+    torch.testing.assert_close(maps["class_attention"].values.sum((1, 2)), torch.ones(2))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +110,7 @@ def test_attention_pooling_is_refused_with_the_reason():
         ("cnn", Classifier("5", "8")),
         ("se_cnn", Classifier("2", "5")),
         ("swin", Classifier("norm", "head.fc")),
-        ("overwriting_cnn", None),  # the mean is taken behind a ReLU that is no module
+        ("overwriting_cnn", Classifier("features", "classifier", rectified=True)),  # the mean is behind a bare ReLU
         ("vit", None),
         ("embedding_cnn", None),
     ],
@@ -191,7 +194,9 @@ def test_a_module_that_adds_instead_of_multiplying_is_no_gate():
         ("cnn", Signal.ATTENTION, "no attention between image positions"),
         ("cnn", Signal.TOKENS, "no attention between image positions"),
         ("cnn", Signal.CHANNEL_ATTENTION, "no channel attention"),
-        ("swin", Signal.FUSED_ATTENTION, "local or computed without the fused kernel"),
+        ("swin", Signal.FUSED_ATTENTION, "use window_attention or hierarchical_rollout"),
+        ("vit", Signal.WINDOW_ATTENTION, "use class_attention, attention_rollout or gradient_rollout"),
+        ("xcit", Signal.ATTENTION, "only its last blocks attend globally"),
         ("vit", Signal.CLASSIFIER_WEIGHTS, "global average pooling"),
         ("vit_distilled", Signal.CLASSIFIER_WEIGHTS, "not the output of one linear layer"),
         ("embedding_cnn", Signal.CLASSIFIER_WEIGHTS, "no linear classifier"),
@@ -342,21 +347,23 @@ def test_a_token_layout_and_blocks_of_ones_own_are_used(build, pictures):
 
 def test_a_layout_given_for_a_model_whose_own_is_not_found_makes_it_explainable(pictures):
     class Shuffled(nn.Module):
-        """Its patches come from an unfold, so no convolution shows the grid."""
+        """Its patches come from an unfold in an order of their own."""
 
         def __init__(self):
             super().__init__()
             self.embed, self.norm, self.head = nn.Linear(192, 16), nn.LayerNorm(16), nn.Linear(16, 5)
             self.look = nn.MultiheadAttention(16, 2, batch_first=True)
+            self.order = torch.randperm(16)
 
         def forward(self, images):
-            tokens = self.norm(self.embed(F.unfold(images, 8, stride=8).transpose(1, 2)))
+            tokens = self.norm(self.embed(F.unfold(images, 8, stride=8).transpose(1, 2)[:, self.order]))
             return self.head((tokens + self.look(tokens, tokens, tokens, need_weights=False)[0]).mean(dim=1))
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = Shuffled()
-    assert "do not lie on the grid" in ac.wrap_model(module, size=(32, 32)).anatomy.missing[Signal.ATTENTION]
+    missing = ac.wrap_model(module, size=(32, 32)).anatomy.missing
+    assert "its 16 tokens do not lie on the image row by row" in missing[Signal.ATTENTION]
     layout = TokenLayout(0, (4, 4), None)
     model = ac.wrap_model(module, size=(32, 32), tokens=layout, attention_blocks=("look",), feature_layer="norm")
     images = pictures(model)

@@ -24,22 +24,22 @@ def features_of(model, images, layer=None, target=None):
 @pytest.mark.parametrize(
     ("shape", "size", "tokens", "expected"),
     [
-        ((1, 12, 7, 7), (224, 224), None, "nchw"),
-        ((1, 7, 7, 768), (224, 224), None, "nhwc"),
-        ((1, 12, 4, 6), (32, 48), None, "nchw"),
-        ((1, 4, 6, 12), (32, 48), None, "nhwc"),
-        ((1, 4, 6, 32), (32, 48), None, "nhwc"),
-        ((1, 12, 6, 4), (32, 48), None, None),
-        ((1, 12, 4, 6), (48, 32), None, None),
-        ((1, 12, 6, 4), (48, 32), None, "nchw"),
-        ((1, 12, 8, 8), (224, 224), None, "nchw"),
-        ((1, 12, 8, 9), (260, 300), None, "nchw"),  # rounded up from 8.1 x 9.4
-        ((1, 25, 32), (32, 48), CLASS_TOKEN, "tokens"),
-        ((1, 24, 32), (32, 48), CLASS_TOKEN, None),
-        ((1, 25, 32), (32, 48), None, None),
-        ((1, 12, 1, 1), (224, 224), None, None),
-        ((1, 12), (224, 224), None, None),
-        ((1, 2, 300, 300), (224, 224), None, None),
+        ((1, 12, 7, 7), (224, 224), [], "nchw"),
+        ((1, 7, 7, 768), (224, 224), [], "nhwc"),
+        ((1, 12, 4, 6), (32, 48), [], "nchw"),
+        ((1, 4, 6, 12), (32, 48), [], "nhwc"),
+        ((1, 4, 6, 32), (32, 48), [], "nhwc"),
+        ((1, 12, 6, 4), (32, 48), [], None),
+        ((1, 12, 4, 6), (48, 32), [], None),
+        ((1, 12, 6, 4), (48, 32), [], "nchw"),
+        ((1, 12, 8, 8), (224, 224), [], "nchw"),
+        ((1, 12, 8, 9), (260, 300), [], "nchw"),  # rounded up from 8.1 x 9.4
+        ((1, 25, 32), (32, 48), [CLASS_TOKEN], CLASS_TOKEN),
+        ((1, 24, 32), (32, 48), [CLASS_TOKEN], None),
+        ((1, 25, 32), (32, 48), [], None),
+        ((1, 12, 1, 1), (224, 224), [], None),
+        ((1, 12), (224, 224), [], None),
+        ((1, 2, 300, 300), (224, 224), [], None),
     ],
 )
 def test_a_layout_is_told_by_the_aspect_of_the_image(shape, size, tokens, expected):
@@ -62,7 +62,7 @@ def through(tap, output):
 
 def test_tokens_lie_on_the_grid_row_by_row():
     tokens = torch.arange(25.0).reshape(1, 25, 1).repeat(1, 1, 2)
-    passed, features = through(Tap("layer", (32, 48), CLASS_TOKEN), tokens)
+    passed, features = through(Tap("layer", (32, 48), [CLASS_TOKEN]), tokens)
     assert features.shape == (1, 2, 4, 6)
     for row in range(4):
         for column in range(6):
@@ -72,14 +72,14 @@ def test_tokens_lie_on_the_grid_row_by_row():
 
 def test_channels_last_features_are_turned_and_turned_back():
     output = torch.randn(2, 4, 6, 12)
-    passed, features = through(Tap("layer", (32, 48), None), output)
+    passed, features = through(Tap("layer", (32, 48)), output)
     assert torch.equal(features, output.permute(0, 3, 1, 2))
     assert torch.equal(passed, output)
 
 
 def test_the_rest_of_a_tuple_passes_through():
     output, rest = torch.randn(2, 12, 4, 6), object()
-    passed, features = through(Tap("layer", (32, 48), None), (output, rest))
+    passed, features = through(Tap("layer", (32, 48)), (output, rest))
     assert torch.equal(passed[0], output)
     assert passed[1] is rest
     assert torch.equal(features, output)
@@ -96,7 +96,7 @@ def test_the_rest_of_a_tuple_passes_through():
 )
 def test_an_output_that_is_no_picture_is_an_error(output, message):
     with pytest.raises(CaptureError, match=message):
-        through(Tap("layer", (32, 48), CLASS_TOKEN), output)
+        through(Tap("layer", (32, 48), [CLASS_TOKEN]), output)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_the_tap_changes_nothing_downstream(tiny, pictures, name):
     images = pictures(model)
     with torch.no_grad():
         plain = model.forward(images)
-        with tapped(model.model, Tap(model.anatomy.feature_layer, model.size, model.tokens)) as tap:
+        with tapped(model.model, Tap(model.anatomy.feature_layer, model.size, model.sequences)) as tap:
             assert torch.equal(model.forward(images), plain)
             assert tap.features is not None
 

@@ -84,6 +84,35 @@ def test_a_target_that_means_nothing_is_refused(tiny, pictures, method, target, 
         ac.make_explainer(model, method).explain(pictures(model), target)
 
 
+@pytest.fixture
+def named(build):
+    return ac.wrap_model(build("cnn"), size=(32, 32), name="named/cnn", class_names=("ant", "bee", "cat", "dog", "elk"))
+
+
+@pytest.mark.parametrize(
+    ("target", "meant"), [("class:cat", [2, 2]), (["class:dog", "class:ant"], [3, 0]), (("class:elk",) * 2, [4, 4])]
+)
+@pytest.mark.parametrize("method", SHARED_OR_ALONE)
+def test_a_class_may_be_named(named, pictures, method, target, meant):
+    assert ac.make_explainer(named, method).explain(pictures(named), target).target.tolist() == meant
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("class:cats", r"named/cnn has no class named 'cats'; did you mean cat\?"),
+        ("class:zebra", "named/cnn has no class named 'zebra'$"),
+        (["class:cat", "bee"], "is not known here"),
+        (["class:cat"], "1 targets for 2 images"),
+        ("cat", "'class:NAME'"),
+        ("text:a cat", "named/cnn has no text encoder"),
+    ],
+)
+def test_a_name_that_means_nothing_is_refused(named, pictures, target, message):
+    with pytest.raises(SpecError, match=message):
+        ac.make_explainer(named, "saliency").explain(pictures(named), target)
+
+
 @pytest.mark.parametrize("name", ["embedding_cnn", "embedding_vit"])
 @pytest.mark.parametrize("target", [0, [0, 1], "cat"])
 def test_a_class_of_an_embedding_model_is_refused(tiny, pictures, name, target):

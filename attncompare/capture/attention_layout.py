@@ -1,0 +1,234 @@
+"""How a model's attention lies on the image, from the attention calls of one probing pass."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from attncompare.adapters.base import Source, WindowBlock
+from attncompare.capture.capture import left_as_found
+from attncompare.capture.trace import BATCH, AttentionCall, Trace
+from attncompare.capture.windows import attends_to_tokens, find_windows
+from attncompare.signals import Signal, TokenLayout
+
+FLOW = (Signal.ATTENTION, Signal.ATTENTION_GRADIENTS, Signal.FUSED_ATTENTION)
+GLOBAL = (*FLOW, Signal.CLASS_ATTENTION, Signal.TOKENS)
+WINDOWED = (Signal.WINDOW_ATTENTION, Signal.ATTENTION_HIERARCHY)
+MOST_PREFIX_TOKENS = 64
+HEADS = ("num_heads", "num_attention_heads")  # what modules of attention call themselves
+NO_ATTENTION = "it has no attention between image positions"
+UNSEEN = (
+    "its attention is not a softmax over image positions (linear, additive or convolutional), so there is no map of it"
+)
+USE_GLOBAL = "its attention is global on one grid; use class_attention, attention_rollout or gradient_rollout"
+SEVERAL = "one attention module runs several softmaxes in a pass; which of them is meant is not defined"
+
+
+@dataclass(frozen=True)
+class AttentionLayout:
+    """What a model can supply of attention, as in Anatomy, and why it cannot supply the rest."""
+
+    tokens: TokenLayout | None = None
+    attention_tokens: TokenLayout | None = None
+    blocks: tuple[str, ...] = ()
+    readers: tuple[str, ...] = ()
+    windows: tuple[WindowBlock, ...] = ()
+    missing: dict[Signal, str] = field(default_factory=dict)
+
+
+def _none(reason: str) -> AttentionLayout:
+    return AttentionLayout(missing=dict.fromkeys((*GLOBAL, *WINDOWED), reason))
+
+
+def find_attention(
+    seen: Trace, source: Source, given: TokenLayout | None, sequences: list[TokenLayout]
+) -> AttentionLayout:
+    """Global attention on one grid, class attention behind something else, windows, or none.
+
+    given: the layout of the token sequence, if the user states it. sequences: how others were seen to lie.
+    """
+    calls = seen.attention
+    if not calls:
+        hidden = any(hasattr(call.module, name) for call in seen.calls for name in HEADS)
+        return _none(UNSEEN if hidden else NO_ATTENTION)
+    readers = [c for c in calls if _is_global(c) and c.queries == 1 and c.keys > 3]
+    square = [c for c in calls if _is_global(c) and c.queries == c.keys and _over_tokens(seen, source, c)]
+    layout = _sequence(seen, square[-1].keys, given, sequences) if square else None
+    rest = [c for c in calls if c not in readers and c not in square]
+    if layout is not None:
+        cells = layout.grid[0] * layout.grid[1]
+        rest = [c for c in rest if c.shape[0] != BATCH * cells]  # attention within one patch stays within its token
+    alike = [c for c in square if layout is not None and c.keys == layout.length]
+    ours = [c.path for c in (*alike, *readers)]
+    if len(set(ours)) != len(ours):
+        return _none(SEVERAL)
+    if layout is not None and not rest and len(alike) == len(square) and _fits(readers, layout):
+        return _whole(seen, layout, alike, readers, given)
+    if readers:
+        return _read_by_class_attention(seen, readers, sequences)
+    if layout is not None and layout.prefix and square[-1] is calls[-1]:
+        return _last_stage(seen, layout, alike)
+    return _windowed(seen, source, sequences)
+
+
+def _is_global(call: AttentionCall) -> bool:
+    return len(call.shape) == 4 and call.shape[0] == BATCH
+
+
+def _over_tokens(seen: Trace, source: Source, attention: AttentionCall) -> bool:
+    """Whether as many tokens go into the module as its weights have rows: attention between channels looks alike."""
+    call = seen.call_of(attention.path)
+    fed = None if call is None else call.fed
+    if fed is None or fed.ndim not in (3, 4):
+        return False
+    if fed.ndim == 3 and fed.shape[-1] == attention.keys * attention.shape[1]:  # as many channels per head as tokens
+        with left_as_found(source.model):
+            return attends_to_tokens(seen, source.model, attention)
+    if fed.ndim == 3:
+        return attention.keys in fed.shape[:2]
+    cells = (fed.shape[2] * fed.shape[3], fed.shape[1] * fed.shape[2])  # a pool may add the mean as a token
+    return attention.keys in cells or attention.keys - 1 in cells
+
+
+def _fits(readers: list[AttentionCall], layout: TokenLayout) -> bool:
+    """Whether every reader attends to all the tokens, and to itself or not."""
+    return all(c.keys in (layout.length, layout.length + 1) for c in readers)
+
+
+def _sequence(seen: Trace, tokens: int, given: TokenLayout | None, sequences: list[TokenLayout]) -> TokenLayout | None:
+    """The layout of N tokens: as seen, or the grid of the first convolution that leaves no more than N cells."""
+    if given is not None and given.length == tokens:
+        return given
+    for layout in sequences:
+        if layout.length == tokens:
+            return layout
+    for call in seen.calls:
+        if isinstance(call.module, nn.Conv2d) and call.tensor.ndim == 4:
+            h, w = call.tensor.shape[2:]
+            if 1 < h * w <= tokens < h * w + MOST_PREFIX_TOKENS:
+                return TokenLayout(tokens - int(h * w), (int(h), int(w)))
+    return None
+
+
+def _whole(
+    seen: Trace,
+    layout: TokenLayout,
+    square: list[AttentionCall],
+    readers: list[AttentionCall],
+    given: TokenLayout | None,
+) -> AttentionLayout:
+    """Every attention of the model is over the same tokens, but for readers at the end."""
+    missing = dict.fromkeys(WINDOWED, USE_GLOBAL)
+    blocks = tuple(c.path for c in (*square, *readers))
+    if readers:
+        around = TokenLayout(layout.prefix + 1, layout.grid, 0)
+        return AttentionLayout(layout, around, blocks, tuple(c.path for c in readers), missing=missing)
+    if layout is not given:
+        class_token, reason = read_out(seen, layout)
+        layout = replace(layout, class_token=class_token)
+        missing |= dict.fromkeys(GLOBAL, reason) if reason else {}
+    return AttentionLayout(layout, None, blocks, missing=missing)
+
+
+def _read_by_class_attention(
+    seen: Trace, readers: list[AttentionCall], sequences: list[TokenLayout]
+) -> AttentionLayout:
+    """The score is read by class attention, behind blocks whose own attention has no flow between tokens."""
+    reason = "only its last blocks attend globally; what flows before them is no softmax over these tokens"
+    if len({c.keys for c in readers}) != 1:
+        return _none("several class tokens attend to several grids; no one of them is the attention of the score")
+    layout = _sequence(seen, readers[-1].keys, None, sequences)
+    if layout is None:
+        return _none(f"its {readers[-1].keys} pooled tokens do not lie on the grid of a convolution")
+    around = layout if layout.prefix else TokenLayout(1, layout.grid)
+    missing = dict.fromkeys(FLOW, reason) | dict.fromkeys(WINDOWED, f"{reason}; use class_attention")
+    paths = tuple(c.path for c in readers)
+    return AttentionLayout(None, replace(around, class_token=0), paths, paths, missing=missing)
+
+
+def _last_stage(seen: Trace, layout: TokenLayout, blocks: list[AttentionCall]) -> AttentionLayout:
+    """A class token that walks through several grids: on the last of them its attention is defined, the flow is not."""
+    reason = "not all of its blocks have one plain attention over the same tokens; use class_attention"
+    class_token, unread = read_out(seen, layout)
+    missing = dict.fromkeys((*FLOW, *WINDOWED), reason)
+    missing |= dict.fromkeys(GLOBAL, unread) if unread else {}
+    return AttentionLayout(
+        replace(layout, class_token=class_token), None, tuple(c.path for c in blocks), missing=missing
+    )
+
+
+def _windowed(seen: Trace, source: Source, sequences: list[TokenLayout]) -> AttentionLayout:
+    """Attention inside windows, or global at several resolutions."""
+    reason = (
+        "its attention lies in windows or on several grids, so plain rollout is not defined; "
+        "use window_attention or hierarchical_rollout"
+    )
+    layouts = [layout for layout in sequences if not layout.prefix]
+    found: list[WindowBlock | str] = []
+    with left_as_found(source.model):
+        for call in seen.attention:
+            block = find_windows(seen, source.model, call, source.preprocessing.size, layouts)
+            found.append(block)
+            if isinstance(block, WindowBlock):  # what a reducing block gives lies on its query grid
+                layouts.append(TokenLayout(0, block.geometry.query_grid))
+    windows = tuple(block for block in found if isinstance(block, WindowBlock))
+    refused = [text for text in found if isinstance(text, str)]
+    paths = [block.path for block in windows]
+    if len(set(paths)) != len(paths):
+        return _none(SEVERAL)
+    if not windows:
+        return _none(f"plain attention maps are not defined: {refused[0]}")
+    missing = dict.fromkeys(GLOBAL, reason)
+    if refused:
+        share = f"{len(refused)} of its {len(found)} attention blocks have no place on the image: {refused[0]}"
+        missing[Signal.ATTENTION_HIERARCHY] = share
+    return AttentionLayout(windows=windows, missing=missing)
+
+
+def read_out(seen: Trace, layout: TokenLayout) -> tuple[int | tuple[int, ...] | None, str]:
+    """(class_token, reason why there is none): the rows of the last token tensor that the output depends on."""
+    assert seen.logits is not None
+    last = next(
+        (
+            c.tensor
+            for c in reversed(seen.calls)
+            if c.tensor.ndim == 3 and c.tensor.requires_grad and c.tensor.shape[1] == layout.length
+        ),
+        None,
+    )
+    if last is None:
+        return None, "no module returns the token sequence"
+    gradient = score_gradients(seen, [last])[0]
+    strength = gradient.abs().sum(dim=(0, 2))
+    used = (strength > 1e-6 * strength.max()).nonzero().flatten().tolist() if bool(strength.max() > 0) else []
+    if not used:
+        return None, "the output does not depend on the tokens"
+    if max(used) < layout.prefix:
+        return (used[0] if len(used) == 1 else tuple(used)), ""
+    patches = gradient[:, layout.prefix :]
+    largest = gradient.abs().max()
+    even = (patches - patches.mean(1, keepdim=True)).abs().max() <= 1e-3 * largest
+    if even and used[0] == 0 and layout.prefix:
+        alike = (gradient - patches.mean(1, keepdim=True)).abs().max() <= 1e-3 * largest
+        if alike:
+            return tuple(range(layout.length)), ""  # the mean over all tokens, class token included
+        return 0, ""  # class token and patch mean side by side (DINOv2's linear head): the class row
+    return None, "" if bool(
+        even
+    ) else "its score is read from the tokens by neither a class token, a mean nor attention"
+
+
+def score_gradients(seen: Trace, tensors: list[Tensor]) -> list[Tensor]:
+    """The gradient of a random mix of the outputs with respect to each tensor; zeros where none arrives."""
+    assert seen.logits is not None
+    mix = torch.randn(seen.logits.shape[1], generator=torch.Generator().manual_seed(0)).to(seen.logits.device)
+    outputs = [seen.logits @ mix]
+    linear = next((c for c in reversed(seen.calls) if isinstance(c.module, nn.Linear)), None)
+    if linear is not None and isinstance(linear.inputs[0], Tensor):
+        outputs.append(linear.inputs[0].flatten(1).sum(1))  # a zero-initialised head passes no gradient
+    for output in outputs:
+        if tensors and output.requires_grad:
+            found = torch.autograd.grad(output.sum(), tensors, retain_graph=True, allow_unused=True)
+            if any(g is not None and bool(g.any()) for g in found):
+                return [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found, strict=True)]
+    return [torch.zeros_like(t) for t in tensors]

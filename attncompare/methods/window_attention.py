@@ -1,0 +1,35 @@
+"""Attention inside windows, put back on the image."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from attncompare.errors import SpecError
+from attncompare.methods._base import method
+from attncompare.signals import WindowAttention
+
+
+@method(
+    reference="Liu et al., arXiv:2103.14030, section 3.2 (the windows); the map is the mean over queries",
+    class_sensitive=False,
+    meaning={
+        "block": "which block, counted from 0; -1 is the last",
+        "head": "which head; the mean over heads when not given",
+    },
+)
+def window_attention(
+    window_attention: Sequence[WindowAttention], *, block: int = -1, head: int | None = None
+) -> Tensor:
+    """Attention that each position of one block receives, mean over the queries of its window, shifts undone.
+
+    A position that gets as much as its neighbours in the window has the value 1 / (keys in the window).
+    """
+    if not -len(window_attention) <= block < len(window_attention):
+        raise SpecError(f"window_attention.block={block}: the model has blocks 0 to {len(window_attention) - 1}")
+    chosen = window_attention[block]
+    heads = chosen.values.shape[2]
+    if head is not None and not 0 <= head < heads:
+        raise SpecError(f"window_attention.head={head}: block {block} has heads 0 to {heads - 1}")
+    weights = chosen.weights(head)
+    queries = (chosen.geometry.queries >= 0).to(weights).sum(dim=1)[:, None]
+    return chosen.scatter(weights.sum(dim=2) / queries.clamp_min(1))
