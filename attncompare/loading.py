@@ -118,7 +118,8 @@ def wrap_model(
 
 def _adapt(source: Source, device: str | torch.device) -> ModelAdapter:
     source.model.to(check_device(device))
-    bad = [name for name, value in source.model.state_dict().items() if not bool(torch.isfinite(value).all())]
+    bad = [name for name, value in source.model.named_parameters() if not bool(torch.isfinite(value).all())]
+    bad += [name for name, value in source.model.named_buffers() if bool(value.isnan().any())]  # limits may be infinite
     if bad:
         raise UnsupportedModelError(f"{source.name} has non-finite weights in {bad[0]} ({len(bad)} tensors in all)")
     adapter = ModelAdapter(source, probe(source))

@@ -83,7 +83,7 @@ def test_explain_needs_nothing_but_an_image_and_models(tmp_path):
     records = ResultStore(tmp_path / "maps").read()
     refused = records[(records.status == "unsupported") & (records.model == "torchvision/resnet18@random")]
     assert set(refused.method) >= {"class_attention", "attention_rollout", "gradient_rollout", "channel_attention"}
-    assert refused.detail.str.contains("no attention between image positions").any()
+    assert refused.detail.str.contains("no softmax attention between image positions").any()
     drawn = {path.name.split("-")[-1] for path in (tmp_path / "maps" / "overlays").rglob("*.png")}
     assert {"grad_cam.png", "attention_rollout.png", "class_attention.png", "cam.png", "saliency.png"} <= drawn
     assert (tmp_path / "maps" / "comparison.pdf").stat().st_size > 10_000
@@ -125,7 +125,7 @@ def test_an_unreadable_image_is_a_record_and_the_rest_goes_on(tmp_path):
 def test_nothing_but_unsupported_pairs_exits_1(tmp_path):
     found = run("bench", "-m", "demo/cnn", "--method", "class_attention", "--limit", "1", "--out", tmp_path / "run")
     assert found.returncode == 1
-    assert "no attention between image positions" in found.stderr
+    assert "no softmax attention between image positions" in found.stderr
 
 
 def test_a_second_call_computes_nothing_and_a_changed_field_only_its_cells(tmp_path):

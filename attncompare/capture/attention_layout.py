@@ -1,6 +1,7 @@
 """How a model's attention lies on the image, from the attention calls of one probing pass."""
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,9 @@ GLOBAL = (*FLOW, Signal.CLASS_ATTENTION, Signal.TOKENS)
 WINDOWED = (Signal.WINDOW_ATTENTION, Signal.ATTENTION_HIERARCHY)
 MOST_PREFIX_TOKENS = 64
 HEADS = ("num_heads", "num_attention_heads")  # what modules of attention call themselves
-NO_ATTENTION = "it has no attention between image positions"
-UNSEEN = (
-    "its attention is not a softmax over image positions (linear, additive or convolutional), so there is no map of it"
-)
+NO_ATTENTION = "it has no softmax attention between image positions"
+UNSEEN = "its attention is no softmax with axes for heads and positions (but linear, additive or folded): not seen"
+SIDE_BY_SIDE = "attention blocks run side by side, so their attention does not multiply; use class_attention"
 USE_GLOBAL = "its attention is global on one grid; use class_attention, attention_rollout or gradient_rollout"
 SEVERAL = "one attention module runs several softmaxes in a pass; which of them is meant is not defined"
 
@@ -120,6 +120,8 @@ def _whole(
     """Every attention of the model is over the same tokens, but for readers at the end."""
     missing = dict.fromkeys(WINDOWED, USE_GLOBAL)
     blocks = tuple(c.path for c in (*square, *readers))
+    if not _one_after_the_other(seen, blocks):
+        missing |= dict.fromkeys(FLOW, SIDE_BY_SIDE)
     if readers:
         around = TokenLayout(layout.prefix + 1, layout.grid, 0)
         return AttentionLayout(layout, around, blocks, tuple(c.path for c in readers), missing=missing)
@@ -128,6 +130,19 @@ def _whole(
         layout = replace(layout, class_token=class_token)
         missing |= dict.fromkeys(GLOBAL, reason) if reason else {}
     return AttentionLayout(layout, None, blocks, missing=missing)
+
+
+def _one_after_the_other(seen: Trace, blocks: tuple[str, ...]) -> bool:
+    """Whether what goes into each block depends on what came out of the one before."""
+    for before, after in pairwise(blocks):
+        given, fed = seen.call_of(before), seen.call_of(after)
+        if given is None or fed is None or fed.fed is None:
+            return False
+        if not (given.tensor.requires_grad and fed.fed.requires_grad):
+            return False
+        if torch.autograd.grad(fed.fed.sum(), given.tensor, retain_graph=True, allow_unused=True)[0] is None:
+            return False
+    return True
 
 
 def _read_by_class_attention(
@@ -139,7 +154,7 @@ def _read_by_class_attention(
         return _none("several class tokens attend to several grids; no one of them is the attention of the score")
     layout = _sequence(seen, readers[-1].keys, None, sequences)
     if layout is None:
-        return _none(f"its {readers[-1].keys} pooled tokens do not lie on the grid of a convolution")
+        return _none(f"the {readers[-1].keys} tokens that its class attention reads do not lie on the image row by row")
     around = layout if layout.prefix else TokenLayout(1, layout.grid)
     missing = dict.fromkeys(FLOW, reason) | dict.fromkeys(WINDOWED, f"{reason}; use class_attention")
     paths = tuple(c.path for c in readers)

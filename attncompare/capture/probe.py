@@ -48,8 +48,14 @@ def _candidates(seen: Trace, size: Grid) -> list[Call]:
         and call.tensor.shape[0] == BATCH
         and not isinstance(call.module, POOLERS)
         and not call.path.startswith(attentions)
-        and (call.tensor.ndim == 3 or find_layout(call.tensor.shape, size) is not None)
+        and (call.tensor.ndim == 3 or _has_channels(call.tensor.shape, size))
     ]
+
+
+def _has_channels(shape: torch.Size, size: Grid) -> bool:
+    """Whether a 4-D output is a feature map on the image; a single channel is a mask."""
+    layout = find_layout(shape, size)
+    return layout is not None and shape[1 if layout == "nchw" else 3] > 1
 
 
 def _is_attention(call: Call) -> bool:
@@ -74,7 +80,8 @@ def _is_score_map(call: Call, logits: Tensor) -> bool:
 
 def _on_the_scores_path(seen: Trace, calls: list[Call], sequences: list[TokenLayout]) -> list[Call]:
     """Of calls that lie on the image those whose every image position may matter to the score."""
-    calls = [c for c in calls if c.tensor.requires_grad]
+    # What is the same for two images (a position embedding) shows nothing of them.
+    calls = [c for c in calls if c.tensor.requires_grad and not torch.equal(c.tensor[0], c.tensor[1])]
     reached = []
     for call, gradient in zip(calls, score_gradients(seen, [c.tensor for c in calls]), strict=True):
         layout = next((s for s in sequences if gradient.ndim == 3 and s.length == gradient.shape[1]), None)
@@ -183,10 +190,12 @@ def _attention_input(seen: Trace, block: str) -> str | None:
     return next((c.path for c in seen.calls if fed is not None and c.tensor is fed and c.direct), None)
 
 
-def _classifier(seen: Trace, calls: list[Call], size: Grid) -> tuple[Classifier | None, str]:
+def _classifier(seen: Trace, calls: list[Call], size: Grid, embedding: bool) -> tuple[Classifier | None, str]:
     """A linear layer that makes the logits from the spatial mean of a feature map, checked by value."""
     heads = [c for c in seen.calls if isinstance(c.module, nn.Linear) or getattr(c.module, "kernel_size", 0) == (1, 1)]
     head = heads[-1] if heads else None
+    if embedding:
+        return None, "it has no classifier: its output is an embedding"
     if head is None or seen.logits is None or not isinstance(head.inputs[0], Tensor):
         return None, "it has no linear classifier"
     if head.tensor.flatten(1).shape != seen.logits.shape or not torch.allclose(head.tensor.flatten(1), seen.logits):
@@ -208,7 +217,16 @@ def _classifier(seen: Trace, calls: list[Call], size: Grid) -> tuple[Classifier 
         ]
         if equal(call.tensor.relu().mean(axes), pooled):
             return Classifier(_outermost(seen, call), head.path, rectified=True), ""
-    return None, "its classifier does not read the plain spatial mean of a feature map (global average pooling)"
+    if any(
+        c.tensor.ndim == 3 and c.tensor.shape[-1] == pooled.shape[-1] and _has_row(c.tensor, pooled) for c in seen.calls
+    ):
+        return None, "its classifier reads a class token, not a mean over positions (global average pooling)"
+    return None, "its classifier does not read the plain mean of a feature map over positions (global average pooling)"
+
+
+def _has_row(tokens: Tensor, row: Tensor) -> bool:
+    """Whether one token of (B,N,C) is the (B,C) row."""
+    return tokens.shape[0] == row.shape[0] and bool(((tokens - row[:, None]).abs().amax((0, 2)) == 0).any())
 
 
 def _traced(source: Source) -> Trace:
@@ -259,13 +277,16 @@ def probe(source: Source) -> Anatomy:
     with torch.no_grad():
         prefixed = {layout.length for layout in every if layout.prefix}
         averaged = [c for c in calls if c.tensor.ndim == 4 or c.tensor.shape[1] not in prefixed]
-        classifier, no_classifier = _classifier(seen, averaged, size)
+        classifier, no_classifier = _classifier(seen, averaged, size, source.embedding)
         gates = tuple(Gate(call.path, call.gate) for call in seen.calls if call.gate)
     missing: dict[Signal, str] = dict(attention.missing)
     if classifier is None:
         missing |= dict.fromkeys((Signal.CLASSIFIER_WEIGHTS, Signal.POOLED_FEATURES), no_classifier)
+    if classifier is not None and family != "vit":
+        layer = classifier.features  # what CAM reads, so that CAM and Grad-CAM are of the same features
+        stages = (*stages[:-1], layer)
     if not gates:
-        reason = "it has no channel attention (squeeze-and-excitation)"
+        reason = "no layer of it multiplies its channels by a gate each (squeeze-and-excitation, ECA, CBAM)"
         missing |= dict.fromkeys((Signal.CHANNEL_ATTENTION, Signal.GATED_FEATURES), reason)
     layer = str(known["feature_layer"]) if known.get("feature_layer") else layer
     if layer is None:

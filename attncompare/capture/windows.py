@@ -26,7 +26,7 @@ from attncompare.signals import TokenLayout, WindowGeometry
 MOST_AROUND = 8  # readings of the modules around an attention that are tried
 TOLERANCE = 1e-3  # of the distance between the two values
 AXES: tuple[Literal["bw", "bhw", "bwh"], ...] = ("bw", "bhw", "bwh")
-MIXED = "its keys or queries mix positions before attention (a reduction or a convolution)"
+MIXED = "its weights are not between positions, or positions are mixed before it (a convolution, a reduction of keys)"
 
 
 class _HeardError(Exception):

@@ -185,21 +185,21 @@ def test_a_norm_that_starts_at_zero_does_not_hide_the_gates_behind_it():
 def test_a_module_that_adds_instead_of_multiplying_is_no_gate():
     model = ac.wrap_model(gated_net(False), size=(32, 32))
     assert model.anatomy.gates == ()
-    assert "no channel attention" in model.anatomy.missing[Signal.CHANNEL_ATTENTION]
+    assert "multiplies its channels by a gate each" in model.anatomy.missing[Signal.CHANNEL_ATTENTION]
 
 
 @pytest.mark.parametrize(
     ("name", "signal", "reason"),
     [
-        ("cnn", Signal.ATTENTION, "no attention between image positions"),
-        ("cnn", Signal.TOKENS, "no attention between image positions"),
-        ("cnn", Signal.CHANNEL_ATTENTION, "no channel attention"),
+        ("cnn", Signal.ATTENTION, "no softmax attention between image positions"),
+        ("cnn", Signal.TOKENS, "no softmax attention between image positions"),
+        ("cnn", Signal.CHANNEL_ATTENTION, "multiplies its channels by a gate each"),
         ("swin", Signal.FUSED_ATTENTION, "use window_attention or hierarchical_rollout"),
         ("vit", Signal.WINDOW_ATTENTION, "use class_attention, attention_rollout or gradient_rollout"),
         ("xcit", Signal.ATTENTION, "only its last blocks attend globally"),
         ("vit", Signal.CLASSIFIER_WEIGHTS, "global average pooling"),
         ("vit_distilled", Signal.CLASSIFIER_WEIGHTS, "not the output of one linear layer"),
-        ("embedding_cnn", Signal.CLASSIFIER_WEIGHTS, "no linear classifier"),
+        ("embedding_cnn", Signal.CLASSIFIER_WEIGHTS, "its output is an embedding"),
     ],
 )
 def test_every_missing_signal_has_a_reason(tiny, name, signal, reason):

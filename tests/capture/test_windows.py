@@ -253,7 +253,7 @@ def test_reduced_keys_are_refused_with_the_reason():
         torch.manual_seed(0)
         model = ac.wrap_model(PyramidVisionTransformerV2(**sizes, num_classes=5).eval(), size=(64, 64))
     assert "1 of its 2 attention blocks" in model.anatomy.missing[Signal.ATTENTION_HIERARCHY]
-    assert "mix positions" in model.anatomy.missing[Signal.ATTENTION_HIERARCHY]
+    assert "positions are mixed before it" in model.anatomy.missing[Signal.ATTENTION_HIERARCHY]
     assert [block.path for block in model.anatomy.windows] == ["stages.1.blocks.0.attn"]
 
 

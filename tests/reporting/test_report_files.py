@@ -111,5 +111,5 @@ def test_report_holds_every_map_and_reason(folder):
     assert {entry["method"] for entry in cnn["maps"]} == {"cam", "hires_cam", "center_map"}
     assert {entry["method"] for entry in vit["maps"]} == {"gradient_rollout", "hires_cam", "center_map"}
     assert all(entry["map"].startswith("data:image/png;base64,") for entry in cnn["maps"] + vit["maps"])
-    assert "it has no attention between image positions" in page
+    assert "it has no softmax attention between image positions" in page
     assert not re.search(r'(?:src|href)="(?!data:)', page[: page.index("<script")])
