@@ -8,7 +8,9 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "AttributionMap": "maps",
     "BenchmarkSpec": "benchmark.spec",
+    "Classifier": "adapters.base",
     "Explainer": "explainer",
+    "Gate": "adapters.base",
     "ModelAdapter": "adapters.base",
     "Record": "benchmark.records",
     "Run": "benchmark.run",
@@ -40,6 +42,8 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from attncompare.adapters.base import Classifier as Classifier
+    from attncompare.adapters.base import Gate as Gate
     from attncompare.adapters.base import ModelAdapter as ModelAdapter
     from attncompare.benchmark.records import Record as Record
     from attncompare.benchmark.run import Run as Run

@@ -374,6 +374,11 @@ def doctor(
     if as_json:
         typer.echo(json.dumps(found, indent=2, default=str))
         return
+    if "missing" in found:  # signals that are missing for one reason, in one line
+        reasons: dict[str, list[str]] = {}
+        for signal, reason in found["missing"].items():
+            reasons.setdefault(reason, []).append(signal)
+        found["missing"] = {", ".join(signals): reason for reason, signals in reasons.items()}
     for name, value in found.items():
         if isinstance(value, dict):
             typer.echo(f"{name}:")

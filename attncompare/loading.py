@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attncompare.adapters.base import ModelAdapter, Preprocessing, Source, device_of
+from attncompare.adapters.base import Anatomy, Classifier, Gate, ModelAdapter, Preprocessing, Source, device_of
 from attncompare.capture.capture import resolve_layer
 from attncompare.capture.probe import probe
 from attncompare.errors import AttnCompareError, SpecError, UnknownNameError, UnsupportedModelError
@@ -94,8 +94,9 @@ def wrap_model(
     """Wrap any nn.Module that maps (B,3,H,W) to (B,K); one probing pass finds its features, attention and gates.
 
     known: parts of the anatomy to use instead of what the probe finds: feature_layer="path", tokens=TokenLayout(...),
-    attention_blocks=(...), embedding=True (the output is an embedding, not logits), class_names=(...). encode_text=f
-    (prompt -> (D,) embedding beside those of the images) allows targets "text:PROMPT".
+    attention_blocks=(...), classifier=Classifier(features, linear), gates=(Gate(layer, values), ...). Besides:
+    embedding=True (the output is an embedding, not logits), class_names=(...), encode_text=f (prompt -> (D,) embedding
+    beside those of the images), which allows targets "text:PROMPT".
     `adapter.describe()` says what was found.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
@@ -107,13 +108,23 @@ def wrap_model(
     allowed = {"feature_layer", "tokens", "attention_blocks", "classifier", "gates", "stages", "family"}
     if set(known) - allowed:
         raise UnknownNameError(f"wrap_model does not know {sorted(set(known) - allowed)}; known: {sorted(allowed)}")
-    if not isinstance(known.get("tokens", TokenLayout(0, (1, 1))), TokenLayout):
-        raise UnsupportedModelError("tokens must be a TokenLayout(prefix, (h, w), class_token)")
+    _check_overrides(known)
     names = tuple(str(n) for n in class_names) if isinstance(class_names, list | tuple) else None
     source = Source(
         name, module, Preprocessing(size, mean, std), names, embedding=embedding, known=known, encode_text=encode_text
     )
     return _adapt(source, device_of(module))
+
+
+def _check_overrides(known: dict[str, object]) -> None:
+    """Raise UnsupportedModelError where a part of the anatomy that the user gives is of another type."""
+    if not isinstance(known.get("tokens", TokenLayout(0, (1, 1))), TokenLayout):
+        raise UnsupportedModelError("tokens must be a TokenLayout(prefix, (h, w), class_token)")
+    if not isinstance(known.get("classifier", Classifier("", "")), Classifier):
+        raise UnsupportedModelError("classifier must be a Classifier(features, linear) of two module paths")
+    gates = known.get("gates", ())
+    if not (isinstance(gates, tuple) and all(isinstance(gate, Gate) for gate in gates)):
+        raise UnsupportedModelError("gates must be a tuple of Gate(layer, values), two module paths each")
 
 
 def _adapt(source: Source, device: str | torch.device) -> ModelAdapter:
@@ -123,10 +134,17 @@ def _adapt(source: Source, device: str | torch.device) -> ModelAdapter:
     if bad:
         raise UnsupportedModelError(f"{source.name} has non-finite weights in {bad[0]} ({len(bad)} tensors in all)")
     adapter = ModelAdapter(source, probe(source))
-    named = [adapter.anatomy.feature_layer or "", *adapter.anatomy.attention_blocks] if source.known else []
-    for path in filter(None, named):
+    for path in _named(adapter.anatomy) if source.known else ():
         resolve_layer(adapter, path)
     return adapter
+
+
+def _named(anatomy: Anatomy) -> list[str]:
+    """Every module path in it."""
+    classifier = [] if anatomy.classifier is None else [anatomy.classifier.features, anatomy.classifier.linear]
+    gates = [path for gate in anatomy.gates for path in (gate.layer, gate.values)]
+    layers = [anatomy.feature_layer] if anatomy.feature_layer else []
+    return [*layers, *anatomy.attention_blocks, *classifier, *gates]
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -22,6 +22,10 @@ from attncompare.errors import UnsupportedModelError
 from attncompare.signals import Signal, TokenLayout
 
 POOLERS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten)
+GIVEN = {
+    "classifier": (Signal.CLASSIFIER_WEIGHTS, Signal.POOLED_FEATURES),
+    "gates": (Signal.CHANNEL_ATTENTION, Signal.GATED_FEATURES),
+}
 MOST_ADDED = 8  # prefix tokens beside a grid that no attention confirms
 Grid = tuple[int, int]
 
@@ -292,6 +296,9 @@ def probe(source: Source) -> Anatomy:
     if layer is None:
         reason = "no layer's output lies on the image"
         missing |= dict.fromkeys((Signal.FEATURES, Signal.FEATURE_GRADIENTS, Signal.FEATURE_LAYER), reason)
+    for part, signals in GIVEN.items():  # what the user gives is no longer missing
+        if known.get(part):
+            missing = {signal: reason for signal, reason in missing.items() if signal not in signals}
     assert seen.logits is not None
     anatomy = Anatomy(
         family,

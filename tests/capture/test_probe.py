@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import attncompare as ac
-from attncompare.adapters.base import Classifier
-from attncompare.errors import UnknownNameError, UnsupportedModelError
+from attncompare.adapters.base import Classifier, Gate
+from attncompare.errors import AttnCompareError, UnknownNameError, UnsupportedModelError
 from attncompare.signals import Signal, TokenLayout
 
 TIMM_BLOCKS = ("blocks.0.attn", "blocks.1.attn", "blocks.2.attn")
@@ -410,3 +410,38 @@ def test_the_weights_hash_follows_every_weight(build):
     changed = build("cnn")
     changed[1].running_mean[0] += 1e-3
     assert ac.wrap_model(changed, size=(32, 32)).weights_hash != first.weights_hash
+
+
+def test_a_classifier_and_gates_of_ones_own_are_used_and_no_longer_missing(build, pictures):
+    class Two(nn.Module):
+        """The mean goes through a norm, so that CAM is the user's own decision."""
+
+        def __init__(self):
+            super().__init__()
+            self.net, self.norm, self.head = build("cnn")[:6], nn.LayerNorm(12), nn.Linear(12, 5)
+
+        def forward(self, images):
+            return self.head(self.norm(self.net(images).mean((2, 3))))
+
+    module = Two().eval()
+    assert Signal.CLASSIFIER_WEIGHTS in ac.wrap_model(module, size=(32, 32)).anatomy.missing
+    model = ac.wrap_model(module, size=(32, 32), classifier=Classifier("net", "head"))
+    assert model.anatomy.classifier == Classifier("net", "head")
+    assert ac.make_explainer(model, "cam").explain(pictures(model)).values.shape == (2, 16, 16)
+    module = build("cnn")
+    model = ac.wrap_model(module, size=(32, 32), gates=(Gate("4", "5"),))
+    assert Signal.CHANNEL_ATTENTION in model.supplies
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"classifier": ("5", "8")}, r"Classifier\(features, linear\)"),
+        ({"gates": [("4", "5")]}, r"tuple of Gate\(layer, values\)"),
+        ({"classifier": Classifier("5", "88")}, "no layer '88'"),
+        ({"gates": (Gate("4", "nothing"),)}, "no layer 'nothing'"),
+    ],
+)
+def test_an_override_that_cannot_be_is_refused(build, given, message):
+    with pytest.raises(AttnCompareError, match=message):
+        ac.wrap_model(build("cnn"), size=(32, 32), **given)
