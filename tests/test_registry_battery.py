@@ -4,23 +4,42 @@ import pytest
 import torch
 
 import attncompare as ac
+from attncompare.capture.capture import capture
 from attncompare.capture.features import find_layout
+from attncompare.capture.recorders import Need
 from attncompare.errors import SpecError, UnknownNameError, UnsupportedMethodError
 from attncompare.methods._base import methods
 from attncompare.signals import Signal
 
 STEPS = 4
 QUICK = {"integrated_gradients": {"steps": STEPS}, "occlusion": {"window": 0.5, "stride": 0.5}}
-FEATURE_GRID = {"activation", "hires_cam", "layer_cam", "grad_cam"}
-TOKEN_GRID = {"attention_rollout", "class_attention", "gradient_rollout"}
+FEATURE_GRID = {"eigen_cam", "grad_cam_pp", "xgrad_cam", "activation", "hires_cam", "layer_cam", "grad_cam"}
+TOKEN_GRID = {"attention_x_gradient", "attention_rollout", "class_attention", "gradient_rollout"}
 WINDOW_GRID = {"window_attention": -1, "hierarchical_rollout": 0}  # the block whose grid the map has
-IMAGE_GRID = {"random_map", "center_map", "edge_map", "saliency", "integrated_gradients", "occlusion"}
+IMAGE_GRID = {
+    "random_map",
+    "center_map",
+    "edge_map",
+    "saliency",
+    "input_x_gradient",
+    "integrated_gradients",
+    "occlusion",
+}
+BEHIND_RELU = {"grad_cam_pp", "xgrad_cam"}  # which look at the values before they refuse
 GRADIENT_SIGNALS = {Signal.FEATURE_GRADIENTS, Signal.ATTENTION_GRADIENTS, Signal.IMAGE_GRADIENTS}
 COUNT = 3
 
 
 def supports(model, name):
+    if name in BEHIND_RELU and Signal.FEATURES in model.supplies and is_signed(model):
+        return False
     return set(methods.get(name).needs) <= model.supplies
+
+
+def is_signed(model):
+    """Whether features have negative values, which methods for rectified layers may refuse when they see them."""
+    images, need = torch.rand(2, 3, *model.size, generator=torch.Generator().manual_seed(0)), Need(Signal.FEATURES)
+    return float(capture(model, images, [need]).signals[need].min()) < 0
 
 
 def explain(model, name, images, target=3):
@@ -76,6 +95,8 @@ def close(actual, expected):
 
 def assert_refused(model, name):
     """Refused by name, with the signal and the model's own reason, before anything runs."""
+    if name in BEHIND_RELU:
+        return  # tested with their formulas: whether they refuse depends on the values
     needed = sorted(set(methods.get(name).needs) - model.supplies)
     ran = []
     handle = model.model.register_forward_pre_hook(lambda *args: ran.append(1))

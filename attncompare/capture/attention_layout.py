@@ -47,7 +47,8 @@ def find_attention(
 
     given: the layout of the token sequence, if the user states it. sequences: how others were seen to lie.
     """
-    calls = seen.attention
+    # SigLIP's pooling head runs in its classifier too, which takes the mean of the tokens instead.
+    calls = [c for c in seen.attention if c.queries > 1 or _reaches_the_score(seen, c)]
     if not calls:
         hidden = any(hasattr(call.module, name) for call in seen.calls for name in HEADS)
         return _none(UNSEEN if hidden else NO_ATTENTION)
@@ -69,6 +70,14 @@ def find_attention(
     if layout is not None and layout.prefix and square[-1] is calls[-1]:
         return _last_stage(seen, layout, alike)
     return _windowed(seen, source, sequences)
+
+
+def _reaches_the_score(seen: Trace, attention: AttentionCall) -> bool:
+    """Whether the score depends on what the attention's module returns."""
+    call = seen.call_of(attention.path)
+    if call is None:
+        return True
+    return call.tensor.requires_grad and bool(score_gradients(seen, [call.tensor])[0].any())
 
 
 def _is_global(call: AttentionCall) -> bool:
@@ -136,11 +145,14 @@ def _one_after_the_other(seen: Trace, blocks: tuple[str, ...]) -> bool:
     """Whether what goes into each block depends on what came out of the one before."""
     for before, after in pairwise(blocks):
         given, fed = seen.call_of(before), seen.call_of(after)
-        if given is None or fed is None or fed.fed is None:
+        if given is None or fed is None or not given.tensor.requires_grad:
             return False
-        if not (given.tensor.requires_grad and fed.fed.requires_grad):
+        # All that goes in: the query of a pooling head is a parameter, its keys are the tokens.
+        tensors = [x for x in (*fed.inputs, *fed.options.values()) if isinstance(x, Tensor) and x.requires_grad]
+        if not tensors:
             return False
-        if torch.autograd.grad(fed.fed.sum(), given.tensor, retain_graph=True, allow_unused=True)[0] is None:
+        ends = [x.sum() for x in tensors]
+        if torch.autograd.grad(ends, given.tensor, retain_graph=True, allow_unused=True)[0] is None:
             return False
     return True
 

@@ -194,12 +194,10 @@ def _attention_input(seen: Trace, block: str) -> str | None:
     return next((c.path for c in seen.calls if fed is not None and c.tensor is fed and c.direct), None)
 
 
-def _classifier(seen: Trace, calls: list[Call], size: Grid, embedding: bool) -> tuple[Classifier | None, str]:
+def _classifier(seen: Trace, calls: list[Call], size: Grid) -> tuple[Classifier | None, str]:
     """A linear layer that makes the logits from the spatial mean of a feature map, checked by value."""
     heads = [c for c in seen.calls if isinstance(c.module, nn.Linear) or getattr(c.module, "kernel_size", 0) == (1, 1)]
     head = heads[-1] if heads else None
-    if embedding:
-        return None, "it has no classifier: its output is an embedding"
     if head is None or seen.logits is None or not isinstance(head.inputs[0], Tensor):
         return None, "it has no linear classifier"
     if head.tensor.flatten(1).shape != seen.logits.shape or not torch.allclose(head.tensor.flatten(1), seen.logits):
@@ -281,10 +279,15 @@ def probe(source: Source) -> Anatomy:
     with torch.no_grad():
         prefixed = {layout.length for layout in every if layout.prefix}
         averaged = [c for c in calls if c.tensor.ndim == 4 or c.tensor.shape[1] not in prefixed]
-        classifier, no_classifier = _classifier(seen, averaged, size, source.embedding)
+        classifier, no_classifier = _classifier(seen, averaged, size)
         gates = tuple(Gate(call.path, call.gate) for call in seen.calls if call.gate)
     missing: dict[Signal, str] = dict(attention.missing)
     if classifier is None:
+        no_classifier = (
+            "its output is an embedding, and no linear layer on averaged features makes it"
+            if source.embedding
+            else no_classifier
+        )
         missing |= dict.fromkeys((Signal.CLASSIFIER_WEIGHTS, Signal.POOLED_FEATURES), no_classifier)
     if classifier is not None and family != "vit":
         layer = classifier.features  # what CAM reads, so that CAM and Grad-CAM are of the same features

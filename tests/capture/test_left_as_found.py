@@ -306,7 +306,8 @@ def test_wrapping_a_module_that_raises_leaves_it_as_found(build, monkeypatch):
 def test_other_libraries_are_left_as_found_by_all_methods_together(untidy_model, pictures, name):
     model = untidy_model(name)
     images = pictures(model)
-    quick = [method.name for method in methods if set(method.needs) <= model.supplies and method.name not in FEW_STEPS]
+    left_out = {*FEW_STEPS, "xgrad_cam", "grad_cam_pp"}  # which refuse layers that are behind no ReLU
+    quick = [method.name for method in methods if set(method.needs) <= model.supplies and method.name not in left_out]
     assert len(quick) > 8
     with unchanged(model.model, images):
         assert list(ac.explain_together(model, quick, images)) == quick

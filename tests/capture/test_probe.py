@@ -199,7 +199,7 @@ def test_a_module_that_adds_instead_of_multiplying_is_no_gate():
         ("xcit", Signal.ATTENTION, "only its last blocks attend globally"),
         ("vit", Signal.CLASSIFIER_WEIGHTS, "global average pooling"),
         ("vit_distilled", Signal.CLASSIFIER_WEIGHTS, "not the output of one linear layer"),
-        ("embedding_cnn", Signal.CLASSIFIER_WEIGHTS, "its output is an embedding"),
+        ("embedding_cnn", Signal.CLASSIFIER_WEIGHTS, "its output is an embedding, and no linear layer"),
     ],
 )
 def test_every_missing_signal_has_a_reason(tiny, name, signal, reason):

@@ -73,3 +73,41 @@ def test_maps_equal_those_of_torchcam_up_to_its_own_scale(case, name):
         scores = module(images.clone().requires_grad_(True))
         theirs = explainer(target.tolist(), scores, normalized=False)[0]
     close(ours, theirs.relu().detach())
+
+
+@pytest.mark.parametrize("name", ["grad_cam_pp", "xgrad_cam", "eigen_cam"])
+def test_weights_and_projections_equal_those_of_pytorch_grad_cam(case, name):
+    """Its functions on our features and gradients; the gradients enlarged, so that what it adds to a divisor is small."""
+    library = pytest.importorskip("pytorch_grad_cam")
+    from attncompare.capture.capture import capture
+    from attncompare.capture.recorders import Need
+    from attncompare.methods._base import methods
+    from attncompare.signals import Signal
+
+    adapter, images, target = case
+    needs = [Need(Signal.FEATURES), Need(Signal.FEATURE_GRADIENTS)]
+    found = capture(adapter, images, needs, target).signals
+    features, gradients = (
+        found[needs[0]].relu().double(),
+        1e6 * found[needs[1]].double(),
+    )  # both are defined behind a ReLU
+    ours = methods.get(name)
+    if name == "eigen_cam":
+        theirs = library.utils.svd_on_activations.get_2d_projection(features.numpy())
+        actual = ours.compute(features, centred=True)
+        theirs = theirs * np.sign((theirs * actual.numpy()).sum((1, 2), keepdims=True))  # it leaves the sign open
+        close(actual, theirs)
+        return
+    kind = {"grad_cam_pp": library.GradCAMPlusPlus, "xgrad_cam": library.XGradCAM}[name]
+    weights = kind.get_cam_weights(None, None, None, None, features.numpy(), gradients.numpy())
+    theirs = (weights[:, :, None, None] * features.numpy()).sum(1)
+    close(ours.compute(features, gradients), np.maximum(theirs, 0) if name == "grad_cam_pp" else theirs)
+
+
+def test_input_x_gradient_equals_captums(case):
+    from captum.attr import InputXGradient
+
+    adapter, images, target = case
+    ours = explain_together(adapter, ["input_x_gradient"], images, target)["input_x_gradient"].values
+    theirs = InputXGradient(Normalised(adapter)).attribute(images.clone().requires_grad_(True), target=target)
+    close(ours, theirs.sum(1).detach())
