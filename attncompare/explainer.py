@@ -159,6 +159,7 @@ def _run_alone(model: ModelAdapter, job: Job, images: Tensor, reference: Capture
         Signal.IMAGES: images,
         Signal.TARGET: reference.target,
         Signal.FORWARD: forward,
+        Signal.TARGET_SCORE: forward.target_score,
         Signal.TOKENS: model.attention_tokens,
     }
     with ExitStack() as stack:

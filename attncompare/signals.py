@@ -18,6 +18,7 @@ class Signal(StrEnum):
     IMAGES = "images"  # (B,3,H,W) float32 RGB in [0, 1]
     TARGET = "target"  # (B,) int64, index of the explained output of `forward`
     FORWARD = "forward"  # nn.Module: images -> (B,K) scores, for Captum
+    TARGET_SCORE = "target_score"  # callable: altered images (n,3,H,W), image index (n,) -> (n,) target's probability
     FEATURE_LAYER = "feature_layer"  # nn.Identity whose output is the features (B,C,h,w), for Captum
     FEATURES = "features"  # (B,C,h,w) output of the feature layer
     FEATURE_GRADIENTS = "feature_gradients"  # (B,C,h,w) d target score / d features
@@ -42,7 +43,7 @@ GRADIENTS = {
 }
 """Each gradient signal and the signal it is taken with respect to."""
 
-OWN_PASSES = frozenset({Signal.FORWARD, Signal.FEATURE_LAYER})
+OWN_PASSES = frozenset({Signal.FORWARD, Signal.TARGET_SCORE, Signal.FEATURE_LAYER})
 """Signals for methods that run the model themselves; they never join the shared pass."""
 
 

@@ -12,11 +12,18 @@ from attncompare.methods._base import methods
 from attncompare.signals import Signal
 
 STEPS = 4
-QUICK = {"integrated_gradients": {"steps": STEPS}, "occlusion": {"window": 0.5, "stride": 0.5}}
+QUICK = {
+    "rise": {"masks": 24, "batch": 8},
+    "smooth_grad": {"samples": STEPS},
+    "integrated_gradients": {"steps": STEPS},
+    "occlusion": {"window": 0.5, "stride": 0.5},
+}
 FEATURE_GRID = {"eigen_cam", "grad_cam_pp", "xgrad_cam", "activation", "hires_cam", "layer_cam", "grad_cam"}
 TOKEN_GRID = {"attention_x_gradient", "attention_rollout", "class_attention", "gradient_rollout"}
 WINDOW_GRID = {"window_attention": -1, "hierarchical_rollout": 0}  # the block whose grid the map has
 IMAGE_GRID = {
+    "rise",
+    "smooth_grad",
     "random_map",
     "center_map",
     "edge_map",
@@ -179,6 +186,10 @@ def test_the_passes_are_counted(each_tiny, pictures, name):
         assert counted == (STEPS + 2, STEPS)  # the convergence delta needs the scores of both ends
     elif name == "occlusion":
         assert counted == (3 * 3 + 1, 0)  # half a side, moved by a quarter: three places along each axis
+    elif name == "rise":
+        assert counted == (QUICK["rise"]["masks"], 0)
+    elif name == "smooth_grad":
+        assert counted == (STEPS, STEPS)
     elif GRADIENT_SIGNALS & set(method.needs) or name == "grad_cam":
         assert counted == (1, 1)
     else:

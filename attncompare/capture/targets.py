@@ -148,6 +148,13 @@ class CountedForward(nn.Module):
             outputs.register_hook(self._count)  # type: ignore[no-untyped-call]
         return outputs
 
+    def target_score(self, images: Tensor, which: Tensor) -> Tensor:
+        """Altered copies (n,3,H,W) of images `which` (n,) -> (n,) the target's probability, or cosine similarity."""
+        with torch.no_grad(), slow_attention_path():
+            raw = self.adapter.forward(images)
+        self.seen_forward += len(images)
+        return self.scored.probability(raw, which)
+
     def watch(self, gradient: Tensor) -> None:
         """Note for which images a gradient arrives; copies of B images come as rows b, b + B, b + 2 B, ..."""
         count = len(self.scored.target)

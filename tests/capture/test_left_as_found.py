@@ -32,7 +32,12 @@ MISSING = {
     "se_cnn": ATTENTION | WINDOWS,
     "swin": ATTENTION | GATES,
 }
-FEW_STEPS = {"integrated_gradients": {"steps": 4}, "occlusion": {"window": 0.5}}
+FEW_STEPS = {
+    "rise": {"masks": 4},
+    "smooth_grad": {"samples": 2},
+    "integrated_gradients": {"steps": 4},
+    "occlusion": {"window": 0.5},
+}
 HOOKS = [name for name in vars(nn.Module()) if "hooks" in name]
 
 
@@ -50,7 +55,8 @@ def pairs(wanted=lambda method: True):
 
 
 def takes_gradients(method):
-    return any("gradients" in signal for signal in method.needs) or method.name in ("grad_cam", "integrated_gradients")
+    own = ("grad_cam", "integrated_gradients", "smooth_grad")
+    return any("gradients" in signal for signal in method.needs) or method.name in own
 
 
 def explainer_of(model, method):
