@@ -310,9 +310,10 @@ def list_(
 
 
 def _models(pattern: str) -> list[dict[str, Any]]:
+    from attncompare.catalogue import capabilities
     from attncompare.loading import list_models
 
-    return [{"name": name} for name in list_models(pattern or "*")]
+    return [{"name": name, "about": capabilities(name)} for name in list_models(pattern or "*")]
 
 
 def _methods(pattern: str) -> list[dict[str, Any]]:

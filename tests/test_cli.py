@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import attncompare as ac
 from attncompare.benchmark.store import ResultStore
 from attncompare.cli import main
 
@@ -200,6 +201,33 @@ def test_list_and_doctor_print_json(tmp_path):
     found = json.loads(run("doctor", "demo/vit", "--json").stdout)
     assert found["tokens"] == {"prefix": 1, "grid": [8, 8], "class_token": 0}
     assert "gradient_rollout" in found["methods"] and "classifier_weights" in found["missing"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "about"),
+    [
+        ("timm/vit_tiny_patch16_22*", "timm/vit_tiny_patch16_224", "features class-attention rollout"),
+        ("timm/ghostnet_1*", "timm/ghostnet_100", "like ghostnet_050: features gates"),
+        ("torchvision/alex*", "torchvision/alexnet", "features"),
+        ("demo/cnn", "demo/cnn", ""),
+    ],
+    ids=["swept", "of a swept file", "torchvision", "not swept"],
+)
+def test_list_models_says_what_each_can_supply(pattern, name, about):
+    rows = {row["name"]: row["about"] for row in json.loads(run("list", "models", pattern, "--json").stdout)}
+    assert rows[name] == about
+    assert any(line.split(None, 1) == [name, *filter(None, [about])] for line in lines(run("list", "models", pattern)))
+
+
+def lines(done):
+    return [line.rstrip() for line in done.stdout.splitlines()]
+
+
+def test_every_measured_model_exists():
+    measured = (Path(ac.__file__).parent / "capabilities.csv").read_text().splitlines()[1:]
+    names = [line.partition(",")[0] for line in measured]
+    assert names and set(names) <= set(ac.list_models())
+    assert names == sorted(names)
 
 
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):

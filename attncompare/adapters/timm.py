@@ -35,6 +35,14 @@ def names() -> list[str]:
     return listed
 
 
+def file_of(name: str) -> str:
+    """The file of timm that an architecture is written in; those of one file are built of the same blocks."""
+    import timm
+
+    file: str = timm.models.model_entrypoint(name.partition(".")[0]).__module__
+    return file
+
+
 def class_names() -> tuple[str, ...]:
     """The 1,000 ImageNet class names, which timm ships."""
     from timm.data import ImageNetInfo

@@ -31,13 +31,16 @@ Grid = tuple[int, int]
 
 
 def _outermost(seen: Trace, call: Call) -> str:
-    """Of the modules that return this very tensor the outermost, and of its equals the last to touch it."""
+    """Of the modules that return this very tensor the outermost, and of its equals the last to touch it.
+
+    One that runs once, where there is one: a tap keeps the last of several runs (VOLO's dropout before both its heads).
+    """
     same = [
-        (c.path.count("."), -order, c.path)
+        (sum(c.path == other.path for other in seen.calls) > 1, c.path.count("."), -order, c.path)
         for order, c in enumerate(seen.calls)
         if c.tensor is call.tensor and c.direct
     ]
-    return min(same)[2]
+    return min(same)[3]
 
 
 def _candidates(seen: Trace, size: Grid) -> list[Call]:

@@ -445,3 +445,22 @@ def test_a_classifier_and_gates_of_ones_own_are_used_and_no_longer_missing(build
 def test_an_override_that_cannot_be_is_refused(build, given, message):
     with pytest.raises(AttnCompareError, match=message):
         ac.wrap_model(build("cnn"), size=(32, 32), **given)
+
+
+class TwoHeads(nn.Module):
+    """As VOLO does it: one dropout before both heads, so that it runs on the class token's row and on the tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk, self.drop = nn.Conv2d(3, 6, 8, stride=8), nn.Dropout(0.5)
+        self.head, self.more = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, images):
+        features = self.drop(self.trunk(images))
+        return self.head(self.drop(features.amax((2, 3)))) + self.more(features.mean((2, 3)))
+
+
+def test_a_module_that_runs_twice_is_no_feature_layer():
+    model = ac.wrap_model(TwoHeads(), size=(32, 32))
+    assert model.anatomy.feature_layer == "trunk"
+    assert ac.explain_together(model, ["grad_cam"], torch.rand(2, 3, 32, 32))["grad_cam"].values.shape == (2, 4, 4)
