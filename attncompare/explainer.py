@@ -134,7 +134,7 @@ def explain_together(
             model, job, job.method.compute(*arguments, **job.own_options()), reference, passes, flat
         )
     for job in (job for job in jobs if job.method.own_passes):
-        found[job.method.name] = _run_alone(model, job, images, reference, target)
+        found[job.method.name] = _run_alone(model, job, images, reference)
     prompts = prompts_of(target, len(images))
     return {job.method.name: replace(found[job.method.name], prompts=prompts) for job in jobs}
 
@@ -144,17 +144,15 @@ def _resolve(model: ModelAdapter, images: Tensor, target: Target, shared: Iterab
     needs = [job.need(signal) for job in shared for signal in job.method.needs]
     if isinstance(target, Tensor) and not model.embedding and all(need.signal in FREE for need in needs):
         values: dict[Signal, object] = {Signal.IMAGES: images, Signal.TOKENS: model.attention_tokens}
-        checked = TargetScore.of(model, images.new_empty(len(images), model.anatomy.outputs), target).target
-        values[Signal.TARGET] = checked
+        checked = TargetScore.of(model, images.new_empty(len(images), model.anatomy.outputs), target)
+        values[Signal.TARGET] = checked.target
         return Capture(images.new_empty(0), checked, {n: values[n.signal] for n in needs}, {})
     return capture(model, images, needs, target)
 
 
-def _run_alone(model: ModelAdapter, job: Job, images: Tensor, reference: Capture, target: Target) -> AttributionMap:
+def _run_alone(model: ModelAdapter, job: Job, images: Tensor, reference: Capture) -> AttributionMap:
     """A method that runs the model itself, on the frozen model with its passes counted."""
-    clean = reference.logits  # empty where a class was given and nothing had to run
-    scored = TargetScore.of(model, clean, target) if model.embedding else TargetScore(reference.target)
-    forward = CountedForward(model, scored)
+    forward = CountedForward(model, reference.scored)
     signals: dict[Signal, object] = {
         Signal.IMAGES: images,
         Signal.TARGET: reference.target,

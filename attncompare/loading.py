@@ -103,6 +103,7 @@ def wrap_model(
     >>> wrap_model(net, size=(32, 32)).describe()["classifier"]
     {'features': '1', 'linear': '4', 'rectified': False}
     """
+    module = getattr(module, "_orig_mod", module)  # what torch.compile wraps: its calls cannot be followed
     embedding, class_names = bool(known.pop("embedding", False)), known.pop("class_names", None)
     encode_text: Any = known.pop("encode_text", None)
     allowed = {"feature_layer", "tokens", "attention_blocks", "classifier", "gates", "stages", "family"}

@@ -70,7 +70,7 @@ def timm_xcit() -> nn.Module:
     from timm.models.xcit import Xcit
 
     sizes = {"img_size": 64, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    return Xcit(**sizes, num_classes=CLASSES, eta=1.0)
+    return Xcit(**sizes, num_classes=CLASSES, eta=0.1)
 
 
 def timm_levit() -> nn.Module:

@@ -243,13 +243,16 @@ class ModelAdapter:
         return names[index] if names and 0 <= index < len(names) else str(index)
 
     def class_index(self, name: str) -> int:
-        """The output of that class name; SpecError when the model has no such class."""
+        """The output of that class name; SpecError when the model has no such class, or several."""
         names = self.source.class_names or ()
         if name not in names:
             near = get_close_matches(name, names, n=3)
             hint = f"; did you mean {', '.join(near)}?" if near else ""
             raise SpecError(f"{self.name} has no class named {name!r}{hint}")
-        return names.index(name)
+        found = [index for index, one in enumerate(names) if one == name]
+        if len(found) > 1:
+            raise SpecError(f"{self.name} has {len(found)} classes named {name!r}; give the index, one of {found}")
+        return found[0]
 
     def describe(self) -> dict[str, object]:
         """What was found in the model, and why anything is missing."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attncompare.adapters.base import Preprocessing, Source, output_tensor
-from attncompare.adapters.processor import DEFAULT_SIDE, pair, preprocessing_of
+from attncompare.adapters.processor import DEFAULT_SIDE, deviation, pair, preprocessing_of
 from attncompare.errors import AttnCompareError, SpecError, UnsupportedModelError
 
 REFUSED = {
@@ -107,16 +107,20 @@ def _text_encoder(model: Any, path: str, name: str) -> Callable[[str], Tensor]:
     return encode
 
 
-def _preprocessing(path: str, name: str, config: Any) -> Preprocessing:
-    """From the image processor beside the model; without one, the size of the config and mean = std = 0.5."""
+def _preprocessing(path: str, name: str, config: Any) -> tuple[Preprocessing, str]:
+    """From the image processor beside the model, with a note where it is known to do otherwise.
+
+    Without a processor: the size of the config and mean = std = 0.5.
+    """
     from transformers import AutoImageProcessor
 
     size = pair(getattr(getattr(config, "vision_config", config), "image_size", None))
     try:
         processor: Any = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError):
-        return Preprocessing(size=size or (DEFAULT_SIDE, DEFAULT_SIDE))
-    return preprocessing_of(processor, size, f"hf/{name}")
+        return Preprocessing(size=size or (DEFAULT_SIDE, DEFAULT_SIDE)), ""
+    how = preprocessing_of(processor, size, f"hf/{name}")
+    return how, deviation(processor, how, f"hf/{name}")
 
 
 def _build(kind: Any, path: str, config: Any, random: bool, **more: object) -> tuple[Any, list[str]]:
@@ -176,13 +180,10 @@ def load(name: str, random: bool) -> Source:
     if config.model_type in REFUSED:
         raise UnsupportedModelError(f"hf/{name} cannot be explained: {REFUSED[config.model_type]}")
     model, classifies = _model(path, name, config, random)
-    source = Source(
-        f"hf/{name}",
-        model,
-        _preprocessing(path, name, config),
-        embedding=not classifies,
-        note="randomly initialised" if random else "pretrained",
-    )
+    preprocessing, departs = _preprocessing(path, name, config)
+    note = "randomly initialised" if random else "pretrained"
+    note = f"{note}; {departs}" if departs else note
+    source = Source(f"hf/{name}", model, preprocessing, embedding=not classifies, note=note)
     if hasattr(model, "get_text_features") and hasattr(model, "get_image_features"):
         try:
             side = ImageSide(model, source.preprocessing.size)

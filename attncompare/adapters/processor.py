@@ -2,18 +2,21 @@
 
 EfficientNet's divides by the standard deviation twice, MobileViT's and PP-LCNet's swap red and blue, LeViT's resizes to
 256 / 224 of the size it declares, Perceiver's crops before it resizes. Pictures of one colour and a colour ramp show all
-of it.
+of it. What they do not show (padding, mirroring, a crop aside) is found by comparing the whole way on a soft picture.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from attncompare.adapters.base import Preprocessing
+from attncompare.adapters.fitting import fit_image, to_tensor
 from attncompare.errors import UnsupportedModelError
 
 DEFAULT_SIDE = 224
@@ -21,6 +24,15 @@ RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 MIXED = (40, 120, 200)  # a colour that no channel mixing leaves where it is
 RAMP = (512, 768)  # height and width of the picture that shows what is cut away
 WHOLE = 0.99  # a larger share of both sides is the whole picture
+SOFT = ((300, 450), (600, 400))  # unlike in pixels too: what does not resize shows another share of each
+CELLS = 6  # colours across a soft picture; half a pixel matters little in it
+CLOSE = 0.05  # mean difference over standard deviation: filters differ by less, half a degree of cropping by more
+KEEPS_SHAPE = "its image processor gives pictures of other shapes other sizes; here all are squashed to one size"
+SQUASHES = (
+    "its image processor squashes a picture before it crops; here it keeps its shape, as these models were trained"
+)
+PADS = "its image processor pads pictures to the size of the model; here they are squashed to it"
+PADDING_KNOWN = ("DonutImageProcessor",)  # of documents, most of them of one shape
 
 
 def pair(size: Any) -> tuple[int, int] | None:
@@ -136,6 +148,73 @@ def _declared_crop(processor: Any) -> float | None:
 
 
 def _share(ramp: Tensor, side: int) -> float:
-    """The share of a 0-to-1 ramp that lies on a side, by the slope of the (n,) samples in its middle."""
+    """The share of a 0-to-1 ramp that lies on a side, by the slope of the (n,) samples in its middle, either way."""
     place = torch.arange(len(ramp), dtype=torch.float64) - (len(ramp) - 1) / 2
-    return float((place * ramp.double()).sum() / (place * place).sum()) * side
+    return abs(float((place * ramp.double()).sum() / (place * place).sum())) * side
+
+
+def deviation(processor: Any, how: Preprocessing, name: str) -> str:
+    """Where `how` knowingly departs from the processor, "" where it does not; UnsupportedModelError for other differences.
+
+    Both make a model's input of soft pictures, landscape and portrait, which must agree but for one pixel of shift (a
+    crop of an odd number of pixels is rounded either way).
+    """
+    notes = [_deviation(processor, how, _soft(*shape), name) for shape in SOFT]
+    return next(filter(None, notes), "")
+
+
+def _deviation(processor: Any, how: Preprocessing, picture: NDArray[np.uint8], name: str) -> str:
+    theirs = _run(processor, picture, name)
+    if tuple(theirs.shape[1:]) != how.size:
+        return KEEPS_SHAPE
+    theirs = theirs.flip(0) if how.bgr else theirs
+    theirs = theirs * torch.tensor(how.std).reshape(3, 1, 1) + torch.tensor(how.mean).reshape(3, 1, 1)
+    ours = to_tensor(fit_image(picture, how))
+    apart = _apart(ours, theirs)
+    if apart < CLOSE:
+        return ""
+    if how.crop is not None and _apart(to_tensor(_squashed(picture, how, how.crop)), theirs) < CLOSE:
+        return SQUASHES
+    padded = _is_padded(theirs)
+    if padded and type(processor).__name__.startswith(PADDING_KNOWN):
+        return PADS
+    if any(_apart(ours.flip(axis), theirs) < CLOSE for axis in (1, 2)):
+        what = "it mirrors pictures"
+    else:
+        what = "it pads pictures" if padded else "it shows another part of a picture than its middle"
+    raise UnsupportedModelError(
+        f"{name}: what its image processor makes of a picture cannot be described by a resize and a crop at the centre: "
+        f"{what} (the input of the model would differ by {apart:.2f} standard deviations)"
+    )
+
+
+def _soft(height: int, width: int) -> NDArray[np.uint8]:
+    """(H,W,3) a few colours that run into each other."""
+    from PIL import Image
+
+    coarse = np.random.default_rng(0).integers(0, 255, (CELLS, CELLS, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _squashed(picture: NDArray[np.uint8], how: Preprocessing, crop: float) -> NDArray[np.uint8]:
+    """Squash to the size before the crop, then crop."""
+    larger = (round(how.size[0] / crop), round(how.size[1] / crop))
+    return fit_image(fit_image(picture, replace(how, size=larger, crop=None)), how)
+
+
+def _apart(ours: Tensor, theirs: Tensor) -> float:
+    """Mean difference of (3,h,w) over the standard deviation, at the best of the shifts by up to one pixel."""
+    height, width = ours.shape[1:]
+    if min(height, width) < 3:
+        return float((ours - theirs).abs().mean() / theirs.std())
+    halves = F.interpolate(ours[None], (2 * height - 1, 2 * width - 1), mode="bilinear", align_corners=True)[0]
+    steps = range(5)  # -1, -1/2, 0, 1/2 and 1 pixel
+    shifted = [halves[:, y : y + 2 * height - 5 : 2, x : x + 2 * width - 5 : 2] for y in steps for x in steps]
+    inner = theirs[:, 1:-1, 1:-1]
+    return min(float((one - inner).abs().mean() / inner.std()) for one in shifted)
+
+
+def _is_padded(pixels: Tensor) -> bool:
+    """Whether an edge of (3,h,w) is of one colour, as no edge of a soft picture is."""
+    edges = (pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1])
+    return any(float(edge.std(dim=1).max()) < 1e-3 for edge in edges)

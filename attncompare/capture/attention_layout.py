@@ -41,20 +41,20 @@ def _none(reason: str) -> AttentionLayout:
 
 
 def find_attention(
-    seen: Trace, source: Source, given: TokenLayout | None, sequences: list[TokenLayout]
+    seen: Trace, source: Source, given: TokenLayout | None, sequences: list[TokenLayout], misplaced: set[int]
 ) -> AttentionLayout:
     """Global attention on one grid, class attention behind something else, windows, or none.
 
     given: the layout of the token sequence, if the user states it. sequences: how others were seen to lie.
+    misplaced: lengths of sequences that were seen not to lie on the image.
     """
-    # SigLIP's pooling head runs in its classifier too, which takes the mean of the tokens instead.
-    calls = [c for c in seen.attention if c.queries > 1 or _reaches_the_score(seen, c)]
+    calls = _on_the_scores_path(seen)
     if not calls:
         hidden = any(hasattr(call.module, name) for call in seen.calls for name in HEADS)
         return _none(UNSEEN if hidden else NO_ATTENTION)
     readers = [c for c in calls if _is_global(c) and c.queries == 1 and c.keys > 3]
     square = [c for c in calls if _is_global(c) and c.queries == c.keys and _over_tokens(seen, source, c)]
-    layout = _sequence(seen, square[-1].keys, given, sequences) if square else None
+    layout = _sequence(seen, square[-1].keys, given, sequences, misplaced) if square else None
     rest = [c for c in calls if c not in readers and c not in square]
     if layout is not None:
         cells = layout.grid[0] * layout.grid[1]
@@ -66,18 +66,25 @@ def find_attention(
     if layout is not None and not rest and len(alike) == len(square) and _fits(readers, layout):
         return _whole(seen, layout, alike, readers, given)
     if readers:
-        return _read_by_class_attention(seen, readers, sequences)
+        return _read_by_class_attention(seen, readers, sequences, misplaced)
     if layout is not None and layout.prefix and square[-1] is calls[-1]:
         return _last_stage(seen, layout, alike)
-    return _windowed(seen, source, sequences)
+    return _windowed(seen, source, sequences, calls)
 
 
-def _reaches_the_score(seen: Trace, attention: AttentionCall) -> bool:
-    """Whether the score depends on what the attention's module returns."""
-    call = seen.call_of(attention.path)
-    if call is None:
-        return True
-    return call.tensor.requires_grad and bool(score_gradients(seen, [call.tensor])[0].any())
+def _on_the_scores_path(seen: Trace) -> list[AttentionCall]:
+    """The attentions whose module's output leads to the score: SigLIP's pooling head runs in its classifier too.
+
+    By the graph, not by value: behind a norm or head that starts at zero every gradient is zero.
+    """
+    assert seen.logits is not None
+    given = {path: seen.call_of(path) for path in dict.fromkeys(c.path for c in seen.attention)}
+    tensors = {path: c.tensor for path, c in given.items() if c is not None and c.tensor.requires_grad}
+    if not tensors or not seen.logits.requires_grad:
+        return seen.attention
+    found = torch.autograd.grad(seen.logits.sum(), list(tensors.values()), retain_graph=True, allow_unused=True)
+    reached = {path for path, gradient in zip(tensors, found, strict=True) if gradient is not None}
+    return [c for c in seen.attention if given[c.path] is None or c.path in reached]
 
 
 def _is_global(call: AttentionCall) -> bool:
@@ -104,13 +111,17 @@ def _fits(readers: list[AttentionCall], layout: TokenLayout) -> bool:
     return all(c.keys in (layout.length, layout.length + 1) for c in readers)
 
 
-def _sequence(seen: Trace, tokens: int, given: TokenLayout | None, sequences: list[TokenLayout]) -> TokenLayout | None:
-    """The layout of N tokens: as seen, or the grid of the first convolution that leaves no more than N cells."""
+def _sequence(
+    seen: Trace, tokens: int, given: TokenLayout | None, sequences: list[TokenLayout], misplaced: set[int]
+) -> TokenLayout | None:
+    """The layout of N tokens: as seen, or, where no module returns them, the grid of the last convolution before them."""
     if given is not None and given.length == tokens:
         return given
     for layout in sequences:
         if layout.length == tokens:
             return layout
+    if tokens in misplaced:
+        return None
     for call in seen.calls:
         if isinstance(call.module, nn.Conv2d) and call.tensor.ndim == 4:
             h, w = call.tensor.shape[2:]
@@ -158,13 +169,13 @@ def _one_after_the_other(seen: Trace, blocks: tuple[str, ...]) -> bool:
 
 
 def _read_by_class_attention(
-    seen: Trace, readers: list[AttentionCall], sequences: list[TokenLayout]
+    seen: Trace, readers: list[AttentionCall], sequences: list[TokenLayout], misplaced: set[int]
 ) -> AttentionLayout:
     """The score is read by class attention, behind blocks whose own attention has no flow between tokens."""
     reason = "only its last blocks attend globally; what flows before them is no softmax over these tokens"
     if len({c.keys for c in readers}) != 1:
         return _none("several class tokens attend to several grids; no one of them is the attention of the score")
-    layout = _sequence(seen, readers[-1].keys, None, sequences)
+    layout = _sequence(seen, readers[-1].keys, None, sequences, misplaced)
     if layout is None:
         return _none(f"the {readers[-1].keys} tokens that its class attention reads do not lie on the image row by row")
     around = layout if layout.prefix else TokenLayout(1, layout.grid)
@@ -184,7 +195,7 @@ def _last_stage(seen: Trace, layout: TokenLayout, blocks: list[AttentionCall]) -
     )
 
 
-def _windowed(seen: Trace, source: Source, sequences: list[TokenLayout]) -> AttentionLayout:
+def _windowed(seen: Trace, source: Source, sequences: list[TokenLayout], calls: list[AttentionCall]) -> AttentionLayout:
     """Attention inside windows, or global at several resolutions."""
     reason = (
         "its attention lies in windows or on several grids, so plain rollout is not defined; "
@@ -193,7 +204,7 @@ def _windowed(seen: Trace, source: Source, sequences: list[TokenLayout]) -> Atte
     layouts = [layout for layout in sequences if not layout.prefix]
     found: list[WindowBlock | str] = []
     with left_as_found(source.model):
-        for call in seen.attention:
+        for call in calls:
             block = find_windows(seen, source.model, call, source.preprocessing.size, layouts)
             found.append(block)
             if isinstance(block, WindowBlock):  # what a reducing block gives lies on its query grid
@@ -209,6 +220,8 @@ def _windowed(seen: Trace, source: Source, sequences: list[TokenLayout]) -> Atte
     if refused:
         share = f"{len(refused)} of its {len(found)} attention blocks have no place on the image: {refused[0]}"
         missing[Signal.ATTENTION_HIERARCHY] = share
+    elif not _one_after_the_other(seen, tuple(paths)):
+        missing[Signal.ATTENTION_HIERARCHY] = SIDE_BY_SIDE.replace("class_attention", "window_attention")
     return AttentionLayout(windows=windows, missing=missing)
 
 
@@ -249,10 +262,10 @@ def score_gradients(seen: Trace, tensors: list[Tensor]) -> list[Tensor]:
     """The gradient of a random mix of the outputs with respect to each tensor; zeros where none arrives."""
     assert seen.logits is not None
     mix = torch.randn(seen.logits.shape[1], generator=torch.Generator().manual_seed(0)).to(seen.logits.device)
-    outputs = [seen.logits @ mix]
+    outputs = [seen.logits.float() @ mix]
     linear = next((c for c in reversed(seen.calls) if isinstance(c.module, nn.Linear)), None)
-    if linear is not None and isinstance(linear.inputs[0], Tensor):
-        outputs.append(linear.inputs[0].flatten(1).sum(1))  # a zero-initialised head passes no gradient
+    if linear is not None and linear.fed is not None:
+        outputs.append(linear.fed.flatten(1).sum(1))  # a zero-initialised head passes no gradient
     for output in outputs:
         if tensors and output.requires_grad:
             found = torch.autograd.grad(output.sum(), tensors, retain_graph=True, allow_unused=True)

@@ -29,13 +29,19 @@ ZERO_GRADIENT = 1e-9  # |gradient . signal| below this share of |score| is round
 class Capture:
     """What one shared pass recorded; detached, so no graph outlives the call.
 
-    logits: (B,K). target: (B,) int64. flat: per gradient need (B,) bool, whether it is zero at rounding level.
+    logits: (B,K). scored: the score that was explained, so that methods with passes of their own explain the same one.
+    flat: per gradient need (B,) bool, whether it is zero at rounding level.
     """
 
     logits: Tensor
-    target: Tensor
+    scored: TargetScore
     signals: Mapping[Need, object]
     flat: Mapping[Need, Tensor]
+
+    @property
+    def target(self) -> Tensor:
+        """(B,) int64, which of the score's outputs belongs to each image."""
+        return self.scored.target
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ def capture(adapter: ModelAdapter, images: Tensor, needs: Iterable[Need], target
     if recording not in adapter.verified:  # once per model and kind of recording: one more forward pass
         _verify_logits(adapter, images, logits.detach())
         adapter.verified.add(recording)
-    return Capture(logits.detach(), scored.target, found, flat)
+    return Capture(logits.detach(), scored, found, flat)
 
 
 def _verify_logits(adapter: ModelAdapter, images: Tensor, recorded: Tensor) -> None:

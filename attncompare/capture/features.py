@@ -91,6 +91,8 @@ class Tap:
         first = output[0] if isinstance(output, tuple) else output
         if not isinstance(first, Tensor):
             raise CaptureError(f"layer {self.path!r} returns {type(first).__name__}, a tensor is needed")
+        if self.features is not None:
+            raise CaptureError(f"layer {self.path!r} runs several times in a pass; which run is meant is not defined")
         x, layout = first, self._layout(first)
         if torch.is_grad_enabled() and not x.requires_grad:
             features = self._split(x, layout).detach().requires_grad_(True)
@@ -107,9 +109,14 @@ class Tap:
 @contextmanager
 def tapped(model: nn.Module, tap: Tap) -> Iterator[Tap]:
     """Install a tap for the length of the block."""
-    handle = model.get_submodule(tap.path).register_forward_hook(tap)
+
+    def forget(module: nn.Module, args: object) -> None:
+        tap.features = None
+
+    handles = [model.register_forward_pre_hook(forget), model.get_submodule(tap.path).register_forward_hook(tap)]
     try:
         yield tap
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         tap.features = None

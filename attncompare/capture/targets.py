@@ -17,6 +17,9 @@ Target = int | str | Sequence[int] | Sequence[str] | Tensor | None
 "embedding" and "text:PROMPT": see TargetScore. A sequence of strings has one for each image."""
 
 TEXT, CLASS = "text:", "class:"
+ALLOWED = (
+    "give a class index, None, 'class:NAME', 'text:PROMPT' or 'embedding'; or a list of one index or string per image"
+)
 
 
 def words_of(target: Target, count: int) -> tuple[str, ...]:
@@ -36,6 +39,40 @@ def words_of(target: Target, count: int) -> tuple[str, ...]:
 
 def _all_start(words: Sequence[str], prefix: str) -> bool:
     return bool(words) and all(word.startswith(prefix) and word != prefix for word in words)
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse a string with nothing behind its prefix, and prompts beside classes: a call has one kind of score."""
+    for word in words:
+        if word.strip() in (TEXT, CLASS):
+            raise SpecError(
+                f"target {word!r} is empty; write the {'prompt' if TEXT in word else 'class'} behind the colon"
+            )
+    kinds = {prefix for prefix in (TEXT, CLASS) for word in words if word.startswith(prefix)}
+    if len(kinds) > 1:
+        raise SpecError(f"targets {list(words)} mix prompts and classes; explain them in two calls")
+
+
+def _is_own(target: Target, count: int) -> bool:
+    """Whether an embedding is compared with itself: asked for, or resolved before (then image b has target b)."""
+    if isinstance(target, Tensor):
+        return target.dtype == torch.int64 and target.tolist() == list(range(count))
+    return target is None or (isinstance(target, str) and target == "embedding")
+
+
+def _indices(target: object, count: int, device: torch.device) -> Tensor:
+    """(B,) int64 from one class index or one per image; SpecError for anything else."""
+    refused = SpecError(f"target {target!r} is not known here; {ALLOWED}")
+    try:
+        index = torch.as_tensor(target, device=device)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise refused from error
+    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+        raise SpecError(f"targets are class indices, not {index.dtype}")
+    index = index.long().expand(count) if index.ndim == 0 else index.long()
+    if index.shape != (count,):
+        raise SpecError(f"{tuple(index.shape)} targets for {count} images")
+    return index
 
 
 def prompts_of(target: Target, count: int) -> tuple[str, ...]:
@@ -81,13 +118,14 @@ class TargetScore:
         """Fix the target on the clean images' outputs (B,K); errors name what is allowed."""
         count, classes = clean.shape
         words = words_of(target, count)
+        _check_words(words)
         if _all_start(words, TEXT):
             directions = text_directions(adapter, words).to(clean.device)
             if directions.shape[1] != classes:
                 raise SpecError(f"{adapter.name} embeds images in {classes} dimensions, text in {directions.shape[1]}")
             return TargetScore(torch.arange(count, device=clean.device), directions, words)
         if adapter.embedding or (isinstance(target, str) and target == "embedding"):
-            if target not in (None, "embedding") and not isinstance(target, Tensor):
+            if not _is_own(target, count):
                 raise SpecError(f"target {target!r}: {adapter.name} has no classifier; use 'embedding'")
             if not adapter.embedding:
                 raise SpecError(f"target 'embedding': {adapter.name} has a classifier; give a class index or none")
@@ -96,16 +134,9 @@ class TargetScore:
         if target is None:
             return TargetScore(clean.detach().argmax(dim=1))
         if words and not _all_start(words, CLASS):
-            raise SpecError(
-                f"target {target!r} is not known here; give a class index, None, 'class:NAME', 'text:PROMPT' or 'embedding'"
-            )
+            raise SpecError(f"target {target!r} is not known here; {ALLOWED}")
         chosen = [adapter.class_index(word.removeprefix(CLASS)) for word in words] if words else target
-        index = torch.as_tensor(chosen, device=clean.device)
-        if index.dtype.is_floating_point or index.dtype == torch.bool:
-            raise SpecError(f"targets are class indices, not {index.dtype}")
-        index = index.long().expand(count) if index.ndim == 0 else index.long()
-        if index.shape != (count,):
-            raise SpecError(f"{tuple(index.shape)} targets for {count} images")
+        index = _indices(chosen, count, clean.device)
         if bool(((index < 0) | (index >= classes)).any()):
             raise SpecError(f"target {index.tolist()} out of range: {adapter.name} has classes 0 to {classes - 1}")
         return TargetScore(index)

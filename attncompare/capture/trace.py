@@ -65,6 +65,7 @@ class Trace:
     calls: list[Call] = field(default_factory=list)
     attention: list[AttentionCall] = field(default_factory=list)
     logits: Tensor | None = None
+    images: Tensor | None = None
     running: list[tuple[str, nn.Module]] = field(default_factory=list)
 
     def where(self) -> str:
@@ -111,7 +112,8 @@ def trace(source: Source) -> Trace:
         with AttentionCalls(seen):
             generator = torch.Generator().manual_seed(0)
             images = torch.rand(BATCH, 3, *source.preprocessing.size, generator=generator).to(adapter.device)
-            seen.logits = adapter.forward(images.requires_grad_(True))
+            seen.images = images.requires_grad_(True)
+            seen.logits = adapter.forward(seen.images)
         _wake_silent_gates(seen)
     return seen
 
@@ -165,7 +167,7 @@ def equal(a: Tensor, b: Tensor) -> bool:
 
 def _gate_values(seen: Trace, path: str, args: tuple[object, ...], output: Tensor) -> str | None:
     """The module inside `path` whose output, one value per channel, times the input of `path` is its output."""
-    x = args[0] if args else None
+    x = args[0] if args else None  # gates called by keyword are rare
     if not isinstance(x, Tensor) or x.ndim != 4 or x.shape != output.shape or x is output:
         return None
     for inner in reversed(seen.calls):
@@ -173,6 +175,13 @@ def _gate_values(seen: Trace, path: str, args: tuple[object, ...], output: Tenso
             return None
         values = inner.tensor
         per_channel = values.numel() == x.shape[0] * x.shape[1] and values.shape[0] == x.shape[0]
-        if per_channel and equal(x * values.reshape(x.shape[0], -1, 1, 1), output):
+        # The gates of two images differ (a learned scale's do not) and lie in [0, 1].
+        if (
+            not per_channel
+            or torch.equal(values[0], values[1])
+            or not 0 <= float(values.min()) <= float(values.max()) <= 1
+        ):
+            continue
+        if equal(x * values.reshape(x.shape[0], -1, 1, 1), output):
             return inner.path
     return None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from attncompare.errors import SpecError
@@ -32,4 +33,7 @@ def window_attention(
         raise SpecError(f"window_attention.head={head}: block {block} has heads 0 to {heads - 1}")
     weights = chosen.weights(head)
     queries = (chosen.geometry.queries >= 0).to(weights).sum(dim=1)[:, None]
-    return chosen.scatter(weights.sum(dim=2) / queries.clamp_min(1))
+    windows = chosen.scatter(
+        torch.ones_like(weights[:, :, 0])
+    )  # that a position lies in; more than 1 where they overlap
+    return chosen.scatter(weights.sum(dim=2) / queries.clamp_min(1)) / windows.clamp_min(1)

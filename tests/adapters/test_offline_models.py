@@ -62,7 +62,7 @@ def test_lite0_sees_the_coffee(lite0):
 @needs_lite
 def test_lite0_supplies_cam_and_no_gates(lite0):
     assert lite0.anatomy.classifier.linear == "classifier"
-    assert "no channel attention" in lite0.anatomy.missing["channel_attention"]
+    assert "returns gates that multiply its channels" in lite0.anatomy.missing["channel_attention"]
     assert lite0.size == (224, 224)
     assert len(lite0.source.class_names) == 1000
 

@@ -7,7 +7,7 @@ import transformers
 from PIL import Image
 
 from attncompare.adapters.base import Preprocessing
-from attncompare.adapters.processor import preprocessing_of
+from attncompare.adapters.processor import deviation, preprocessing_of
 from attncompare.data.images import fit_image, to_tensor
 from attncompare.errors import UnsupportedModelError
 
@@ -107,3 +107,61 @@ def test_a_processor_that_fails_is_named():
 
     with pytest.raises(UnsupportedModelError, match="hf/model: its image processor does not take a picture"):
         preprocessing_of(broken, (8, 8), "hf/model")
+
+
+def altered(change, **options):
+    """A processor that changes the picture before or the tensor after what ViT's does."""
+    inner = transformers.ViTImageProcessor(**{"size": box(64)} | options)
+
+    def run(images, return_tensors):
+        return inner(images=change(images), return_tensors=return_tensors)
+
+    return run
+
+
+def letterbox(image):
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), (128, 128, 128))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def at_top_left(image):
+    side = round(0.875 * min(image.size))
+    return image.crop((0, 0, side, side))
+
+
+@pytest.mark.parametrize(
+    ("processor", "what"),
+    [
+        (altered(letterbox), "it pads pictures"),
+        (altered(at_top_left), "it shows another part of a picture than its middle"),
+        (altered(lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)), "it mirrors pictures"),
+        (altered(lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)), "it mirrors pictures"),
+        (transformers.CLIPImageProcessor(do_resize=False), "it shows another part of a picture than its middle"),
+    ],
+    ids=["letterbox", "top left", "mirrored", "upside down", "crop alone"],
+)
+def test_a_geometry_that_ours_does_not_have_is_refused(processor, what):
+    how = preprocessing_of(processor, (64, 64), "hf/model")
+    with pytest.raises(UnsupportedModelError, match=f"hf/model: .*{what}"):
+        deviation(processor, how, "hf/model")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "note"),
+    [
+        ("DeiTImageProcessor", {}, "squashes a picture before it crops"),
+        ("TextNetImageProcessor", {}, "gives pictures of other shapes other sizes"),
+        ("ViTImageProcessor", {"do_resize": False}, "gives pictures of other shapes other sizes"),
+        ("DonutImageProcessor", {"size": box(64)}, "pads pictures"),
+        ("ViTImageProcessor", {}, ""),
+        ("PoolFormerImageProcessor", {}, ""),
+        ("PerceiverImageProcessor", {"size": box(32), "crop_size": box(37)}, ""),  # half a pixel aside, of 32
+    ],
+)
+def test_a_known_departure_is_noted(name, options, note):
+    processor = getattr(transformers, name)(**options)
+    found = deviation(processor, preprocessing_of(processor, None, "hf/model"), "hf/model")
+    assert note in found
+    assert bool(found) == bool(note)

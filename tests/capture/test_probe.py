@@ -185,7 +185,7 @@ def test_a_norm_that_starts_at_zero_does_not_hide_the_gates_behind_it():
 def test_a_module_that_adds_instead_of_multiplying_is_no_gate():
     model = ac.wrap_model(gated_net(False), size=(32, 32))
     assert model.anatomy.gates == ()
-    assert "multiplies its channels by a gate each" in model.anatomy.missing[Signal.CHANNEL_ATTENTION]
+    assert "returns gates that multiply its channels" in model.anatomy.missing[Signal.CHANNEL_ATTENTION]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_a_module_that_adds_instead_of_multiplying_is_no_gate():
     [
         ("cnn", Signal.ATTENTION, "no softmax attention between image positions"),
         ("cnn", Signal.TOKENS, "no softmax attention between image positions"),
-        ("cnn", Signal.CHANNEL_ATTENTION, "multiplies its channels by a gate each"),
+        ("cnn", Signal.CHANNEL_ATTENTION, "returns gates that multiply its channels"),
         ("swin", Signal.FUSED_ATTENTION, "use window_attention or hierarchical_rollout"),
         ("vit", Signal.WINDOW_ATTENTION, "use class_attention, attention_rollout or gradient_rollout"),
         ("xcit", Signal.ATTENTION, "only its last blocks attend globally"),
@@ -304,7 +304,10 @@ def test_an_output_that_is_no_row_of_scores_is_refused(change, message):
 
 def test_a_module_that_fails_on_the_stated_size_is_refused_with_its_own_words():
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(100, 5))
-    with pytest.raises(UnsupportedModelError, match=r"user/model does not run on \(2, 3, 32, 32\): .*shapes"):
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"user/model does not run on \(2, 3, 32, 32\), or what it does there cannot be followed: .*shapes",
+    ):
         ac.wrap_model(module, size=(32, 32))
 
 

@@ -113,8 +113,78 @@ def test_a_name_that_means_nothing_is_refused(named, pictures, target, message):
         ac.make_explainer(named, "saliency").explain(pictures(named), target)
 
 
+@pytest.mark.parametrize("method", SHARED_OR_ALONE)
+@pytest.mark.parametrize(
+    "target",
+    [[["a"], ["b"]], {"a": 1}, {1}, [None, None], b"x", 2**70, [0, "class:cat"]],
+    ids=lambda case: str(case)[:20],
+)
+def test_what_is_no_target_at_all_is_refused_with_what_may_be_one(named, pictures, method, target):
+    with pytest.raises(SpecError, match="is not known here; give a class index, None, 'class:NAME', 'text:PROMPT'"):
+        ac.make_explainer(named, method).explain(pictures(named), target)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("text:", "target 'text:' is empty; write the prompt behind the colon"),
+        (["text:a cat", "text: "], "target 'text: ' is empty"),
+        ("class:", "target 'class:' is empty; write the class behind the colon"),
+        (["text:a cat", "class:cat"], "mix prompts and classes; explain them in two calls"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("embedding", [False, True])
+def test_an_empty_or_mixed_target_is_refused_with_the_reason(build, pictures, embedding, target, message):
+    kind = "embedding_cnn" if embedding else "cnn"
+    model = ac.wrap_model(build(kind), size=(32, 32), embedding=embedding, encode_text=lambda _: torch.ones(12))
+    with pytest.raises(SpecError, match=message):
+        ac.make_explainer(model, "saliency").explain(pictures(model), target)
+
+
+def test_a_name_that_two_classes_have_is_refused_with_their_numbers(build, pictures):
+    names = ("ant", "crane", "cat", "crane", "elk")
+    model = ac.wrap_model(build("cnn"), size=(32, 32), name="named/cnn", class_names=names)
+    with pytest.raises(SpecError, match=r"named/cnn has 2 classes named 'crane'; give the index, one of \[1, 3\]"):
+        ac.make_explainer(model, "saliency").explain(pictures(model), "class:crane")
+    assert model.class_index("elk") == 4
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "occlusion", "rise", "saliency"])
+def test_a_prompt_is_explained_alike_whether_or_not_the_model_is_called_an_embedding(build, pictures, method):
+    directions = {"red": torch.tensor([1.0, -2, 0, 1, 3]), "blue": torch.tensor([0.0, 1, 2, -1, 1])}
+    asked = []
+
+    def encode(prompt):
+        asked.append(prompt)
+        return directions[prompt]
+
+    maps = []
+    for embedding in (False, True):
+        model = ac.wrap_model(build("cnn"), size=(32, 32), embedding=embedding, encode_text=encode)
+        asked.clear()
+        maps.append(ac.make_explainer(model, method).explain(pictures(model), ["text:red", "text:blue"]).values)
+        assert asked == ["red", "blue"]
+    assert maps[0].abs().max() > 0
+    torch.testing.assert_close(maps[0], maps[1])
+
+
+@pytest.mark.parametrize("target", [torch.tensor([1, 0]), torch.tensor([0, 0]), torch.tensor([0]), torch.tensor(0)])
+def test_a_tensor_other_than_the_resolved_one_is_refused_for_an_embedding(tiny, pictures, target):
+    model = tiny("embedding_cnn")
+    with pytest.raises(SpecError, match="has no classifier; use 'embedding'"):
+        ac.make_explainer(model, "saliency").explain(pictures(model), target)
+
+
+def test_the_resolved_target_of_an_embedding_may_be_given_back(tiny, pictures):
+    model = tiny("embedding_cnn")
+    first = ac.make_explainer(model, "saliency").explain(pictures(model))
+    again = ac.make_explainer(model, "saliency").explain(pictures(model), first.target)
+    assert torch.equal(first.values, again.values)
+
+
 @pytest.mark.parametrize("name", ["embedding_cnn", "embedding_vit"])
-@pytest.mark.parametrize("target", [0, [0, 1], "cat"])
+@pytest.mark.parametrize("target", [0, [0, 1], "cat", np.array([0, 1])], ids=str)
 def test_a_class_of_an_embedding_model_is_refused(tiny, pictures, name, target):
     model = tiny(name)
     with pytest.raises(SpecError, match="has no classifier; use 'embedding'"):

@@ -1,0 +1,51 @@
+"""What the model is given of a picture: the resize and crop that its Preprocessing describes.
+
+Here, and not beside the reading of files, because an adapter compares it with what a library's own processor does.
+"""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from attncompare.adapters.base import Preprocessing
+
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def fit_image(image: NDArray[np.uint8], how: Preprocessing, *, mask: bool = False) -> NDArray[np.uint8]:
+    """Resize and crop as the model wants it; a mask is treated alike, without interpolation."""
+    filter_ = FILTERS["nearest"] if mask else FILTERS.get(how.interpolation, FILTERS["bilinear"])
+    height, width = how.size
+    picture = Image.fromarray(image)
+    if how.crop is None and picture.size == (width, height):
+        return image
+    if how.crop is None:
+        return np.asarray(picture.resize((width, height), filter_))
+    picture = picture.resize(_resized(picture.size, how.size, how.crop), filter_)
+    left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
+    return np.asarray(picture.crop((left, top, left + width, top + height)))
+
+
+def _resized(source: tuple[int, int], size: tuple[int, int], crop: float) -> tuple[int, int]:
+    """(width, height) before the crop, rounded as torchvision and timm round: the shorter side is floor(size / crop)."""
+    height, width = (math.floor(side / crop + 1e-6) for side in size)
+    if height == width:
+        short, long = min(source), max(source)
+        other = int(width * long / short)
+        return (width, other) if source[0] <= source[1] else (other, width)
+    scale = max(width / source[0], height / source[1])
+    return max(width, round(source[0] * scale)), max(height, round(source[1] * scale))
+
+
+def to_tensor(image: NDArray[np.uint8]) -> Tensor:
+    """(H,W,3) uint8 -> (3,H,W) float32 in [0, 1]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
