@@ -163,7 +163,7 @@ def _open_transformers(case: Case, folder: str) -> Subject:
         eager: Any = type(built).from_pretrained(folder, attn_implementation="eager").eval()
         encoder = eager.vision_model if hasattr(eager, "get_image_features") else eager
         found = encoder(pixel_values=normalised(subject), output_attentions=True).attentions
-        return [block for block in found if block is not None]
+        return [block for block in found if isinstance(block, Tensor)]
 
     return Subject(ac.load_model(f"hf/{folder}"), images, bare, attention)
 

@@ -52,7 +52,7 @@ SUPPLIED = {
     "transformers/PoolFormerForImageClassification": "features cam",
     "transformers/PvtForImageClassification": "features class-attention",
     "transformers/RegNetForImageClassification": "features cam gates",
-    "transformers/SegformerForImageClassification": "features cam",
+    "transformers/SegformerForImageClassification": "features cam windows",
     "transformers/SiglipForImageClassification": "features cam class-attention rollout",
     "transformers/SiglipVisionModel": "features class-attention rollout embedding",
     "transformers/SwiftFormerForImageClassification": "features",
