@@ -1,0 +1,169 @@
+"""Whether outputs lie on the image, found by value: where a stripe of a noise image changes, they must change most."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from attncompare.adapters.base import Anatomy, ModelAdapter, Source
+from attncompare.capture.attention import slow_attention_path
+from attncompare.capture.capture import left_as_found
+from attncompare.capture.features import Layout, find_layout, token_grid
+from attncompare.capture.trace import BATCH, Call, Trace
+from attncompare.signals import TokenLayout
+
+MOST_ADDED = 64  # prefix tokens before a grid
+STRIPES, STEP = 4, 0.05  # a small step: in deep random networks a large one moves everything
+CLEARLY, ENOUGH = 1.2, 0.2  # factor over the next stripe; least share of places that answer so
+MOST, MANY, HALF = 0.9, 0.7, 0.5  # shares of places that answer to their own stripes
+LEAST = 0.3  # no share below it is a measure: chance gives 1 in 16
+INTO = "into "  # key of what goes into a module, beside that of what comes out
+Grid = tuple[int, int]
+
+
+def grid_of(call: Call, size: Grid, sequences: Iterable[TokenLayout]) -> Grid | None:
+    """The grid on which an output lies."""
+    shape, layout = call.tensor.shape, find_layout(call.tensor.shape, size, sequences)
+    if layout is None or isinstance(layout, TokenLayout):
+        return None if layout is None else layout.grid
+    return (int(shape[2]), int(shape[3])) if layout == "nchw" else (int(shape[1]), int(shape[2]))
+
+
+class Changes:
+    """How much every layer's output changes, place by place, where a stripe of a noise image changes a little.
+
+    Four horizontal and four vertical stripes. What lies on the image answers most to its own stripes: this tells rows
+    from columns, a grid from its mirror image, and a sequence from itself shifted by a token.
+    """
+
+    def __init__(self, source: Source, paths: list[str]) -> None:
+        adapter, (height, width) = ModelAdapter(source, Anatomy("cnn", None)), source.preprocessing.size
+        generator = torch.Generator().manual_seed(0)
+        image = torch.rand(3, height, width, generator=generator)
+        other = (image + STEP * torch.randn(image.shape, generator=generator)).clamp(0, 1)
+        images = image.repeat(1 + 2 * STRIPES, 1, 1, 1)
+        for stripe in range(STRIPES):
+            rows, columns = (
+                slice(side * stripe // STRIPES, side * (stripe + 1) // STRIPES) for side in (height, width)
+            )
+            images[1 + stripe, :, rows] = other[:, rows]
+            images[1 + STRIPES + stripe, :, :, columns] = other[:, :, columns]
+        self.found: dict[str, tuple[Tensor, ...]] = {}  # over channels: the last axis, or the second and the last
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(left_as_found(source.model))
+            stack.enter_context(slow_attention_path())
+            for path in paths:
+                module = source.model.get_submodule(path)
+                stack.callback(module.register_forward_pre_hook(self._listener(path), with_kwargs=True).remove)
+                stack.callback(module.register_forward_hook(self._keeper(path)).remove)
+            adapter.forward(images.to(adapter.device))
+
+    def _keeper(self, path: str) -> Callable[[nn.Module, object, object], None]:
+        def keep(module: nn.Module, args: object, output: object) -> None:
+            self._keep(path, output[0] if isinstance(output, tuple) else output)
+
+        return keep
+
+    def _listener(self, path: str) -> Callable[[nn.Module, tuple[object, ...], Mapping[str, object]], None]:
+        def listen(module: nn.Module, args: tuple[object, ...], options: Mapping[str, object]) -> None:
+            self._keep(INTO + path, next((x for x in (*args, *options.values()) if isinstance(x, Tensor)), None))
+
+        return listen
+
+    def _keep(self, key: str, seen: object) -> None:
+        if isinstance(seen, Tensor) and seen.is_floating_point() and len(seen) == 1 + 2 * STRIPES:
+            change = (seen[1:] - seen[:1]).abs()
+            self.found[key] = tuple(change.mean(axis).float() for axis in {3: (-1,), 4: (1, -1)}.get(seen.ndim, ()))
+
+    def in_place(self, path: str, layout: Layout) -> float | None:
+        """The share of places that answer most to the stripes they lie in, if the output has that layout."""
+        change = self.found.get(path)
+        if not change:
+            return None
+        if isinstance(layout, TokenLayout):
+            return _in_place(layout.to_grid(change[0])) if change[0].shape[1] == layout.length else None
+        return _in_place(change[0 if layout == "nchw" else -1])
+
+    def turned(self, path: str, layout: Layout) -> bool:
+        """Whether a 4-D output lies on the image mirrored or transposed, or with its channels on another axis."""
+        change, share = self.found.get(path), self.in_place(path, layout)
+        if not change or isinstance(layout, TokenLayout) or share is None or share >= HALF:
+            return False
+        plain, other = change if layout == "nchw" else change[::-1]
+        if min(plain.shape[1:]) < STRIPES:  # too coarse to tell
+            return False
+        turned = [
+            plain.flip(1),
+            plain.flip(2),
+            plain.flip(1, 2),
+            plain.transpose(1, 2),
+            plain.transpose(1, 2).flip(1, 2),
+        ]
+        return max((_in_place(x) or 0.0) for x in (*turned, other)) >= MANY
+
+
+def _in_place(change: Tensor) -> float | None:
+    """(8,h,w) changes by four horizontal and four vertical stripes: the share of places that answer most to their own.
+
+    Counted are places that answer clearly to one stripe of each kind and that no border between stripes runs through;
+    None where they are too few to tell, as in the depth of a random network.
+    """
+    right = torch.ones(change.shape[1:], dtype=torch.bool)
+    known = right.clone()
+    for part, axis in ((change[:STRIPES], 0), (change[STRIPES:], 1)):
+        cells = part.shape[1 + axis]
+        if cells < STRIPES:  # too coarse for a quarter: halves
+            part = part.reshape(2, STRIPES // 2, *part.shape[1:]).amax(1)
+        first, last = torch.arange(cells) * len(part) // cells, ((torch.arange(cells) + 1) * len(part) - 1) // cells
+        shape = (-1, 1) if axis == 0 else (1, -1)
+        largest, second = part.cpu().topk(2, dim=0).values
+        known &= (first == last).reshape(shape) & (largest > CLEARLY * second)
+        right &= part.argmax(dim=0).cpu() == first.reshape(shape)
+    return float(right[known].float().mean()) if float(known.float().mean()) >= ENOUGH else None
+
+
+def find_sequences(changes: Changes, seen: Trace, calls: list[Call], size: Grid) -> tuple[list[TokenLayout], set[int]]:
+    """(how sequences of tokens lie on the image, row by row behind a few prefix tokens; lengths that lie in no such way).
+
+    The grid is the one with the image's aspect ratio, or that of a convolution or shorter sequence when tokens were
+    added. It is checked by value: the first sequence of that length, going into a module or coming out of one, whose
+    tokens answer clearly must answer nearly all to their own place of the image, and most of the others mostly.
+    """
+    lengths: dict[str, int] = {}
+    for call in seen.calls:
+        fed = call.fed
+        if fed is not None and fed.ndim == 3 and fed.shape[0] == BATCH:
+            lengths[INTO + call.path] = int(fed.shape[1])
+        if call.tensor.ndim == 3 and call in calls:
+            lengths[call.path] = int(call.tensor.shape[1])
+    spatial = [grid_of(c, size, ()) for c in calls if c.tensor.ndim == 4]
+    grids = [grid for grid in dict.fromkeys([*spatial, *(token_grid(n, size) for n in lengths.values())]) if grid]
+    shares: dict[TokenLayout, list[float]] = {}
+    for key, length in lengths.items():
+        for layout in _possible(length, size, grids):
+            share = changes.in_place(key, layout)
+            if share is not None:
+                shares.setdefault(layout, []).append(share)
+    convolved: dict[
+        Grid | None, float
+    ] = {}  # strided convolutions see a little to one side: their share is the measure
+    for call, grid in zip([c for c in calls if c.tensor.ndim == 4], spatial, strict=True):
+        share = changes.in_place(call.path, find_layout(call.tensor.shape, size) or "nchw")
+        convolved[grid] = max(share or 0.0, convolved.get(grid, 0.0))
+    right = []
+    for layout, found in shares.items():
+        best = max(convolved.get(layout.grid, 0.0), LEAST) if layout.grid in convolved else 1.0
+        if found[0] >= MOST * best and sorted(found)[len(found) // 2] >= MANY * best:
+            right.append(layout)
+    right = [layout for layout in right if sum(other.length == layout.length for other in right) == 1]
+    return right, set(lengths.values()) - {layout.length for layout in right}
+
+
+def _possible(tokens: int, size: Grid, grids: list[Grid]) -> list[TokenLayout]:
+    """The layouts that a sequence of that length may have."""
+    whole = token_grid(tokens, size)
+    if whole is not None:
+        return [TokenLayout(0, whole)]
+    return [TokenLayout(tokens - h * w, (h, w)) for h, w in grids if 0 < tokens - h * w <= MOST_ADDED]
