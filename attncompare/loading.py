@@ -91,7 +91,7 @@ def wrap_model(
     name: str = "user/model",
     **known: object,
 ) -> ModelAdapter:
-    """Wrap any nn.Module that maps (B,3,H,W) to (B,K); one probing pass finds its features, attention and gates.
+    """Wrap any nn.Module that maps (B,3,H,W) to (B,K); probing finds its features, attention and gates.
 
     known: parts of the anatomy to use instead of what the probe finds: feature_layer="path", tokens=TokenLayout(...),
     attention_blocks=(...), classifier=Classifier(features, linear), gates=(Gate(layer, values), ...). Besides:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from random_weights import settle, stir
 from torch import Tensor, nn
 
 import attncompare as ac
@@ -48,30 +49,6 @@ def smooth_images(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
         total = total + F.interpolate(noise, size=size, mode="bilinear", align_corners=False)
     low, high = total.amin((1, 2, 3), keepdim=True), total.amax((1, 2, 3), keepdim=True)
     return (total - low) / (high - low)
-
-
-def stir(module: nn.Module) -> None:
-    """Move every parameter off its initial value: zero heads, unit norms and LayerScale near zero hide mistakes."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for value in module.parameters():
-            spread = float(value.std()) if value.numel() > 1 else 0.0
-            fan_in = value[0].numel() if value.ndim > 1 else 1
-            step = 0.3 * spread if spread > 1e-4 else min(0.1, fan_in**-0.5)
-            value.add_(step * torch.randn(value.shape, generator=generator))
-
-
-def settle(module: nn.Module, images: Tensor) -> None:
-    """Take the statistics of every batch norm from these images: with initial ones deep random nets explode or fade."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.training, norm.momentum = True, 1.0
-    with torch.no_grad():
-        if norms:
-            module(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.training, norm.momentum = False, momentum
 
 
 def prepared(source: Source) -> Source:

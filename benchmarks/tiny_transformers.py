@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 import transformers
+from random_weights import settle, stir
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from torch import nn
 
 SIDE = 32
 LABELS = 5
@@ -229,30 +229,6 @@ def side_of(config: transformers.PreTrainedConfig) -> int:
     return int(side if isinstance(side, int) else side[0])
 
 
-def stir(module: nn.Module) -> None:
-    """Move every weight off its initial value: layer scales of 1e-6, zero biases and even attention hide mistakes."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for value in module.parameters():
-            value += 0.15 * torch.randn(value.shape, generator=generator)
-
-
-def settle(model: transformers.PreTrainedModel) -> None:
-    """Give every batch norm the statistics of seeded noise; with others the signal dies out on its way through."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.train().reset_running_stats()
-        norm.momentum = None  # the plain mean over all batches, here one
-    side = side_of(model.config)
-    with torch.no_grad():
-        model(torch.rand(8, 3, side, side, generator=torch.Generator().manual_seed(2)))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.eval().momentum = momentum
-
-
 def build(name: str, changes: Mapping[str, Any]) -> transformers.PreTrainedModel:
     """A model of that class in evaluation mode; the same name always gives the same weights."""
     kind = getattr(transformers, name)
@@ -260,8 +236,9 @@ def build(name: str, changes: Mapping[str, Any]) -> transformers.PreTrainedModel
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = kind(kind.config_class(**changes, **labels)).eval()
-    stir(model)
-    settle(model)
+    side = side_of(model.config)
+    stir(model, 0.15)
+    settle(model, torch.rand(8, 3, side, side, generator=torch.Generator().manual_seed(2)))
     return model
 
 

@@ -121,13 +121,19 @@ def assert_refused(model, name):
     assert model.name in text
 
 
+def explain_or_see_refused(model, name, pictures):
+    """The map of a few pictures, or None when the method is refused as it should be."""
+    if supports(model, name):
+        return explain(model, name, pictures(model, COUNT))
+    assert_refused(model, name)
+    return None
+
+
 @pytest.mark.parametrize("name", ac.list_methods())
 def test_a_map_has_its_shape_and_is_finite_or_is_refused_with_the_reason(each_tiny, pictures, name):
-    if not supports(each_tiny, name):
-        assert_refused(each_tiny, name)
+    shown = explain_or_see_refused(each_tiny, name, pictures)
+    if shown is None:
         return
-    images = pictures(each_tiny, COUNT)
-    shown = explain(each_tiny, name, images)
     assert tuple(shown.values.shape) == (COUNT, *expected_shape(each_tiny, name))
     assert shown.values.dtype == torch.float32
     assert torch.isfinite(shown.values).all()
@@ -173,11 +179,9 @@ def test_the_same_seed_gives_the_same_map(tiny, fresh, pictures, name):
 
 @pytest.mark.parametrize("name", ac.list_methods())
 def test_the_passes_are_counted(each_tiny, pictures, name):
-    if not supports(each_tiny, name):
-        assert_refused(each_tiny, name)
+    shown = explain_or_see_refused(each_tiny, name, pictures)
+    if shown is None:
         return
-    images = pictures(each_tiny, COUNT)
-    shown = explain(each_tiny, name, images)
     counted = (shown.passes_forward, shown.passes_backward)
     method = methods.get(name)
     if method.control:

@@ -12,18 +12,17 @@ from PIL import Image
 from torch import Tensor
 
 from attncompare.adapters.base import Preprocessing
+from attncompare.errors import UnsupportedModelError
 
-FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+FILTERS = {resampling.name.lower(): resampling for resampling in Image.Resampling}
+"""Pillow's filters by the names that libraries give them: nearest, bilinear, bicubic, lanczos, box, hamming."""
 
 
 def fit_image(image: NDArray[np.uint8], how: Preprocessing, *, mask: bool = False) -> NDArray[np.uint8]:
     """Resize and crop as the model wants it; a mask is treated alike, without interpolation."""
-    filter_ = FILTERS["nearest"] if mask else FILTERS.get(how.interpolation, FILTERS["bilinear"])
+    if how.interpolation not in FILTERS:
+        raise UnsupportedModelError(f"interpolation {how.interpolation!r} is not one of {', '.join(FILTERS)}")
+    filter_ = FILTERS["nearest" if mask else how.interpolation]
     height, width = how.size
     picture = Image.fromarray(image)
     if how.crop is None and picture.size == (width, height):

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attncompare.adapters.base import Preprocessing
-from attncompare.adapters.fitting import fit_image, to_tensor
+from attncompare.adapters.fitting import FILTERS, fit_image, to_tensor
 from attncompare.errors import UnsupportedModelError
 
 DEFAULT_SIDE = 224
-RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 MIXED = (40, 120, 200)  # a colour that no channel mixing leaves where it is
 RAMP = (512, 768)  # height and width of the picture that shows what is cut away
 WHOLE = 0.99  # a larger share of both sides is the whole picture
@@ -109,7 +108,7 @@ def _interpolation(processor: Any) -> str:
     given = getattr(processor, "resample", None)
     if given is None:  # timm's wrapper keeps it elsewhere
         return str(getattr(processor, "data_config", {}).get("interpolation", "bilinear"))
-    return RESAMPLING.get(int(given), "bilinear")
+    return next(name for name, resampling in FILTERS.items() if resampling == int(given))
 
 
 def _crop(processor: Any, size: tuple[int, int], how: Preprocessing, name: str) -> float | None:

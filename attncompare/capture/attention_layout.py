@@ -15,11 +15,10 @@ from attncompare.signals import Signal, TokenLayout
 FLOW = (Signal.ATTENTION, Signal.ATTENTION_GRADIENTS, Signal.FUSED_ATTENTION)
 GLOBAL = (*FLOW, Signal.CLASS_ATTENTION, Signal.TOKENS)
 WINDOWED = (Signal.WINDOW_ATTENTION, Signal.ATTENTION_HIERARCHY)
-MOST_PREFIX_TOKENS = 64
 HEADS = ("num_heads", "num_attention_heads")  # what modules of attention call themselves
 NO_ATTENTION = "it has no softmax attention between image positions"
 UNSEEN = "its attention is no softmax with axes for heads and positions (but linear, additive or folded): not seen"
-SIDE_BY_SIDE = "attention blocks run side by side, so their attention does not multiply; use class_attention"
+SIDE_BY_SIDE = "attention blocks run side by side, so their attention does not multiply; use "
 USE_GLOBAL = "its attention is global on one grid; use class_attention, attention_rollout or gradient_rollout"
 SEVERAL = "one attention module runs several softmaxes in a pass; which of them is meant is not defined"
 
@@ -41,12 +40,12 @@ def _none(reason: str) -> AttentionLayout:
 
 
 def find_attention(
-    seen: Trace, source: Source, given: TokenLayout | None, sequences: list[TokenLayout], misplaced: set[int]
+    seen: Trace, source: Source, given: TokenLayout | None, sequences: list[TokenLayout]
 ) -> AttentionLayout:
     """Global attention on one grid, class attention behind something else, windows, or none.
 
-    given: the layout of the token sequence, if the user states it. sequences: how others were seen to lie.
-    misplaced: lengths of sequences that were seen not to lie on the image.
+    given: the layout of the token sequence, if the user states it. sequences: how sequences were seen to lie; with
+    `given` among them.
     """
     calls = _on_the_scores_path(seen)
     if not calls:
@@ -54,7 +53,7 @@ def find_attention(
         return _none(UNSEEN if hidden else NO_ATTENTION)
     readers = [c for c in calls if _is_global(c) and c.queries == 1 and c.keys > 3]
     square = [c for c in calls if _is_global(c) and c.queries == c.keys and _over_tokens(seen, source, c)]
-    layout = _sequence(seen, square[-1].keys, given, sequences, misplaced) if square else None
+    layout = _sequence(square[-1].keys, sequences) if square else None
     rest = [c for c in calls if c not in readers and c not in square]
     if layout is not None:
         cells = layout.grid[0] * layout.grid[1]
@@ -66,7 +65,7 @@ def find_attention(
     if layout is not None and not rest and len(alike) == len(square) and _fits(readers, layout):
         return _whole(seen, layout, alike, readers, given)
     if readers:
-        return _read_by_class_attention(seen, readers, sequences, misplaced)
+        return _read_by_class_attention(readers, sequences)
     if layout is not None and layout.prefix and square[-1] is calls[-1]:
         return _last_stage(seen, layout, alike)
     return _windowed(seen, source, sequences, calls)
@@ -111,23 +110,9 @@ def _fits(readers: list[AttentionCall], layout: TokenLayout) -> bool:
     return all(c.keys in (layout.length, layout.length + 1) for c in readers)
 
 
-def _sequence(
-    seen: Trace, tokens: int, given: TokenLayout | None, sequences: list[TokenLayout], misplaced: set[int]
-) -> TokenLayout | None:
-    """The layout of N tokens: as seen, or, where no module returns them, the grid of the last convolution before them."""
-    if given is not None and given.length == tokens:
-        return given
-    for layout in sequences:
-        if layout.length == tokens:
-            return layout
-    if tokens in misplaced:
-        return None
-    for call in seen.calls:
-        if isinstance(call.module, nn.Conv2d) and call.tensor.ndim == 4:
-            h, w = call.tensor.shape[2:]
-            if 1 < h * w <= tokens < h * w + MOST_PREFIX_TOKENS:
-                return TokenLayout(tokens - int(h * w), (int(h), int(w)))
-    return None
+def _sequence(tokens: int, sequences: list[TokenLayout]) -> TokenLayout | None:
+    """The layout of a sequence of N tokens, as seen or given."""
+    return next((layout for layout in sequences if layout.length == tokens), None)
 
 
 def _whole(
@@ -141,7 +126,7 @@ def _whole(
     missing = dict.fromkeys(WINDOWED, USE_GLOBAL)
     blocks = tuple(c.path for c in (*square, *readers))
     if not _one_after_the_other(seen, blocks):
-        missing |= dict.fromkeys(FLOW, SIDE_BY_SIDE)
+        missing |= dict.fromkeys(FLOW, SIDE_BY_SIDE + "class_attention")
     if readers:
         around = TokenLayout(layout.prefix + 1, layout.grid, 0)
         return AttentionLayout(layout, around, blocks, tuple(c.path for c in readers), missing=missing)
@@ -168,14 +153,12 @@ def _one_after_the_other(seen: Trace, blocks: tuple[str, ...]) -> bool:
     return True
 
 
-def _read_by_class_attention(
-    seen: Trace, readers: list[AttentionCall], sequences: list[TokenLayout], misplaced: set[int]
-) -> AttentionLayout:
+def _read_by_class_attention(readers: list[AttentionCall], sequences: list[TokenLayout]) -> AttentionLayout:
     """The score is read by class attention, behind blocks whose own attention has no flow between tokens."""
     reason = "only its last blocks attend globally; what flows before them is no softmax over these tokens"
     if len({c.keys for c in readers}) != 1:
         return _none("several class tokens attend to several grids; no one of them is the attention of the score")
-    layout = _sequence(seen, readers[-1].keys, None, sequences, misplaced)
+    layout = _sequence(readers[-1].keys, sequences)
     if layout is None:
         return _none(f"the {readers[-1].keys} tokens that its class attention reads do not lie on the image row by row")
     around = layout if layout.prefix else TokenLayout(1, layout.grid)
@@ -221,7 +204,7 @@ def _windowed(seen: Trace, source: Source, sequences: list[TokenLayout], calls: 
         share = f"{len(refused)} of its {len(found)} attention blocks have no place on the image: {refused[0]}"
         missing[Signal.ATTENTION_HIERARCHY] = share
     elif not _one_after_the_other(seen, tuple(paths)):
-        missing[Signal.ATTENTION_HIERARCHY] = SIDE_BY_SIDE.replace("class_attention", "window_attention")
+        missing[Signal.ATTENTION_HIERARCHY] = SIDE_BY_SIDE + "window_attention"
     return AttentionLayout(windows=windows, missing=missing)
 
 

@@ -124,8 +124,8 @@ def _in_place(change: Tensor) -> float | None:
     return float(right[known].float().mean()) if float(known.float().mean()) >= ENOUGH else None
 
 
-def find_sequences(changes: Changes, seen: Trace, calls: list[Call], size: Grid) -> tuple[list[TokenLayout], set[int]]:
-    """(how sequences of tokens lie on the image, row by row behind a few prefix tokens; lengths that lie in no such way).
+def find_sequences(changes: Changes, seen: Trace, calls: list[Call], size: Grid) -> list[TokenLayout]:
+    """How sequences of tokens lie on the image, row by row behind a few prefix tokens.
 
     The grid is the one with the image's aspect ratio, or that of a convolution or shorter sequence when tokens were
     added. It is checked by value: the first sequence of that length, going into a module or coming out of one, whose
@@ -146,9 +146,8 @@ def find_sequences(changes: Changes, seen: Trace, calls: list[Call], size: Grid)
             share = changes.in_place(key, layout)
             if share is not None:
                 shares.setdefault(layout, []).append(share)
-    convolved: dict[
-        Grid | None, float
-    ] = {}  # strided convolutions see a little to one side: their share is the measure
+    # Strided convolutions see a little to one side: the share that their own output reaches is the measure.
+    convolved: dict[Grid | None, float] = {}
     for call, grid in zip([c for c in calls if c.tensor.ndim == 4], spatial, strict=True):
         share = changes.in_place(call.path, find_layout(call.tensor.shape, size) or "nchw")
         convolved[grid] = max(share or 0.0, convolved.get(grid, 0.0))
@@ -157,8 +156,7 @@ def find_sequences(changes: Changes, seen: Trace, calls: list[Call], size: Grid)
         best = max(convolved.get(layout.grid, 0.0), LEAST) if layout.grid in convolved else 1.0
         if found[0] >= MOST * best and sorted(found)[len(found) // 2] >= MANY * best:
             right.append(layout)
-    right = [layout for layout in right if sum(other.length == layout.length for other in right) == 1]
-    return right, set(lengths.values()) - {layout.length for layout in right}
+    return [layout for layout in right if sum(other.length == layout.length for other in right) == 1]
 
 
 def _possible(tokens: int, size: Grid, grids: list[Grid]) -> list[TokenLayout]:

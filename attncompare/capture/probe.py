@@ -1,4 +1,4 @@
-"""Find a model's anatomy by running it once: feature layer, token layout, attention, classifier and gates.
+"""Find a model's anatomy by running it: feature layer, token layout, attention, classifier and gates.
 
 Nothing is guessed from names or square roots: a module counts as a gate because its input times the gate values equals
 its output, as a classifier because its input equals the mean of a feature map, as a feature layer because the score
@@ -18,7 +18,7 @@ from attncompare.capture.attention import slow_attention_path
 from attncompare.capture.attention_layout import HEADS, NO_ATTENTION, AttentionLayout, find_attention, score_gradients
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.features import find_layout
-from attncompare.capture.placement import Changes, find_sequences, grid_of
+from attncompare.capture.placement import Changes, Grid, find_sequences, grid_of
 from attncompare.capture.trace import BATCH, Call, Trace, equal, trace
 from attncompare.errors import UnsupportedModelError
 from attncompare.signals import Signal, TokenLayout
@@ -29,7 +29,6 @@ GIVEN = {
     "gates": (Signal.CHANNEL_ATTENTION, Signal.GATED_FEATURES),
 }
 CHANCE = 1e-3  # largest change of one image's output between passes, relative
-Grid = tuple[int, int]
 
 
 def _outermost(seen: Trace, call: Call) -> str:
@@ -206,8 +205,22 @@ def _family_and_layer(
     return ("cnn" if plain else "hierarchical"), (stages[-1] if stages else None), stages
 
 
+def _missing(no_classifier: str, gates: tuple[Gate, ...], layer: str | None) -> dict[Signal, str]:
+    """Why signals other than attention's cannot be supplied."""
+    missing: dict[Signal, str] = {}
+    if no_classifier:
+        missing |= dict.fromkeys(GIVEN["classifier"], no_classifier)
+    if not gates:
+        reason = "no module of it returns gates that multiply its channels (squeeze-and-excitation, ECA, CBAM)"
+        missing |= dict.fromkeys(GIVEN["gates"], reason)
+    if layer is None:
+        reason = "no layer whose output lies on the image, row by row and once per pass, leads to its score"
+        missing |= dict.fromkeys((Signal.FEATURES, Signal.FEATURE_GRADIENTS, Signal.FEATURE_LAYER), reason)
+    return missing
+
+
 def probe(source: Source) -> Anatomy:
-    """The anatomy of a model, from one forward pass; `source.known` overrides what it finds.
+    """The anatomy of a model, from a traced pass and a few that follow it up; `source.known` overrides what it finds.
 
     Raises UnsupportedModelError when the model does not run or nothing in it lies on the image.
     """
@@ -231,9 +244,9 @@ def _anatomy(source: Source) -> Anatomy:
     given = given if isinstance(given, TokenLayout) else None
     candidates = _candidates(seen, size)
     changes = Changes(source, list(dict.fromkeys(c.path for c in seen.calls)))
-    sequences, misplaced = find_sequences(changes, seen, candidates, size) if given is None else ([], set())
+    sequences = find_sequences(changes, seen, candidates, size) if given is None else [given]
     with torch.inference_mode(False), torch.enable_grad():
-        attention = find_attention(seen, source, given, sequences, misplaced)
+        attention = find_attention(seen, source, given, sequences)
         reduced = (TokenLayout(0, block.geometry.query_grid) for block in attention.windows)
         sequences = list({layout.length: layout for layout in (*reduced, *sequences)}.values())
         if attention.tokens is not None:
@@ -247,24 +260,13 @@ def _anatomy(source: Source) -> Anatomy:
         averaged = [c for c in calls if c.tensor.ndim == 4 or c.tensor.shape[1] not in prefixed]
         classifier, no_classifier = _classifier(seen, averaged, size)
         gates = _gates(seen)
-    missing: dict[Signal, str] = dict(attention.missing)
-    if classifier is None:
-        no_classifier = (
-            "its output is an embedding, and no linear layer on averaged features makes it"
-            if source.embedding
-            else no_classifier
-        )
-        missing |= dict.fromkeys((Signal.CLASSIFIER_WEIGHTS, Signal.POOLED_FEATURES), no_classifier)
     if classifier is not None and family != "vit":
         layer = classifier.features  # what CAM reads, so that CAM and Grad-CAM are of the same features
         stages = (*stages[:-1], layer)
-    if not gates:
-        reason = "no module of it returns gates that multiply its channels (squeeze-and-excitation, ECA, CBAM)"
-        missing |= dict.fromkeys((Signal.CHANNEL_ATTENTION, Signal.GATED_FEATURES), reason)
     layer = str(known["feature_layer"]) if known.get("feature_layer") else layer
-    if layer is None:
-        reason = "no layer whose output lies on the image, row by row and once per pass, leads to its score"
-        missing |= dict.fromkeys((Signal.FEATURES, Signal.FEATURE_GRADIENTS, Signal.FEATURE_LAYER), reason)
+    if source.embedding:
+        no_classifier = "its output is an embedding, and no linear layer on averaged features makes it"
+    missing = dict(attention.missing) | _missing(no_classifier if classifier is None else "", gates, layer)
     for part, signals in GIVEN.items():  # what the user gives is no longer missing
         if known.get(part):
             missing = {signal: reason for signal, reason in missing.items() if signal not in signals}

@@ -41,11 +41,10 @@ class Call:
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One attention: the module it ran in, the shape (..., Nq, Nk) of its weights, and whether it was a fused kernel."""
+    """One attention: the module it ran in and the shape (..., Nq, Nk) of its weights."""
 
     path: str
     shape: tuple[int, ...]
-    fused: bool
 
     @property
     def queries(self) -> int:
@@ -75,12 +74,12 @@ class Trace:
 
     def kernel(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Note a fused attention."""
-        self.attention.append(AttentionCall(self.where(), (*query.shape[:-1], key.shape[-2]), True))
+        self.attention.append(AttentionCall(self.where(), (*query.shape[:-1], key.shape[-2])))
         return kernel(query, key, value, *args, **kwargs)  # type: ignore[arg-type]
 
     def softmax(self, probabilities: Tensor) -> Tensor:
         """Note an unfused attention."""
-        self.attention.append(AttentionCall(self.where(), tuple(probabilities.shape), False))
+        self.attention.append(AttentionCall(self.where(), tuple(probabilities.shape)))
         return probabilities
 
     def call_of(self, path: str) -> Call | None:

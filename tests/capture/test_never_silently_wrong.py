@@ -245,6 +245,7 @@ def test_sequences_with_the_batch_second_get_no_features():
 
     model = wrapped(built(SequenceFirst))
     assert model.anatomy.feature_layer in (None, "embed", "patches")
+    assert not set(ATTENTION_MAPS) & model.supplies
 
 
 def test_compiled_modules_are_opened():

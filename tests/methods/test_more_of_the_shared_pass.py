@@ -116,12 +116,7 @@ def test_the_methods_run_on_a_trained_cnn_and_show_the_object(name):
     assert (inside > 0).float().mean() > 0.8
 
 
-@pytest.mark.parametrize("name", ["grad_cam_pp", "xgrad_cam"])
-def test_methods_for_rectified_layers_refuse_the_norm_of_a_transformer(tiny, pictures, name):
+def test_xgrad_cam_refuses_channels_that_cancel():
     features = torch.tensor([1.0, -1.0, 1e-9, 0.0]).reshape(1, 1, 2, 2)
-    if name == "xgrad_cam":
-        with pytest.raises(UnsupportedMethodError, match="cancel to zero"):
-            xgrad_cam(features, torch.ones_like(features))
-    model = ac.load_model("demo/cnn")  # behind a ReLU both work
-    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    assert torch.isfinite(ac.make_explainer(model, name).explain(images).values).all()
+    with pytest.raises(UnsupportedMethodError, match="cancel to zero"):
+        xgrad_cam(features, torch.ones_like(features))
