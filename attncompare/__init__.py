@@ -15,6 +15,7 @@ _PUBLIC = {
     "Record": "benchmark.records",
     "Run": "benchmark.run",
     "TokenLayout": "signals",
+    "explain_targets": "explainer",
     "explain_together": "explainer",
     "list_methods": "catalogue",
     "list_metrics": "catalogue",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from attncompare.catalogue import list_protocols as list_protocols
     from attncompare.data.images import load_images as load_images
     from attncompare.explainer import Explainer as Explainer
+    from attncompare.explainer import explain_targets as explain_targets
     from attncompare.explainer import explain_together as explain_together
     from attncompare.explainer import make_explainer as make_explainer
     from attncompare.loading import list_models as list_models

@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.capture.capture import Capture, capture, left_as_found, resolve_layer
+from attncompare.capture.altered import altered, prerequisites
+from attncompare.capture.capture import Capture, capture, left_as_found
 from attncompare.capture.features import Tap, tapped
+from attncompare.capture.listening import resolve_layer
 from attncompare.capture.recorders import Need
 from attncompare.capture.targets import CountedForward, Target, TargetScore, prompts_of
+from attncompare.capture.values import free_signal
 from attncompare.errors import CaptureError, SpecError
 from attncompare.maps import AttributionMap
-from attncompare.methods._base import FREE, Method, methods
-from attncompare.signals import SIGNAL_OPTIONS, Signal
+from attncompare.methods._base import Method, methods
+from attncompare.signals import ALTERED, FREE, GRADIENTS, OWN_PASSES, SIGNAL_OPTIONS, Signal
 
 Request = str | tuple[str, Mapping[str, object]]
 """A method's name, or (name, options)."""
@@ -117,66 +120,124 @@ def explain_together(
     >>> {name: tuple(m.values.shape) for name, m in maps.items()}
     {'layer_cam': (1, 8, 8), 'saliency': (1, 64, 64)}
     """
-    jobs = [make_job(model, request) for request in requests]
+    images = check_images(model, images)
+    found = _explain(model, [make_job(model, request) for request in requests], images, target, 1)
+    prompts = prompts_of(target, len(images))
+    return {name: replace(shown, prompts=prompts) for name, shown in found.items()}
+
+
+def explain_targets(
+    model: ModelAdapter, requests: Sequence[Request], image: Tensor, targets: Sequence[int] | Sequence[str] | Tensor
+) -> dict[str, AttributionMap]:
+    """Explain several targets of one image: one forward pass, and one backward pass for each target.
+
+    image: (1,3,H,W). targets: T class indices, or T strings as in `explain_together`. Returns method name -> maps (T,h,w).
+    Methods with passes of their own, but for those of the CAM family, make them for each target.
+
+    >>> import attncompare as ac
+    >>> maps = ac.explain_targets(ac.load_model("demo/cnn"), ["grad_cam"], torch.rand(1, 3, 64, 64), [0, 3, 5])
+    >>> tuple(maps["grad_cam"].values.shape)
+    (3, 8, 8)
+    """
+    if len(image) != 1:
+        raise SpecError(f"{len(image)} images were given; explain_targets takes one, (1, 3, H, W)")
+    flat = getattr(targets, "ndim", 1) == 1 and hasattr(targets, "__len__") and not isinstance(targets, str)
+    if not flat or not len(targets):
+        raise SpecError(f"targets {targets!r}: a sequence of class indices or strings is needed")
+    image = check_images(model, image)
+    found = _explain(model, [make_job(model, request) for request in requests], image, targets, len(targets))
+    prompts = prompts_of(targets, len(targets))
+    return {name: replace(shown, prompts=prompts) for name, shown in found.items()}
+
+
+def _explain(
+    model: ModelAdapter, jobs: Sequence[Job], images: Tensor, target: Target, repeat: int
+) -> dict[str, AttributionMap]:
+    """The maps of all jobs: the shared pass first, then those with passes of their own."""
     if len({job.method.name for job in jobs}) != len(jobs):
         raise SpecError("a method is asked for twice; run them in two calls")
-    images = check_images(model, images)
-    found: dict[str, AttributionMap] = {}
-    shared = [job for job in jobs if not job.method.own_passes]
-    reference = _resolve(model, images, target, shared)
-    for job in shared:
-        arguments = [reference.signals[job.need(signal)] for signal in job.method.needs]
-        flats = [reference.flat[n] for n in map(job.need, job.method.needs) if n in reference.flat]
-        flat = torch.stack(flats).any(dim=0) if flats else None
-        read = bool(set(job.method.needs) - FREE)
-        passes = (float(read), float(any("gradients" in signal for signal in job.method.needs)))
-        found[job.method.name] = _as_map(
-            model, job, job.method.compute(*arguments, **job.own_options()), reference, passes, flat
+    reference = _resolve(model, images, target, jobs, repeat)
+    copies = images.expand(repeat, -1, -1, -1) if repeat > 1 else images
+    found = {}
+    for job in jobs:
+        recorded = _recorded(model, job, target)
+        given = Given(
+            {need.signal: reference.signals[need] for need in recorded},
+            [reference.flat[need] for need in recorded if need in reference.flat],
+            float(any(need.signal not in FREE for need in recorded)) / repeat,
+            float(any(need.signal in GRADIENTS for need in recorded)),
         )
-    for job in (job for job in jobs if job.method.own_passes):
-        found[job.method.name] = _run_alone(model, job, images, reference)
-    prompts = prompts_of(target, len(images))
-    return {job.method.name: replace(found[job.method.name], prompts=prompts) for job in jobs}
+        if job.method.own_passes:
+            found[job.method.name] = _run_alone(model, job, copies, reference, given, repeat)
+        else:
+            result = job.method.compute(*(given.signals[one] for one in job.method.needs), **job.own_options())
+            found[job.method.name] = _as_map(model, job, result, reference, given)
+    return found
 
 
-def _resolve(model: ModelAdapter, images: Tensor, target: Target, shared: Iterable[Job]) -> Capture:
+@dataclass
+class Given:
+    """What a method got: its signals, (B,) flags of flat gradients, and the passes per image that were made for them."""
+
+    signals: dict[Signal, object]
+    flats: list[Tensor]
+    forward: float
+    backward: float
+
+
+def _recorded(model: ModelAdapter, job: Job, target: Target) -> list[Need]:
+    """What a method takes from the shared pass."""
+    needs = [job.need(signal) for signal in job.method.needs if signal not in OWN_PASSES]
+    return needs + [one for s in job.method.needs if s in ALTERED for one in prerequisites(model, job.need(s), target)]
+
+
+def _resolve(model: ModelAdapter, images: Tensor, target: Target, jobs: Iterable[Job], repeat: int) -> Capture:
     """The shared pass; skipped when nothing needs it and the targets are given."""
-    needs = [job.need(signal) for job in shared for signal in job.method.needs]
-    if isinstance(target, Tensor) and not model.embedding and all(need.signal in FREE for need in needs):
-        values: dict[Signal, object] = {Signal.IMAGES: images, Signal.TOKENS: model.attention_tokens}
-        checked = TargetScore.of(model, images.new_empty(len(images), model.anatomy.outputs), target)
-        values[Signal.TARGET] = checked.target
-        return Capture(images.new_empty(0), checked, {n: values[n.signal] for n in needs}, {})
-    return capture(model, images, needs, target)
+    needs = [need for job in jobs for need in _recorded(model, job, target)]
+    if (
+        isinstance(target, Tensor)
+        and target.ndim == 1
+        and not model.embedding
+        and all(need.signal in FREE for need in needs)
+    ):
+        checked = TargetScore.of(model, images.new_empty(len(target), model.anatomy.outputs), target)
+        images = images.expand(repeat, -1, -1, -1) if repeat > 1 else images
+        with left_as_found(model.model):
+            found = {need: free_signal(model, need, images, checked) for need in needs}
+        return Capture(images.new_empty(0), checked, found, {})
+    return capture(model, images, needs, target, repeat)
 
 
-def _run_alone(model: ModelAdapter, job: Job, images: Tensor, reference: Capture) -> AttributionMap:
-    """A method that runs the model itself, on the frozen model with its passes counted."""
-    forward = CountedForward(model, reference.scored)
-    signals: dict[Signal, object] = {
-        Signal.IMAGES: images,
-        Signal.TARGET: reference.target,
-        Signal.FORWARD: forward,
-        Signal.TARGET_SCORE: forward.target_score,
-        Signal.TOKENS: model.attention_tokens,
-    }
+def _run_alone(
+    model: ModelAdapter, job: Job, images: Tensor, reference: Capture, given: Given, repeat: int
+) -> AttributionMap:
+    """A method with passes of its own, on the frozen model with its passes counted."""
+    counted = CountedForward(model, reference.scored)
+    given.signals |= {Signal.FORWARD: counted, Signal.TARGET_SCORE: counted.target_score}
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(left_as_found(model.model))
-        if Signal.FEATURE_LAYER in job.method.needs:
-            path = str(job.options.get("layer") or model.anatomy.feature_layer)
-            tap = Tap(path, model.size, model.sequences, watch=forward.watch)
-            stack.enter_context(tapped(model.model, tap))
-            signals[Signal.FEATURE_LAYER] = tap.identity
         try:
-            result = job.method.compute(*(signals[signal] for signal in job.method.needs), **job.own_options())
+            for signal in ALTERED & set(job.method.needs):
+                value, forward, backward = altered(model, images, reference, job.need(signal))
+                given.signals[signal] = value
+                given.forward, given.backward = given.forward + forward, given.backward + backward
+            if Signal.FEATURE_LAYER in job.method.needs:
+                path = str(job.options.get("layer") or model.anatomy.feature_layer)
+                tap = Tap(path, model.size, model.sequences, counted.watch, repeat)
+                stack.enter_context(tapped(model.model, tap))
+                given.signals[Signal.FEATURE_LAYER], counted.trunk_once = tap.identity, repeat > 1
+            result = job.method.compute(*(given.signals[one] for one in job.method.needs), **job.own_options())
         except RuntimeError as error:
             if "does not require grad" in str(error) or "not have been used in the graph" in str(error):
                 raise CaptureError(f"{job.method.name}: no gradient of the score reaches it in {model.name}") from error
             raise
-    passes = (forward.seen_forward / len(images), forward.seen_backward / len(images))
-    return _as_map(model, job, result, reference, passes, forward.flat(len(images)))
+    given.forward += counted.seen_forward / len(images)
+    given.backward += counted.seen_backward / len(images)
+    unmoved = counted.flat(len(images))
+    given.flats += [] if unmoved is None else [unmoved]
+    return _as_map(model, job, result, reference, given)
 
 
 def _as_map(
@@ -184,14 +245,13 @@ def _as_map(
     job: Job,
     result: Tensor | tuple[Tensor, dict[str, Tensor]],
     reference: Capture,
-    passes: tuple[float, float],
-    flat: Tensor | None,
+    given: Given,
 ) -> AttributionMap:
     """Check what a method returned and say who made it."""
     values, detail = result if isinstance(result, tuple) else (result, {})
     values = values.detach().float()
     name = job.method.name
-    if flat is not None and bool(flat.any()):
+    if given.flats and bool((flat := torch.stack(given.flats).any(dim=0)).any()):
         raise CaptureError(
             f"{name}: the gradient of the score is zero at rounding level for image {int(flat.nonzero()[0])}; "
             f"the map would be noise ({model.name})"
@@ -200,11 +260,11 @@ def _as_map(
         raise CaptureError(f"{name} gave non-finite values on {model.name}")
     return AttributionMap(
         values,
-        reference.target,
+        reference.target if reference.scored.function is None else torch.full_like(reference.target, -1),
         model=model.name,
         method=name,
         options=dict(job.options),
         detail=detail,
-        passes_forward=passes[0],
-        passes_backward=passes[1],
+        passes_forward=given.forward,
+        passes_backward=given.backward,
     )

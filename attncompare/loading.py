@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from attncompare.adapters.base import Anatomy, Classifier, Gate, ModelAdapter, Preprocessing, Source, device_of
-from attncompare.capture.capture import resolve_layer
+from attncompare.capture.listening import resolve_layer
 from attncompare.capture.probe import probe
 from attncompare.errors import AttnCompareError, SpecError, UnknownNameError, UnsupportedModelError
 from attncompare.signals import TokenLayout

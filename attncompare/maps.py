@@ -41,9 +41,9 @@ class AttributionMap:
     """Where a model looked, as computed: not resized, not rectified, not normalised.
 
     values: (B,h,w) float32, higher is more evidence for the target; channel-space methods give (B,C).
-    target: (B,) int64, the explained output. passes_forward, passes_backward: passes through the model per image.
-    detail: numbers a method reports beside its map, each (B,), such as a convergence delta. prompts: the "text:PROMPT"
-    of each image whose similarity was explained, () for other targets.
+    target: (B,) int64, the explained output; -1 where it is a function of the outputs. passes_forward, passes_backward:
+    passes through the model per image. detail: numbers a method reports beside its map, each (B,), such as a convergence
+    delta. prompts: the "text:PROMPT" of each image whose similarity was explained, () for other targets.
     """
 
     values: Tensor

@@ -34,6 +34,14 @@ class Signal(StrEnum):
     WINDOW_ATTENTION = "window_attention"  # L x WindowAttention, the blocks whose windows lie on the image
     ATTENTION_HIERARCHY = "attention_hierarchy"  # the same, of a model all of whose attention lies in them
     IMAGE_GRADIENTS = "image_gradients"  # (B,3,H,W) d target score / d images
+    MEAN_COLOUR = "mean_colour"  # (3,) RGB in [0, 1], the colour that the model's normalisation maps to zero
+    SUPERPIXELS = "superpixels"  # (B,H,W) int64 labels of SLIC segments, 0 to count - 1 in each image
+    SCORES = "scores"  # (B,K) every output of `forward` on the clean images
+    CLASS_SCORES = "class_scores"  # the same where the outputs are classes
+    ABLATED_SCORES = "ablated_scores"  # (B,C) target score with one channel of the features set to 0
+    BLOCK_GRADIENTS = "block_gradients"  # L x (B,heads,N,N) d score read from a block's own tokens / d its attention
+    GUIDED_GRADIENTS = "guided_gradients"  # (B,3,H,W) d target score / d images, ReLUs passing positive gradients only
+    ATTENTION_RELEVANCE = "attention_relevance"  # L x (B,heads,N,N) relevance of the target score (LRP)
 
 
 GRADIENTS = {
@@ -43,8 +51,19 @@ GRADIENTS = {
 }
 """Each gradient signal and the signal it is taken with respect to."""
 
-OWN_PASSES = frozenset({Signal.FORWARD, Signal.TARGET_SCORE, Signal.FEATURE_LAYER})
-"""Signals for methods that run the model themselves; they never join the shared pass."""
+CALLABLES = frozenset({Signal.FORWARD, Signal.TARGET_SCORE, Signal.FEATURE_LAYER})
+"""Signals for methods that run the model themselves."""
+
+FREE = frozenset({Signal.IMAGES, Signal.TARGET, Signal.TOKENS, Signal.MEAN_COLOUR, Signal.SUPERPIXELS})
+"""Signals that cost no pass."""
+
+ALTERED = frozenset(
+    {Signal.ABLATED_SCORES, Signal.BLOCK_GRADIENTS, Signal.GUIDED_GRADIENTS, Signal.ATTENTION_RELEVANCE}
+)
+"""Signals that come from passes whose forward or backward rules are not the model's own."""
+
+OWN_PASSES = CALLABLES | ALTERED
+"""Signals that never join the shared pass."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +75,10 @@ class SignalOption:
     choices: tuple[object, ...] | None
     meaning: str
     kind: type
+    limits: tuple[float, float] | None = None
 
+
+LAYER = SignalOption("layer", None, None, "module path of the feature layer; the model's default when not given", str)
 
 SIGNAL_OPTIONS: dict[Signal, tuple[SignalOption, ...]] = {
     Signal.FUSED_ATTENTION: (
@@ -64,14 +86,8 @@ SIGNAL_OPTIONS: dict[Signal, tuple[SignalOption, ...]] = {
             "fusion", "mean", ("mean", "max", "min"), "how the heads of a block are fused; the paper's is mean", str
         ),
     ),
-    **dict.fromkeys(
-        (Signal.FEATURES, Signal.FEATURE_GRADIENTS, Signal.FEATURE_LAYER),
-        (
-            SignalOption(
-                "layer", None, None, "module path of the feature layer; the model's default when not given", str
-            ),
-        ),
-    ),
+    Signal.SUPERPIXELS: (SignalOption("segments", 50, None, "how many superpixels are wanted", int, (2, 10_000)),),
+    **dict.fromkeys((Signal.FEATURES, Signal.FEATURE_GRADIENTS, Signal.FEATURE_LAYER, Signal.ABLATED_SCORES), (LAYER,)),
     **dict.fromkeys(
         (Signal.CHANNEL_ATTENTION, Signal.GATED_FEATURES),
         (SignalOption("gate", -1, None, "which channel-attention layer, counted from the input; -1 is the last", int),),

@@ -74,12 +74,18 @@ def test_every_command_shows_an_example(command):
     assert f"attncompare {command}" in found.stdout
 
 
+FEW_PASSES = (
+    "integrated_gradients.steps=2", "occlusion.window=0.5", "rise.masks=4", "smooth_grad.samples=2",
+    "gradient_shap.samples=2", "lime.samples=8", "kernel_shap.samples=8", "score_cam.batch=32",
+)  # fmt: skip
+
+
 def test_explain_needs_nothing_but_an_image_and_models(tmp_path):
     image = photo(tmp_path / "cat.png")
     found = run(
         *("explain", image, "--model", "timm/vit_tiny_patch16_224@random", "--model", "torchvision/resnet18@random"),
-        *("--method", "all", "--option", "integrated_gradients.steps=2", "--option", "occlusion.window=0.5"),
-        *("--out", tmp_path / "maps"),
+        *("--method", "all", "--out", tmp_path / "maps"),
+        *(word for option in FEW_PASSES for word in ("--option", option)),
     )
     records = ResultStore(tmp_path / "maps").read()
     refused = records[(records.status == "unsupported") & (records.model == "torchvision/resnet18@random")]
@@ -217,6 +223,65 @@ def test_list_models_says_what_each_can_supply(pattern, name, about):
     rows = {row["name"]: row["about"] for row in json.loads(run("list", "models", pattern, "--json").stdout)}
     assert rows[name] == about
     assert any(line.split(None, 1) == [name, *filter(None, [about])] for line in lines(run("list", "models", pattern)))
+
+
+METHODS = [row["name"] for row in json.loads(run("list", "methods", "--json").stdout)]
+
+
+def test_list_methods_names_them_all_and_says_which_are_blind_to_the_target():
+    rows = {row["name"]: row["about"] for row in json.loads(run("list", "methods", "--json").stdout)}
+    assert list(rows) == ac.list_methods() == METHODS
+    blind = {name for name, about in rows.items() if about.endswith("Does not depend on the target.")}
+    assert blind >= {"class_attention", "attention_rollout", "activation", "eigen_cam", "random_map"}
+    assert not blind & {
+        "ablation_cam",
+        "attn_lrp",
+        "cam",
+        "finer_cam",
+        "legrad",
+        "lime",
+        "score_cam",
+        "transformer_lrp",
+    }
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_list_methods_with_a_name_shows_default_meaning_and_reference(name):
+    from attncompare.methods._base import methods
+
+    method = methods.get(name)
+    found = run("list", "methods", name)
+    shown, *options = [line.strip() for line in lines(found)]
+    assert shown.startswith(f"{name}  {method.summary}")
+    assert f"[{method.reference}]" in shown
+    assert f"needs: {', '.join(method.needs)}" in shown
+    assert len(options) == len(method.options)
+    for line, option in zip(options, method.options, strict=True):
+        assert line.startswith(f"{name}.{option.name} = {json.dumps(option.default)}")
+        assert line.endswith(f": {option.meaning}")
+        assert all(repr(choice) in line for choice in option.choices or ())
+    assert json.loads(run("list", "methods", name, "--json").stdout)[0]["options"] == options
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("lime.samples=1", "lime.samples must lie between 2 and 1e+06, not 1"),
+        ("kernel_shap.segments=1", "kernel_shap.segments must lie between 2 and 10000, not 1"),
+        ("finer_cam.rivals=two", "finer_cam.rivals must be an int, not 'two'"),
+        ("deep_lift.baseline=2", "deep_lift.baseline must lie between 0 and 1, not 2"),
+        ("attn_lrp.gamma=1", "unknown option of attn_lrp 'gamma'"),
+        ("score_cam.batch=0", "score_cam.batch must be positive, not 0"),
+        ("legrad.block=1", "method legrad has no options"),
+    ],
+)
+def test_a_wrong_option_gives_one_clear_line_before_anything_runs(option, expected, tmp_path):
+    method = option.partition(".")[0]
+    found = run("bench", "-m", "demo/cnn", "--method", method, "--option", option, "--out", tmp_path / "run")
+    assert found.returncode == 1
+    assert expected in found.stderr
+    assert found.stderr.strip().count("\n") == 0, found.stderr
+    assert not (tmp_path / "run" / "records").exists()
 
 
 def lines(done):

@@ -81,7 +81,8 @@ class Anatomy:
     attention_blocks: the modules whose attention is recorded, shallow to deep. readers: those among them whose one
     query is the class token or a pooling query. attention_tokens: how rows and columns of attention lie on the image
     where that differs from `tokens`, the layout of the sequence. windows: blocks of windowed or multi-scale attention.
-    sequences: every other way in which token sequences were seen to lie on the image.
+    sequences: every other way in which token sequences were seen to lie on the image. token_blocks: the transformer
+    blocks around `attention_blocks`, each of which returns the tokens that the next one takes.
     stages: one feature layer per resolution, shallow to deep. missing: the reason for each signal it cannot supply.
     outputs: K, the number of classes or embedding dimensions.
     """
@@ -94,6 +95,7 @@ class Anatomy:
     attention_tokens: TokenLayout | None = None
     windows: tuple[WindowBlock, ...] = ()
     sequences: tuple[TokenLayout, ...] = ()
+    token_blocks: tuple[str, ...] = ()
     classifier: Classifier | None = None
     gates: tuple[Gate, ...] = ()
     stages: tuple[str, ...] = ()
@@ -213,6 +215,11 @@ class ModelAdapter:
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def mean_colour(self) -> Tensor:
+        """(3,) RGB in [0, 1], the colour that its normalisation maps to zero."""
+        return self._normalisation[0].flatten()
 
     @cached_property
     def _normalisation(self) -> tuple[Tensor, Tensor]:

@@ -172,10 +172,12 @@ def score(
     metrics: Sequence[str] = ("deletion", "insertion"),
     protocol: str = "rise",
     masks: Tensor | None = None,
+    target: Target = None,
 ) -> list[Record]:
     """Score the maps of one explainer: one record per image and metric.
 
-    The target is the one the map was made for. masks: (B,H,W) bool for metrics that need the object.
+    The target is the one the map was made for; where that is a function, give it again. masks: (B,H,W) bool for metrics
+    that need the object.
 
     >>> import attncompare as ac
     >>> model = ac.load_model("demo/cnn")
@@ -195,8 +197,9 @@ def score(
         )
     chosen = get_protocol(protocol)
     with torch.no_grad(), left_as_found(model.model):
-        target = fixed_target(model, images, attribution.prompts or attribution.target)
-    scene = Scene(images, target, masks)
+        clean = model.forward(images)
+        fixed = TargetScore.of(model, clean, _target_of(attribution, target))
+    scene = Scene(images, fixed, masks)
     found = score_maps(model, scene, {attribution.method: attribution.values}, wanted, chosen)
     content = images.cpu().contiguous().numpy().tobytes() + attribution.values.cpu().contiguous().numpy().tobytes()
     key = cell_key(
@@ -208,7 +211,7 @@ def score(
             "options": dict(attribution.options),
             "metrics": [[metric.name, metric.version] for metric in wanted],
             "protocol": chosen.describe(),
-            "target": text_key(model, target.prompts) if target.prompts else attribution.target.tolist(),
+            "target": _target_key(model, fixed, clean),
             "images_and_maps": hashlib.sha256(content).hexdigest(),
         }
     )
@@ -218,6 +221,25 @@ def score(
         for scored in found[attribution.method]
         for record in as_records(scored, names, attribution, protocol, key)
     ]
+
+
+def _target_key(model: ModelAdapter, target: TargetScore, clean: Tensor) -> object:
+    """What tells one target from another: a function by its values on the clean images, to 4 decimals."""
+    if target.function is not None:
+        return [round(float(value), 4) for value in target.function(clean)]
+    return text_key(model, target.prompts) if target.prompts else target.target.tolist()
+
+
+def _target_of(attribution: AttributionMap, given: Target) -> Target:
+    """What a map was made for; SpecError where only the caller can know."""
+    of_function = bool((attribution.target < 0).any())
+    if of_function != callable(given) or (given is not None and not callable(given)):
+        raise SpecError(
+            "the map explains a function of the outputs: give that function as target="
+            if of_function
+            else "the target is the one the map was made for; only a function is given again"
+        )
+    return given if of_function else attribution.prompts or attribution.target
 
 
 def fixed_target(model: ModelAdapter, images: Tensor, target: Target) -> TargetScore:

@@ -12,7 +12,13 @@ from attncompare.capture.trace import BATCH, AttentionCall, Trace
 from attncompare.capture.windows import attends_to_tokens, find_windows
 from attncompare.signals import Signal, TokenLayout
 
-FLOW = (Signal.ATTENTION, Signal.ATTENTION_GRADIENTS, Signal.FUSED_ATTENTION)
+FLOW = (
+    Signal.ATTENTION,
+    Signal.ATTENTION_GRADIENTS,
+    Signal.FUSED_ATTENTION,
+    Signal.ATTENTION_RELEVANCE,
+    Signal.BLOCK_GRADIENTS,
+)
 GLOBAL = (*FLOW, Signal.CLASS_ATTENTION, Signal.TOKENS)
 WINDOWED = (Signal.WINDOW_ATTENTION, Signal.ATTENTION_HIERARCHY)
 HEADS = ("num_heads", "num_attention_heads")  # what modules of attention call themselves

@@ -46,12 +46,26 @@ def find_layout(shape: torch.Size, size: tuple[int, int], sequences: Iterable[To
     return None
 
 
+def split_features(x: Tensor, layout: Layout) -> Tensor:
+    """A layer's output -> its features (B,C,h,w)."""
+    if isinstance(layout, TokenLayout):
+        return layout.to_grid(x)
+    return x if layout == "nchw" else x.permute(0, 3, 1, 2)
+
+
+def join_features(features: Tensor, x: Tensor, layout: Layout) -> Tensor:
+    """Features (B,C,h,w) -> an output as `x` is, prefix tokens taken from `x`."""
+    if isinstance(layout, TokenLayout):
+        return torch.cat([x[:, : layout.prefix], features.flatten(2).transpose(1, 2)], dim=1)
+    return features.clone() if layout == "nchw" else features.permute(0, 2, 3, 1).contiguous()
+
+
 class Tap:
     """Hooks a layer so that its features pass through `self.identity` as (B,C,h,w).
 
     Where nothing below asks for gradients, the features become a leaf: a backward pass ends at the tap and costs no
     memory in the trunk. The layer's consumers receive a copy, so an in-place operation behind the tap (DenseNet's
-    ReLU) cannot overwrite what was recorded.
+    ReLU) cannot overwrite what was recorded. repeat: how many copies of one image's features go on, one per target.
     """
 
     def __init__(
@@ -60,8 +74,10 @@ class Tap:
         size: tuple[int, int],
         sequences: Iterable[TokenLayout] = (),
         watch: Callable[[Tensor], None] | None = None,
+        repeat: int = 1,
     ) -> None:
         self.path, self.size, self.sequences, self.watch = path, size, tuple(sequences), watch
+        self.repeat = repeat
         self.identity = nn.Identity()
         self.features: Tensor | None = None
 
@@ -74,18 +90,6 @@ class Tap:
             )
         return layout
 
-    @staticmethod
-    def _split(x: Tensor, layout: Layout) -> Tensor:
-        if isinstance(layout, TokenLayout):
-            return layout.to_grid(x)
-        return x if layout == "nchw" else x.permute(0, 3, 1, 2)
-
-    @staticmethod
-    def _join(features: Tensor, x: Tensor, layout: Layout) -> Tensor:
-        if isinstance(layout, TokenLayout):
-            return torch.cat([x[:, : layout.prefix], features.flatten(2).transpose(1, 2)], dim=1)
-        return features.clone() if layout == "nchw" else features.permute(0, 2, 3, 1).contiguous()
-
     def __call__(self, module: nn.Module, args: object, output: object) -> object:
         """The forward hook."""
         first = output[0] if isinstance(output, tuple) else output
@@ -94,15 +98,17 @@ class Tap:
         if self.features is not None:
             raise CaptureError(f"layer {self.path!r} runs several times in a pass; which run is meant is not defined")
         x, layout = first, self._layout(first)
+        if self.repeat > 1:
+            x = x.expand(self.repeat, *x.shape[1:])
         if torch.is_grad_enabled() and not x.requires_grad:
-            features = self._split(x, layout).detach().requires_grad_(True)
+            features = split_features(x, layout).detach().requires_grad_(True)
         else:
-            features = self._split(x, layout)
+            features = split_features(x, layout)
         features = self.identity(features)
         self.features = features
         if self.watch is not None and features.requires_grad:
             features.register_hook(self.watch)
-        joined = self._join(features, x, layout)
+        joined = join_features(features, x, layout)
         return (joined, *output[1:]) if isinstance(output, tuple) else joined
 
 

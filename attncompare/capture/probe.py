@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attncompare.adapters.base import Anatomy, Classifier, Family, Gate, ModelAdapter, Source
+from attncompare.adapters.base import Anatomy, Family, Gate, ModelAdapter, Source
 from attncompare.capture.attention import slow_attention_path
 from attncompare.capture.attention_layout import HEADS, NO_ATTENTION, AttentionLayout, find_attention, score_gradients
+from attncompare.capture.backward_rules import not_of_relus
 from attncompare.capture.capture import left_as_found
+from attncompare.capture.classifier import find_classifier, outermost
 from attncompare.capture.features import find_layout
 from attncompare.capture.placement import Changes, Grid, find_sequences, grid_of
 from attncompare.capture.trace import BATCH, Call, Trace, equal, trace
@@ -28,20 +29,8 @@ GIVEN = {
     "classifier": (Signal.CLASSIFIER_WEIGHTS, Signal.POOLED_FEATURES),
     "gates": (Signal.CHANNEL_ATTENTION, Signal.GATED_FEATURES),
 }
+UNCHAINED = "its attention does not lie in blocks each of which hands its tokens to the next"
 CHANCE = 1e-3  # largest change of one image's output between passes, relative
-
-
-def _outermost(seen: Trace, call: Call) -> str:
-    """Of the modules that return this very tensor the outermost, and of its equals the last to touch it.
-
-    One that runs once, where there is one: a tap keeps the last of several runs (VOLO's dropout before both its heads).
-    """
-    same = [
-        (sum(c.path == other.path for other in seen.calls) > 1, c.path.count("."), -order, c.path)
-        for order, c in enumerate(seen.calls)
-        if c.tensor is call.tensor and c.direct
-    ]
-    return min(same)[3]
 
 
 def _candidates(seen: Trace, size: Grid) -> list[Call]:
@@ -108,13 +97,13 @@ def _stages(seen: Trace, calls: list[Call], source: Source, sequences: list[Toke
     for order, call in enumerate(calls):
         grid = grid_of(call, size, sequences)
         assert grid is not None
-        path = _outermost(seen, call)
+        path = outermost(seen, call)
         best[grid] = min(best.get(grid, (99, 0, "")), (path.count("."), -order, path))
     if not calls:
         return ()
     last = grid_of(calls[-1], size, sequences)
     before = [path for grid, (_, _, path) in sorted(best.items(), reverse=True) if grid != last]
-    return (*before, _outermost(seen, calls[-1]))
+    return (*before, outermost(seen, calls[-1]))
 
 
 def _attention_input(seen: Trace, block: str) -> str | None:
@@ -124,44 +113,6 @@ def _attention_input(seen: Trace, block: str) -> str | None:
     if fed is None or fed.shape[0] != BATCH:
         return None
     return next((c.path for c in seen.calls if c.tensor is fed and c.direct), None)
-
-
-def _classifier(seen: Trace, calls: list[Call], size: Grid) -> tuple[Classifier | None, str]:
-    """A linear layer that makes the logits from the spatial mean of a feature map, checked by value."""
-    heads = [c for c in seen.calls if isinstance(c.module, nn.Linear) or getattr(c.module, "kernel_size", 0) == (1, 1)]
-    head = heads[-1] if heads else None
-    pooled = None if head is None else head.fed
-    weight = None if head is None else getattr(head.module, "weight", None)
-    if head is None or seen.logits is None or pooled is None or not isinstance(weight, Tensor):
-        return None, "it has no linear classifier"
-    if pooled.ndim > 2 and pooled.shape[-2:] != (1, 1):
-        return None, "its classifier is not applied to globally averaged features"
-    pooled, weight = pooled.flatten(1), weight.flatten(1)
-    if weight.shape != (seen.logits.shape[1], pooled.shape[1]) or pooled.shape[0] != len(seen.logits):
-        return None, "its logits are not the output of one linear layer"
-    bias = getattr(head.module, "bias", None)
-    # By its weights: a layer derived from nn.Linear may do more.
-    if not equal(F.linear(pooled, weight, bias).float(), seen.logits.float()):
-        return None, "its logits are not the output of one linear layer"
-    for call in reversed([c for c in calls if c.means]):
-        tokens, nhwc = call.tensor.ndim == 3, find_layout(call.tensor.shape, size) == "nhwc"
-        if call.means[-1 if nhwc else 0].shape != pooled.shape:
-            continue
-        if equal(call.means[-1 if nhwc else 0], pooled):
-            return Classifier(_outermost(seen, call), head.path), ""
-        # DenseNet's last ReLU is no module; written in place or not, the tensor's positive part is what it gives.
-        if equal(call.tensor.relu().mean((1,) if tokens else (1, 2) if nhwc else (2, 3)), pooled):
-            return Classifier(_outermost(seen, call), head.path, rectified=True), ""
-    if any(
-        c.tensor.ndim == 3 and c.tensor.shape[-1] == pooled.shape[-1] and _has_row(c.tensor, pooled) for c in seen.calls
-    ):
-        return None, "its classifier reads a class token, not a mean over positions (global average pooling)"
-    return None, "its classifier does not read the plain mean of a feature map over positions (global average pooling)"
-
-
-def _has_row(tokens: Tensor, row: Tensor) -> bool:
-    """Whether one token of (B,N,C) is the (B,C) row."""
-    return tokens.shape[0] == row.shape[0] and bool(((tokens - row[:, None]).abs().amax((0, 2)) == 0).any())
 
 
 def _refuse_chance(seen: Trace, source: Source) -> None:
@@ -205,6 +156,24 @@ def _family_and_layer(
     return ("cnn" if plain else "hierarchical"), (stages[-1] if stages else None), stages
 
 
+def _token_blocks(seen: Trace, attention: AttentionLayout) -> tuple[str, ...]:
+    """The module around each attention that hands its tokens to the next; () where blocks are not chained like that."""
+    layout, paths = attention.tokens, [path.split(".") for path in attention.blocks]
+    if layout is None or not paths or attention.readers:
+        return ()
+    for depth in range(1, min(map(len, paths)) + 1):
+        around = [".".join(path[:depth]) for path in paths]
+        if len(set(around)) < len(paths) or not all(path[depth - 1][-1:].isdigit() for path in paths):
+            continue
+        calls = [seen.call_of(path) for path in around]
+        if all(c is not None and c.tensor.ndim == 3 and c.tensor.shape[1] == layout.length for c in calls):
+            tokens = [c.tensor for c in calls if c is not None]
+            fed = [c.fed for c in calls[1:] if c is not None]
+            chained = (f is not None and (f is t or torch.equal(f, t)) for f, t in zip(fed, tokens, strict=False))
+            return tuple(around) if all(chained) else ()
+    return ()
+
+
 def _missing(no_classifier: str, gates: tuple[Gate, ...], layer: str | None) -> dict[Signal, str]:
     """Why signals other than attention's cannot be supplied."""
     missing: dict[Signal, str] = {}
@@ -215,7 +184,9 @@ def _missing(no_classifier: str, gates: tuple[Gate, ...], layer: str | None) -> 
         missing |= dict.fromkeys(GIVEN["gates"], reason)
     if layer is None:
         reason = "no layer whose output lies on the image, row by row and once per pass, leads to its score"
-        missing |= dict.fromkeys((Signal.FEATURES, Signal.FEATURE_GRADIENTS, Signal.FEATURE_LAYER), reason)
+        missing |= dict.fromkeys(
+            (Signal.FEATURES, Signal.FEATURE_GRADIENTS, Signal.FEATURE_LAYER, Signal.ABLATED_SCORES), reason
+        )
     return missing
 
 
@@ -258,15 +229,23 @@ def _anatomy(source: Source) -> Anatomy:
     with torch.no_grad():
         prefixed = {layout.length for layout in every if layout.prefix}
         averaged = [c for c in calls if c.tensor.ndim == 4 or c.tensor.shape[1] not in prefixed]
-        classifier, no_classifier = _classifier(seen, averaged, size)
+        classifier, no_classifier = find_classifier(seen, averaged, size)
         gates = _gates(seen)
     if classifier is not None and family != "vit":
         layer = classifier.features  # what CAM reads, so that CAM and Grad-CAM are of the same features
         stages = (*stages[:-1], layer)
     layer = str(known["feature_layer"]) if known.get("feature_layer") else layer
+    blocks = _token_blocks(seen, attention)
+    missing = dict(attention.missing)
+    if not blocks:
+        missing.setdefault(Signal.BLOCK_GRADIENTS, UNCHAINED)
+        missing.setdefault(Signal.ATTENTION_RELEVANCE, UNCHAINED)
+    if reason := not_of_relus(seen.activations):
+        missing[Signal.GUIDED_GRADIENTS] = reason
     if source.embedding:
+        missing[Signal.CLASS_SCORES] = "its output is an embedding; it has no classes"
         no_classifier = "its output is an embedding, and no linear layer on averaged features makes it"
-    missing = dict(attention.missing) | _missing(no_classifier if classifier is None else "", gates, layer)
+    missing |= _missing(no_classifier if classifier is None else "", gates, layer)
     for part, signals in GIVEN.items():  # what the user gives is no longer missing
         if known.get(part):
             missing = {signal: reason for signal, reason in missing.items() if signal not in signals}
@@ -280,6 +259,7 @@ def _anatomy(source: Source) -> Anatomy:
         attention_tokens=attention.attention_tokens,
         windows=attention.windows,
         sequences=tuple(sequences),
+        token_blocks=blocks,
         classifier=classifier,
         gates=gates,
         stages=stages,

@@ -1,7 +1,7 @@
 """What is explained: a class, the model's own choice, or the similarity of an embedding to a text's or to its own."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +12,15 @@ from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.attention import slow_attention_path
 from attncompare.errors import SpecError
 
-Target = int | str | Sequence[int] | Sequence[str] | Tensor | None
+Target = int | str | Sequence[int] | Sequence[str] | Tensor | Callable[[Tensor], Tensor] | None
 """None: the argmax on the clean image. int, sequence or (B,) tensor: class indices. "class:NAME": a class by name.
-"embedding" and "text:PROMPT": see TargetScore. A sequence of strings has one for each image."""
+"embedding" and "text:PROMPT": see TargetScore. A sequence of strings has one for each image. A function makes a score (n,)
+of the model's outputs (n,K), row by row: the difference of two logits, say."""
 
 TEXT, CLASS = "text:", "class:"
 ALLOWED = (
-    "give a class index, None, 'class:NAME', 'text:PROMPT' or 'embedding'; or a list of one index or string per image"
+    "give a class index, None, 'class:NAME', 'text:PROMPT', 'embedding' or a function of the outputs; "
+    "or a list of one index or string per image"
 )
 
 
@@ -75,6 +77,19 @@ def _indices(target: object, count: int, device: torch.device) -> Tensor:
     return index
 
 
+def _check_function(score: Callable[[Tensor], Tensor], clean: Tensor) -> None:
+    """Refuse a function that does not make one number of each row of its own."""
+    found = score(clean)
+    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if shape != (len(clean),):
+        raise SpecError(
+            f"the target function returned {shape} for outputs {tuple(clean.shape)}; ({len(clean)},) is needed"
+        )
+    alone = torch.cat([score(row[None]) for row in clean])
+    if not torch.allclose(alone, found, rtol=1e-4, atol=1e-5):
+        raise SpecError("the target function mixes images: it must make each score from that image's row alone")
+
+
 def prompts_of(target: Target, count: int) -> tuple[str, ...]:
     """The "text:PROMPT" of each of `count` images; () for other targets."""
     words = words_of(target, count)
@@ -107,16 +122,26 @@ class TargetScore:
     CLIP and SigLIP scale to their logits and is not at its maximum on the image.
 
     references: (B,D) e0 / |e0| or t / |t|, or None for class targets. prompts: the texts, () for other targets.
+    function: what makes the score of the outputs, for a target that is a function; it is the only output then.
     """
 
     target: Tensor
     references: Tensor | None = None
     prompts: tuple[str, ...] = ()
+    function: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def of_classes(self) -> bool:
+        """Whether the outputs are the model's classes."""
+        return self.references is None and self.function is None
 
     @staticmethod
     def of(adapter: ModelAdapter, clean: Tensor, target: Target) -> "TargetScore":
         """Fix the target on the clean images' outputs (B,K); errors name what is allowed."""
         count, classes = clean.shape
+        if callable(target):
+            _check_function(target, clean.detach())
+            return TargetScore(torch.zeros(count, dtype=torch.int64, device=clean.device), function=target)
         words = words_of(target, count)
         _check_words(words)
         if _all_start(words, TEXT):
@@ -143,6 +168,8 @@ class TargetScore:
 
     def outputs(self, raw: Tensor) -> Tensor:
         """(n,K) model outputs -> (n,K) scores among which `target` chooses."""
+        if self.function is not None:
+            return self.function(raw)[:, None]
         if self.references is None:
             return raw
         return (F.normalize(raw, dim=1) if self.prompts else raw) @ self.references.T
@@ -152,7 +179,9 @@ class TargetScore:
         return self.outputs(raw).gather(1, self.target[:, None])[:, 0]
 
     def probability(self, raw: Tensor, which: Tensor) -> Tensor:
-        """Outputs (n,K) of altered copies of images `which` (n,) -> (n,) softmax probability, or cosine similarity."""
+        """Outputs (n,K) of altered copies of images `which` (n,) -> (n,) softmax probability, cosine or function."""
+        if self.function is not None:
+            return self.function(raw)
         if self.references is not None:
             return (F.normalize(raw, dim=1) * self.references[which]).sum(dim=1)
         return raw.softmax(dim=1).gather(1, self.target[which][:, None])[:, 0]
@@ -164,6 +193,7 @@ class CountedForward(nn.Module):
     def __init__(self, adapter: ModelAdapter, scored: TargetScore) -> None:
         super().__init__()
         self.adapter, self.scored = adapter, scored
+        self.trunk_once = False  # the images are copies of one, and a tap makes copies of its features
         self.seen_forward = 0
         self.seen_backward = 0
         self.reached: Tensor | None = None
@@ -171,6 +201,7 @@ class CountedForward(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(n,3,H,W) in [0, 1] -> (n,K)."""
         with slow_attention_path():
+            images = images[:1] if self.trunk_once else images
             outputs = self.scored.outputs(self.adapter.forward(images))
         self.seen_forward += len(images)
         if images.requires_grad:

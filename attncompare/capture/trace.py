@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from attncompare.adapters.base import Anatomy, ModelAdapter, Source
 from attncompare.capture.attention import AttentionCalls, kernel, slow_attention_path
+from attncompare.capture.backward_rules import ActivationNames
 from attncompare.capture.capture import left_as_found
 
 BATCH = 2  # images in the probing pass
@@ -20,8 +21,9 @@ class Call:
     """One run of a module: its path, what went in and what came out.
 
     means: the spatial means (B,C) of an output, 4-D as read in NCHW and in NHWC or 3-D as tokens, taken at once: what
-    follows may write into the output in place. gate: the path of the inner module whose output is the ratio of output
-    to input. direct: whether the output is the tensor itself (or a tuple that starts with it), so that it can be tapped.
+    follows may write into the output in place. positive_means: the same of its positive part. gate: the path of the inner
+    module whose output is the ratio of output to input. direct: whether the output is the tensor itself (or a tuple that
+    starts with it), so that it can be tapped.
     """
 
     path: str
@@ -30,6 +32,7 @@ class Call:
     options: Mapping[str, object]
     tensor: Tensor
     means: tuple[Tensor, ...] = ()
+    positive_means: tuple[Tensor, ...] = ()
     gate: str | None = None
     direct: bool = True
 
@@ -66,6 +69,7 @@ class Trace:
     logits: Tensor | None = None
     images: Tensor | None = None
     running: list[tuple[str, nn.Module]] = field(default_factory=list)
+    activations: set[str] = field(default_factory=set)
 
     def where(self) -> str:
         """The module that is running; a softmax that is a module belongs to the one around it."""
@@ -108,11 +112,12 @@ def trace(source: Source) -> Trace:
         for path, module in source.model.named_modules():
             if path:
                 _watch(stack, seen, path, module)
-        with AttentionCalls(seen):
+        with ActivationNames() as names, AttentionCalls(seen):
             generator = torch.Generator().manual_seed(0)
             images = torch.rand(BATCH, 3, *source.preprocessing.size, generator=generator).to(adapter.device)
             seen.images = images.requires_grad_(True)
             seen.logits = adapter.forward(seen.images)
+        seen.activations = names.seen
         _wake_silent_gates(seen)
     return seen
 
@@ -130,11 +135,12 @@ def _watch(stack: ExitStack, seen: Trace, path: str, module: nn.Module) -> None:
             with torch.no_grad():
                 axes = {4: ((2, 3), (1, 2)), 3: ((1,),)}.get(tensor.ndim, ())
                 means = tuple(tensor.mean(over) for over in axes)
+                positive = tuple(tensor.clamp(min=0).mean(over) for over in axes)
                 gate = _gate_values(seen, path, args, tensor)
             # A module that hands on one of several tensors unchanged is no place to tap it: it may have been used before.
             handed_on = isinstance(output, tuple) and any(tensor is x for x in (*args, *options.values()))
             direct = isinstance(output, Tensor | tuple) and not handed_on
-            seen.calls.append(Call(path, module, args, options, tensor, means, gate, direct))
+            seen.calls.append(Call(path, module, args, options, tensor, means, positive, gate, direct))
 
     stack.callback(module.register_forward_pre_hook(enter).remove)
     stack.callback(module.register_forward_hook(leave, with_kwargs=True).remove)

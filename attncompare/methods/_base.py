@@ -11,9 +11,6 @@ from attncompare.signals import OWN_PASSES, SIGNAL_OPTIONS, Signal, SignalOption
 
 methods: "Registry[Method]" = Registry("method", "attncompare.methods")
 
-FREE = frozenset({Signal.IMAGES, Signal.TARGET, Signal.TOKENS})
-"""Signals that cost no pass of their own."""
-
 
 @dataclass(frozen=True)
 class Option:
@@ -81,7 +78,8 @@ def _checked(method: str, option: Option, value: object) -> object:
         return value
     allowed = (int, float) if option.kind is float else option.kind
     if not isinstance(value, allowed) or (isinstance(value, bool) and option.kind is not bool):
-        raise SpecError(f"{name} must be a {option.kind.__name__}, not {value!r}")
+        article = "an" if option.kind is int else "a"
+        raise SpecError(f"{name} must be {article} {option.kind.__name__}, not {value!r}")
     if option.limits is not None:
         low, high = option.limits
         if not low <= value <= high:  # type: ignore[operator]
@@ -123,7 +121,7 @@ def method(
             else:
                 needs.append(Signal(parameter.name))
         inherited: dict[str, SignalOption] = {o.name: o for need in needs for o in SIGNAL_OPTIONS.get(need, ())}
-        options += [Option(o.name, o.default, o.choices, o.meaning, o.kind) for o in inherited.values()]
+        options += [Option(o.name, o.default, o.choices, o.meaning, o.kind, o.limits) for o in inherited.values()]
         name = compute.__name__
         flags = {"class_sensitive": class_sensitive, "control": control, "space": space}
         methods.add(name, Method(name, compute, tuple(needs), tuple(options), reference, version, **flags))  # type: ignore[arg-type]

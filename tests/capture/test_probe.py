@@ -53,6 +53,67 @@ def test_the_feature_layer_of_a_vit_feeds_its_last_attention(tiny, name, layer, 
 
 
 @pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        *(
+            (name, "blocks.{}")
+            for name in ("vit", "vit_mean", "vit_registers", "vit_distilled", "vit_oblong", "embedding_vit")
+        ),
+        ("vit_torchvision", "encoder.layers.encoder_layer_{}"),
+        ("hf_vit", "vit.layers.{}"),
+        ("hf_deit", "deit.layers.{}"),
+        ("hf_dinov2_registers", "dinov2_with_registers.encoder.layer.{}"),
+    ],
+)
+def test_the_blocks_around_attention_hand_their_tokens_on(tiny, name, blocks):
+    found = tiny(name)
+    assert found.anatomy.token_blocks == tuple(blocks.format(number) for number in range(3))
+    assert {Signal.BLOCK_GRADIENTS, Signal.ATTENTION_RELEVANCE} <= found.supplies
+
+
+@pytest.mark.parametrize("name", ["cnn", "swin", "cait", "vit_map_pool", "levit", "xcit"])
+def test_where_blocks_do_not_hand_their_tokens_on_the_signals_of_blocks_are_missing(tiny, name):
+    found = tiny(name)
+    assert found.anatomy.token_blocks == ()
+    for signal in (Signal.BLOCK_GRADIENTS, Signal.ATTENTION_RELEVANCE):
+        assert signal not in found.supplies
+        assert len(found.anatomy.missing[signal]) > 20
+
+
+def chained(between):
+    """A ViT with something between its blocks."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+
+        class Chained(nn.Module):
+            def __init__(self):
+                super().__init__()
+                layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+                self.patches, self.head = nn.Conv2d(3, 16, 8, stride=8), nn.Linear(16, 5)
+                self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).layers
+
+            def forward(self, images):
+                tokens = self.layers[0](self.patches(images).flatten(2).transpose(1, 2))
+                return self.head(self.layers[1](between(tokens)).mean(dim=1))
+
+        return ac.wrap_model(Chained().eval(), size=(32, 32))
+
+
+def test_tokens_that_are_changed_between_two_blocks_break_the_chain():
+    assert chained(lambda tokens: tokens).anatomy.token_blocks == ("layers.0", "layers.1")
+    assert chained(lambda tokens: 2 * tokens).anatomy.token_blocks == ()
+    missing = chained(lambda tokens: tokens + 1).anatomy.missing
+    assert "blocks each of which hands its tokens to the next" in missing[Signal.BLOCK_GRADIENTS]
+
+
+@pytest.mark.parametrize("name", ["embedding_cnn", "embedding_vit"])
+def test_an_embedding_has_scores_but_no_classes(tiny, name):
+    found = tiny(name)
+    assert Signal.SCORES in found.supplies
+    assert found.anatomy.missing[Signal.CLASS_SCORES] == "its output is an embedding; it has no classes"
+
+
+@pytest.mark.parametrize(
     ("name", "family", "layer", "stages"),
     [
         ("cnn", "cnn", "5", ("2", "5")),

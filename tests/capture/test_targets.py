@@ -10,7 +10,7 @@ import attncompare as ac
 from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
 from attncompare.capture.targets import TargetScore
-from attncompare.errors import CaptureError, SpecError
+from attncompare.errors import CaptureError, SpecError, UnsupportedMethodError
 from attncompare.signals import Signal
 
 GRADIENT_METHODS = ["layer_cam", "hires_cam", "saliency", "grad_cam", "integrated_gradients"]
@@ -342,3 +342,192 @@ def test_logits_that_are_not_finite_are_a_failure(tiny, pictures, build):
 def test_images_that_are_not_what_the_model_takes_are_refused(tiny, images, message):
     with pytest.raises(SpecError, match=message):
         ac.make_explainer(tiny("cnn"), "saliency").explain(images)
+
+
+def difference(outputs):
+    """How much more the model says 2 than 4."""
+    return outputs[:, 2] - outputs[:, 4]
+
+
+LINEAR_IN_THE_SCORE = {
+    "input_x_gradient": {},
+    "hires_cam": {},
+    "integrated_gradients": {"steps": 3},
+    "gradient_shap": {"samples": 3},
+    "occlusion": {"window": 0.5},
+    "attn_lrp": {},
+}
+
+
+@pytest.mark.parametrize("name", ["cnn", "vit", "swin"])
+@pytest.mark.parametrize("method", LINEAR_IN_THE_SCORE)
+def test_a_method_that_is_linear_in_the_score_gives_the_difference_of_two_maps(tiny, pictures, name, method):
+    if method == "attn_lrp":
+        name = {"cnn": "vit_mean"}.get(name, name)
+    model = tiny(name)
+    images = pictures(model)
+    options = {"linear_gamma": 0.0, "conv_gamma": 0.0} if method == "attn_lrp" else LINEAR_IN_THE_SCORE[method]
+    explainer = ac.make_explainer(model, method, **options)
+    one, other, both = (explainer.explain(images, target).values for target in (2, 4, difference))
+    assert one.std() > 0 and other.std() > 0
+    torch.testing.assert_close(both, one - other, atol=2e-5 * float(one.abs().max() + other.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize(
+    "method", ["saliency", "layer_cam", "grad_cam", "gradient_rollout", "legrad", "class_attention"]
+)
+def test_a_function_that_picks_a_logit_is_that_class(tiny, pictures, method):
+    model = tiny("vit")
+    images = pictures(model)
+    explainer = ac.make_explainer(model, method)
+    chosen, picked = explainer.explain(images, 3), explainer.explain(images, lambda outputs: outputs[:, 3])
+    torch.testing.assert_close(picked.values, chosen.values, atol=1e-6 * float(chosen.values.abs().max()), rtol=0)
+    assert picked.target.tolist() == [-1, -1]
+    assert chosen.target.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("name", ["cnn", "vit"])
+def test_ablation_of_a_function_is_that_of_its_logit(tiny, pictures, name):
+    """By the head of the model alone, since the closed form is that of a class."""
+    model = tiny(name)
+    images = pictures(model)
+    explainer = ac.make_explainer(model, "ablation_cam")
+    chosen, picked = explainer.explain(images, 3), explainer.explain(images, lambda outputs: outputs[:, 3])
+    torch.testing.assert_close(picked.values, chosen.values, atol=1e-4 * float(chosen.values.max()), rtol=0)
+    assert picked.passes_forward == 2
+
+
+def rise_by_hand(model, images, function, **options):
+    from attncompare.methods.rise import rise
+
+    def score(copies, which):
+        with torch.no_grad():
+            return function(model.forward(copies))
+
+    return rise(images, score, **options)
+
+
+def test_rise_weighs_its_masks_by_the_function_itself(tiny, pictures):
+    model = tiny("cnn")
+    images, options = pictures(model), {"masks": 10, "batch": 4}
+    found = ac.make_explainer(model, "rise", **options).explain(images, difference).values
+    expected = rise_by_hand(model, images, difference, **options)
+    assert expected.std() > 0
+    torch.testing.assert_close(found, expected, atol=1e-6 * float(expected.abs().max()), rtol=0)
+
+
+def test_lime_and_kernel_shap_see_the_function_itself(tiny, pictures):
+    model = tiny("cnn")
+    images = pictures(model)
+    for method in ("lime", "kernel_shap"):
+        explainer = ac.make_explainer(model, method, samples=20, segments=6)
+        found, flipped = (
+            explainer.explain(images, target).values for target in (difference, lambda outputs: -difference(outputs))
+        )
+        torch.testing.assert_close(flipped, -found, atol=1e-4 * float(found.abs().max()), rtol=0)
+        assert found.abs().max() > 0
+
+
+def test_each_image_of_a_batch_has_its_own_score(tiny, pictures):
+    model = tiny("vit")
+    images = pictures(model, count=3)
+    for method in ("saliency", "grad_cam", "integrated_gradients", "transformer_lrp", "attn_lrp"):
+        explainer = ac.make_explainer(model, method)
+        together = explainer.explain(images, difference).values
+        alone = torch.cat([explainer.explain(image[None], difference).values for image in images])
+        torch.testing.assert_close(together, alone, atol=1e-5 * float(together.abs().max()), rtol=0)
+
+
+def test_a_function_explains_an_embedding_too(tiny, pictures):
+    model = tiny("embedding_vit")
+    images = pictures(model)
+    plain = images.clone().requires_grad_(True)
+    expected = torch.autograd.grad(model.forward(plain)[:, 5].sum(), plain)[0].abs().amax(1)
+    found = ac.make_explainer(model, "saliency").explain(images, lambda outputs: outputs[:, 5])
+    torch.testing.assert_close(found.values, expected, atol=1e-6 * float(expected.max()), rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", [*SHARED_OR_ALONE, "rise", "ablation_cam"])
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda outputs: outputs, r"the target function returned \(2, 5\) for outputs \(2, 5\); \(2,\) is needed"),
+        (lambda outputs: outputs.sum(), r"returned \(\) for outputs \(2, 5\)"),
+        (lambda outputs: outputs[:1, 0], r"returned \(1,\) for outputs"),
+        (lambda outputs: 1.0, "returned float for outputs"),
+        (lambda outputs: None, "returned NoneType"),
+        (
+            lambda outputs: outputs[:, 0] - outputs[:, 0].mean(),
+            "mixes images: it must make each score from that image's row",
+        ),
+        (lambda outputs: outputs[:, 0].flip(0), "mixes images"),
+    ],
+    ids=["all", "sum", "first", "number", "nothing", "mean", "flipped"],
+)
+def test_a_function_that_does_not_make_one_score_of_each_row_is_refused(tiny, pictures, method, function, message):
+    options = {"masks": 4} if method == "rise" else {}
+    with pytest.raises(SpecError, match=message):
+        ac.make_explainer(tiny("vit"), method, **options).explain(pictures(tiny("vit")), function)
+
+
+@pytest.mark.parametrize(
+    ("method", "signal"), [("cam", "classifier_weights"), ("finer_cam", "class_scores")], ids=["cam", "finer_cam"]
+)
+def test_methods_of_a_class_refuse_a_function(tiny, pictures, method, signal):
+    with pytest.raises(UnsupportedMethodError, match=f"{signal} belong to a class; the target is a function"):
+        ac.make_explainer(tiny("cnn"), method).explain(pictures(tiny("cnn")), difference)
+
+
+def test_a_function_without_a_gradient_is_a_failure_with_the_reason(tiny, pictures):
+    model = tiny("vit")
+    for method in ("saliency", "grad_cam", "integrated_gradients", "legrad", "transformer_lrp", "attn_lrp"):
+        with pytest.raises(CaptureError, match="gradient"):
+            ac.make_explainer(model, method).explain(pictures(model), lambda outputs: outputs[:, 0].detach())
+
+
+def test_the_score_of_a_map_is_that_of_its_function(tiny, pictures):
+    model = tiny("cnn")
+    images = pictures(model)
+    shown = ac.make_explainer(model, "saliency").explain(images, difference)
+    records = ac.score(model, images, shown, metrics=["deletion"], protocol="rise-fast", target=difference)
+    with torch.no_grad():
+        clean = difference(model.forward(images)).tolist()
+    assert [record.target for record in records] == [-1, -1]
+    assert [record.status for record in records] == ["ok", "ok"]
+    assert [record.curve[0] for record in records] == pytest.approx(clean, abs=1e-5)
+
+
+def test_what_a_map_was_made_for_is_asked_where_only_the_caller_knows_and_nowhere_else(tiny, pictures):
+    model = tiny("cnn")
+    images = pictures(model)
+    explainer = ac.make_explainer(model, "saliency")
+    of_function, of_class = explainer.explain(images, difference), explainer.explain(images, 2)
+    options = {"metrics": ["deletion"], "protocol": "rise-fast"}
+    for target in (None, 3):
+        with pytest.raises(SpecError, match="explains a function of the outputs: give that function as target="):
+            ac.score(model, images, of_function, **options, target=target)
+    with pytest.raises(SpecError, match="the target is the one the map was made for; only a function is given again"):
+        ac.score(model, images, of_class, **options, target=difference)
+
+
+def test_a_class_given_again_where_the_map_knows_its_own_is_refused(tiny, pictures):
+    """Else a score for class 3 could be taken for that of a map of class 2."""
+    model = tiny("cnn")
+    images = pictures(model)
+    shown = ac.make_explainer(model, "saliency").explain(images, 2)
+    with pytest.raises(SpecError, match="the target is the one the map was made for"):
+        ac.score(model, images, shown, metrics=["deletion"], protocol="rise-fast", target=3)
+
+
+def test_scores_of_two_functions_have_two_keys(tiny, pictures):
+    """A key says what a value depends on."""
+    model = tiny("cnn")
+    images = pictures(model)
+    shown = ac.make_explainer(model, "edge_map").explain(images, difference)
+    options = {"metrics": ["deletion"], "protocol": "rise-fast"}
+    records = [
+        ac.score(model, images, shown, **options, target=target)[0]
+        for target in (difference, lambda outputs: outputs[:, 0])
+    ]
+    assert records[0].value != records[1].value
+    assert records[0].key != records[1].key

@@ -1,0 +1,55 @@
+"""KernelSHAP, by Captum."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from attncompare.methods._base import method
+
+
+@method(
+    reference="Lundberg & Lee, arXiv:1705.07874, theorem 2",
+    meaning={
+        "samples": "random coalitions of superpixels",
+        "baseline": "grey level of superpixels that are off, in [0, 1]",
+        "batch": "altered copies in one pass",
+        "seed": "changes the coalitions",
+    },
+    limits={
+        "samples": (2, 1_000_000), "baseline": (0, 1), "batch": (1, 100_000), "seed": (0, 2**62),
+    },
+)  # fmt: skip
+def kernel_shap(
+    images: Tensor,
+    superpixels: Tensor,
+    target_score: Callable[[Tensor, Tensor], Tensor],
+    *,
+    samples: int = 1000,
+    baseline: float = 0.5,
+    batch: int = 32,
+    seed: int = 0,
+) -> Tensor:
+    """Shapley value of each superpixel for the target's probability, from a regression over random coalitions."""
+    from captum.attr import KernelShap
+
+    found = []
+    for index, (image, labels) in enumerate(zip(images, superpixels, strict=True)):
+
+        def score(copies: Tensor, index: int = index) -> Tensor:
+            return target_score(copies, torch.full((len(copies),), index, device=copies.device))
+
+        if int(labels.max()) == 0:  # one player owns the whole change
+            found.append((score(image[None]) - score(torch.full_like(image[None], baseline))).expand(labels.shape))
+            continue
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            values = KernelShap(score).attribute(
+                image[None],
+                baselines=baseline,
+                feature_mask=labels[None, None],
+                n_samples=samples,
+                perturbations_per_eval=batch,
+            )
+        found.append(values[0, 0])
+    return torch.stack(found)

@@ -1,0 +1,81 @@
+"""LIME, by Captum."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from attncompare.methods._base import method
+
+RIDGE = 1.0  # penalty of the linear model
+
+
+@method(
+    reference="Ribeiro et al., arXiv:1602.04938, algorithm 1; kernel, width and ridge as in the authors' image code",
+    meaning={
+        "samples": "random sets of superpixels",
+        "width": "width of the exponential kernel over the cosine distance to the whole image",
+        "baseline": "grey level of superpixels that are off, in [0, 1]",
+        "batch": "altered copies in one pass",
+        "seed": "changes the samples",
+    },
+    limits={
+        "samples": (2, 1_000_000), "width": (1e-3, 100), "baseline": (0, 1),
+        "batch": (1, 100_000), "seed": (0, 2**62),
+    },
+)  # fmt: skip
+def lime(
+    images: Tensor,
+    superpixels: Tensor,
+    target_score: Callable[[Tensor, Tensor], Tensor],
+    *,
+    samples: int = 1000,
+    width: float = 0.25,
+    baseline: float = 0.5,
+    batch: int = 32,
+    seed: int = 0,
+) -> Tensor:
+    """Coefficient of each superpixel in a linear model of the target's probability around the image."""
+    found = []
+    for index, (image, labels) in enumerate(zip(images, superpixels, strict=True)):
+
+        def score(copies: Tensor, index: int = index) -> Tensor:
+            return target_score(copies, torch.full((len(copies),), index, device=copies.device))
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            found.append(_coefficients(score, image, labels, samples, batch, width, baseline)[labels])
+    return torch.stack(found)
+
+
+def _coefficients(
+    score: Callable[[Tensor], Tensor],
+    image: Tensor,
+    labels: Tensor,
+    samples: int,
+    batch: int,
+    width: float,
+    baseline: float,
+) -> Tensor:
+    """(S,) of one image's superpixels."""
+    from captum._utils.models.linear_model import SkLearnRidge
+    from captum.attr import LimeBase
+
+    count = int(labels.max()) + 1
+
+    def similarity(original: Tensor, altered: Tensor, kept: Tensor, **given: object) -> Tensor:
+        distance = 1 - (kept.float().sum() / count).sqrt()  # cosine distance of a 0/1 vector to all ones
+        return torch.exp(-(distance**2) / (2 * width**2))
+
+    def draw(original: Tensor, **given: object) -> Tensor:
+        return torch.randint(0, 2, (1, count), device=original.device)
+
+    def alter(kept: Tensor, original: Tensor, **given: object) -> Tensor:
+        return torch.where(kept[0][labels].bool(), original, baseline)
+
+    model = SkLearnRidge(alpha=RIDGE)
+    explainer = LimeBase(score, model, similarity, draw, True, alter, None)
+    weights: Tensor = explainer.attribute(
+        image[None], n_samples=samples, perturbations_per_eval=batch, num_interp_features=count
+    )
+    return weights.flatten().to(image)
