@@ -88,7 +88,9 @@ def attention_probabilities(
 ) -> Tensor:
     """softmax(Q K^T * scale + mask), (B,heads,Nq,Nk): what the fused kernel computes and does not return."""
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    scores = (query * factor) @ key.transpose(-2, -1)
+    query = query * factor
+    # A product with a single row would first copy the keys of a batch.
+    scores = (query * key).sum(-1)[..., None, :] if query.shape[-2] == 1 else query @ key.transpose(-2, -1)
     return (scores if mask is None else scores + mask).softmax(dim=-1)
 
 
@@ -172,7 +174,8 @@ def attention_rows(
         for start in range(0, len(rows), chunk):
             part = rows[start : start + chunk]
             part_mask = mask if mask is None or mask.shape[-2] == 1 else mask[..., part, :]
-            summed = attention_probabilities(query[..., part, :], key, mask=part_mask, scale=scale).sum(dim=-2)
+            several = query[..., part[0] : part[0] + 1, :] if len(part) == 1 else query[..., part, :]
+            summed = attention_probabilities(several, key, mask=part_mask, scale=scale).sum(dim=-2)
             total = summed if total is None else total + summed
         assert total is not None
         return total / len(rows)

@@ -53,11 +53,11 @@ class AttentionRecorder:
             self._refuse_undeclared(query.shape[-2], key.shape[-2])
             return kernel(query, key, value, *args, **kwargs)  # type: ignore[arg-type]
         options = {**dict(zip(KERNEL_OPTIONS, args, strict=False)), **kwargs}
-        if self.full:
+        if self.full or (self.fusions and not torch.is_grad_enabled()):
             output, probabilities = explicit_attention(query, key, value, **options)  # type: ignore[arg-type]
             self._keep_all(probabilities)
             return output
-        if self.fusions:
+        if self.fusions:  # outside the graph, which would keep every head of every block
             with torch.no_grad():
                 self._keep_all(explicit_attention(query, key, value, **options)[1])  # type: ignore[arg-type]
         elif self.running[-1] in self.row_blocks:

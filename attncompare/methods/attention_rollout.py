@@ -20,18 +20,18 @@ def attention_rollout(fused_attention: Sequence[Tensor], tokens: TokenLayout, *,
 
     Rows are renormalised, which changes nothing for the paper's mean over heads and keeps the flow a distribution when
     heads are fused by max or min, or small values are discarded (per image; the class column is never discarded).
+
+    The read-out is linear, so one row is followed from the last block to the first in place of the whole product.
     """
-    count = fused_attention[0].shape[-1]
-    identity = torch.eye(count, dtype=fused_attention[0].dtype, device=fused_attention[0].device)
-    flow = identity
-    for attention in fused_attention:
+    flow = fused_attention[0].new_zeros(len(fused_attention[0]), 1, fused_attention[0].shape[-1])
+    flow[..., tokens.rows()] = 1 / len(tokens.rows())
+    for attention in reversed(fused_attention):
         kept = _without_smallest(attention, discard, tokens.prefix) if discard else attention
-        total = kept.sum(dim=-1, keepdim=True)
+        total = kept.sum(dim=-1)[:, None]
+        shares = torch.where(total > 0, flow / total, 0)
         # A row that lost everything keeps its own flow.
-        rows = torch.where(total > 0, kept / total.clamp_min(torch.finfo(kept.dtype).tiny), identity)
-        step = (rows + identity) / 2
-        flow = step @ flow
-    return tokens.readout(flow)
+        flow = (shares @ kept + torch.where(total > 0, 0, flow) + flow) / 2
+    return tokens.to_grid(flow[:, 0])
 
 
 def _without_smallest(attention: Tensor, share: float, prefix: int) -> Tensor:

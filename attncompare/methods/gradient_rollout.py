@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from attncompare.methods._base import method
@@ -13,10 +12,11 @@ from attncompare.signals import TokenLayout
 def gradient_rollout(attention: Sequence[Tensor], attention_gradients: Sequence[Tensor], tokens: TokenLayout) -> Tensor:
     """R <- R + A' R over the blocks, with A' the head mean of the positive part of gradient times attention.
 
-    Y is the target's logit; rows are not normalised.
+    Y is the target's logit; rows are not normalised. The read-out is linear, so one row is followed from the last block
+    to the first in place of the whole product.
     """
-    count = attention[0].shape[-1]
-    relevance = torch.eye(count, dtype=attention[0].dtype, device=attention[0].device).expand(len(attention[0]), -1, -1)
-    for weights, gradients in zip(attention, attention_gradients, strict=True):
-        relevance = relevance + (gradients * weights).relu().mean(dim=1) @ relevance
-    return tokens.readout(relevance)
+    relevance = attention[0].new_zeros(len(attention[0]), 1, attention[0].shape[-1])
+    relevance[..., tokens.rows()] = 1 / len(tokens.rows())
+    for weights, gradients in zip(reversed(attention), reversed(attention_gradients), strict=True):
+        relevance = relevance + relevance @ (gradients * weights).relu_().mean(dim=1)
+    return tokens.to_grid(relevance[:, 0])

@@ -24,7 +24,7 @@ def integrated_gradients(
     steps: int = 50,
     baseline: float = 0.0,
     rule: str = "gausslegendre",
-    batch: int = 32,
+    batch: int = 8,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Gradient integrated from a black image to the image, times their difference, summed over colours.
 

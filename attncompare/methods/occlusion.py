@@ -23,7 +23,7 @@ def occlusion(
     window: float = 0.2,
     stride: float = 0.5,
     baseline: float = 0.5,
-    batch: int = 16,
+    batch: int = 8,
 ) -> Tensor:
     """Drop of the score when a square covers a place, averaged over the squares that cover it."""
     import torch

@@ -48,7 +48,7 @@ def rise(
     cells: int = 7,
     keep: float = 0.5,
     baseline: float = 0.5,
-    batch: int = 32,
+    batch: int = 8,
     seed: int = 0,
 ) -> Tensor:
     """Mean of random masks, each weighted by the probability of the target behind it, over the share that is kept."""
