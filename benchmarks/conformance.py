@@ -226,11 +226,11 @@ def table(rows: list[dict[str, object]]) -> str:
 
 def write_readme(path: Path, rows: list[dict[str, object]]) -> None:
     """Put the table between the marks."""
-    mark, text = "<!-- conformance -->", path.read_text()
-    if text.count(mark) != 2:
-        raise SystemExit(f"{path.name} needs two lines {mark}, one before and one behind the table")
-    before, _, after = text.split(mark)
-    path.write_text(f"{before}{mark}\n{table(rows)}\n{mark}{after}")
+    first, last, text = "<!-- conformance -->", "<!-- /conformance -->", path.read_text()
+    if text.count(first) != 1 or text.count(last) != 1:
+        raise SystemExit(f"{path.name} needs one line {first} before the table and one {last} behind it")
+    before, rest = text.split(first)
+    path.write_text(f"{before}{first}\n{table(rows)}\n{last}{rest.split(last)[1]}")
 
 
 def main() -> None:

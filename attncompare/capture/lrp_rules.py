@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from attncompare.capture.attention import kernel
-from attncompare.capture.backward_rules import CLIPPED, SMOOTH, Call, Ruled, Rules, derivative
+from attncompare.capture.backward_rules import CLIPPED, GATES, SMOOTH, Call, Ruled, Rules, derivative, out_of_place
 
 
 class AttentionRules(Rules):
@@ -17,8 +17,8 @@ class AttentionRules(Rules):
 
     Activations pass back value / input (equation 9), products halves to each factor (equation 7), normalisation what it
     would with its divisor fixed (equation 12); linear layers follow LRP-gamma, which with gamma = 0 is the plain gradient.
-    ReLU, max pooling, softmax and linear layers at gamma = 0 need no rule: their gradient is it. Nor do sigmoid gates have
-    one, whose value / input has a pole at 0.
+    ReLU, max pooling, softmax and linear layers at gamma = 0 need no rule: their gradient is it. A sigmoid is a gate and
+    counts as a constant: relevance goes to what it multiplies (Arras et al., arXiv:1706.07206), as in x sigmoid(1.702 x).
     """
 
     def __init__(self, conv_gamma: float, linear_gamma: float) -> None:
@@ -30,6 +30,8 @@ class AttentionRules(Rules):
     ) -> Any:
         """Give a function its rule."""
         options = dict(kwargs or {})
+        if func in GATES:
+            return out_of_place(func, args[1:], options)(args[0].detach())
         if func is F.layer_norm:
             return _fixed_divisor(*args, **options)
         if func in PRODUCTS and len(args) == 2 and all(isinstance(x, Tensor) and x.requires_grad for x in args):

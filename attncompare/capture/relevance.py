@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.attention import AttentionCalls, current_block, slow_attention_path
-from attncompare.capture.backward_rules import out_of_place
+from attncompare.capture.backward_rules import GATES, out_of_place
 from attncompare.capture.capture import Capture
 from attncompare.capture.multi_head import multi_head_attention
 from attncompare.capture.recorders import AttentionRecorder, Need
@@ -163,6 +163,8 @@ class RelevanceRules(TorchFunctionMode):
             return func(*args, **options)
         if func in KEEPS:
             return _Kept.apply(out_of_place(func, args[1:], options), args[0])
+        if func in GATES:  # relevance goes to what a gate multiplies, as in x sigmoid(1.702 x)
+            return out_of_place(func, args[1:], options)(args[0].detach())
         if func in (F.linear, F.conv2d) or (func in PRODUCTS and len(growing) == 1 and func is not torch.einsum):
             return _linear(func, args, options)
         if func in PRODUCTS or func in MEANS:

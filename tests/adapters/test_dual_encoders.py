@@ -145,8 +145,16 @@ def supported(model):
 
 def test_every_method_takes_a_prompt(pair, pictures):
     ours = pair[2]
-    options = {"integrated_gradients": {"steps": 4}, "rise": {"masks": 8}, "smooth_grad": {"samples": 2}}
-    names = [n for n in supported(ours) if n not in ("xgrad_cam", "grad_cam_pp")]  # which refuse layers behind no ReLU
+    options = {
+        "integrated_gradients": {"steps": 4},
+        "rise": {"masks": 8},
+        "smooth_grad": {"samples": 2},
+        "gradient_shap": {"samples": 2},
+        "lime": {"samples": 8, "segments": 4},
+        "kernel_shap": {"samples": 8, "segments": 4},
+    }
+    refused = ("xgrad_cam", "grad_cam_pp", "deep_lift")  # layers behind no ReLU, products of activations
+    names = [n for n in supported(ours) if n not in refused]
     maps = ac.explain_together(ours, [(n, options.get(n, {})) for n in names], pictures(ours), CAT)
     assert all(one.prompts == (CAT, CAT) for one in maps.values())
     assert all(one.values.isfinite().all() for one in maps.values())

@@ -267,3 +267,27 @@ def test_a_convolution_whose_relu_writes_in_place_keeps_its_relevance(build, pic
     ]
     torch.testing.assert_close(maps[0].values, maps[1].values)
     assert maps[0].values.abs().max() > 0
+
+
+class Gated(nn.Module):
+    """A quick GELU, written out as transformers does."""
+
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
+def test_a_sigmoid_gate_is_a_constant_and_relevance_is_kept():
+    """Without biases all relevance is the logit, and a pixel's is input times gradient behind fixed gates."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 6, 3, bias=False), Gated(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4, bias=False)
+    net = nn.Sequential(*layers).eval()
+    model = ac.wrap_model(net, size=(12, 12), mean=(0, 0, 0), std=(1, 1, 1))
+    images = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    shown = ac.make_explainer(model, "attn_lrp", conv_gamma=0.0, linear_gamma=0.0).explain(images, 1).values
+    logits = net(images)[:, 1].detach()
+    torch.testing.assert_close(shown.sum((1, 2)), logits, atol=1e-5, rtol=1e-4)
+    x = images.clone().requires_grad_(True)
+    features = net[0](x)
+    fixed = net[4]((features * torch.sigmoid(1.702 * features).detach()).mean((2, 3)))
+    expected = (x * torch.autograd.grad(fixed[:, 1].sum(), x)[0]).sum(1)
+    torch.testing.assert_close(shown, expected.detach(), atol=1e-6, rtol=1e-4)
