@@ -15,6 +15,7 @@ _PUBLIC = {
     "Record": "benchmark.records",
     "Run": "benchmark.run",
     "TokenLayout": "signals",
+    "compare_maps": "benchmark.agreement",
     "explain_together": "explainer",
     "list_methods": "catalogue",
     "list_metrics": "catalogue",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from attncompare.adapters.base import Classifier as Classifier
     from attncompare.adapters.base import Gate as Gate
     from attncompare.adapters.base import ModelAdapter as ModelAdapter
+    from attncompare.benchmark.agreement import compare_maps as compare_maps
     from attncompare.benchmark.records import Record as Record
     from attncompare.benchmark.run import Run as Run
     from attncompare.benchmark.run import run_benchmark as run_benchmark

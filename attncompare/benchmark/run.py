@@ -22,6 +22,7 @@ from attncompare.benchmark.worker import Progress, Worker
 from attncompare.data.datasets import Dataset, open_dataset
 from attncompare.errors import SpecError
 from attncompare.loading import load_model
+from attncompare.metrics.protocols import get_protocol
 
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "captum", "numpy", "scipy", "pyarrow")
 
@@ -105,6 +106,7 @@ def run_benchmark(spec: BenchmarkSpec, out: str | Path, *, progress: Progress = 
         check_target(spec, dataset, models)
         manifest: dict[str, Any] = {
             "spec": spec.model_dump(mode="json"),
+            "protocol": get_protocol(spec.protocol).describe(),
             "environment": environment(spec.device),
             "models": {m.name: m.describe() | {"weights_hash": m.weights_hash} for m in models},
             "images": len(dataset.names),
