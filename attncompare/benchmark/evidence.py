@@ -11,9 +11,9 @@ from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.randomised import randomised_maps
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.targets import Target, TargetScore
-from attncompare.errors import SpecError
+from attncompare.errors import CaptureError, SpecError
 from attncompare.maps import resize_map
-from attncompare.metrics._base import Evidence, Metric, Score
+from attncompare.metrics._base import Evidence, Explain, Metric, Score
 from attncompare.metrics.protocols import ScoreKind
 
 T = TypeVar("T")
@@ -140,12 +140,23 @@ class Witness:
 
         def shuffled() -> Tensor:
             everything = torch.arange(len(scene.images), device=scene.images.device)
-            return resize_map(copies(scene.images, everything), self.model.size).cpu()
+            return torch.cat(
+                [resize_map(one, self.model.size).cpu() for one in self._where_possible(copies, everything)]
+            )
 
         return {
             Evidence.EXPLAIN: lambda: copies,
             Evidence.RANDOMISED_MAPS: lambda: randomised_maps(self.model.model, shuffled, self.seed),
         }
+
+    def _where_possible(self, copies: Explain, which: Tensor) -> list[Tensor]:
+        """Maps (n,h,w) of some images; one of which a shuffled model leaves nothing to explain has a map of zeros."""
+        try:
+            return [copies(self.scene.images[which], which)]
+        except CaptureError:
+            if len(which) > 1:
+                return [part for row in which for part in self._where_possible(copies, row[None])]
+            return [torch.zeros(1, *self.model.size)]
 
 
 def measure(

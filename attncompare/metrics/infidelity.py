@@ -48,12 +48,12 @@ def infidelity(
     masks = torch.stack(list(islice(random_squares(size, seed), squares)))[:, None].to(images.device)
 
     def remove(copies: Tensor) -> tuple[Tensor, Tensor]:
-        return masks.to(copies), torch.where(masks, mean_colour, copies)
+        return masks.to(copies).expand_as(copies), torch.where(masks, mean_colour, copies)
 
     values = []
     for i in range(len(images)):
         which = torch.tensor([i], device=images.device)
-        weights = maps[i].to(images)[None, None]
+        weights = (maps[i].to(images) / images.shape[1]).expand_as(images[i])[None]
         how = {"additional_forward_args": which, "n_perturb_samples": squares, "normalize": True}
         values.append(captum_infidelity(target_score, remove, images[i : i + 1], weights, **how))
     return torch.cat(values).cpu()

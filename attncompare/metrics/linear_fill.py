@@ -152,7 +152,7 @@ def linear_fill(images: Tensor, removed: Tensor) -> Tensor:
     inside = F.pad(images.new_ones(1, 1, height, width), padding)
     sought = F.pad(removed.to(images)[:, None], padding)
     known = F.pad(images, padding) * (1 - sought)
-    x = _guess(known, inside * (1 - sought))
+    x = _guess(known, inside * (1 - sought)) * inside
     # The first residual in float64: of values near 1 its rounding, times the condition of the system, would show.
     pyramid = Pyramid.of(sought, inside, images.shape[1])
     exact, sums = x.double(), torch.empty_like(x, dtype=torch.float64)

@@ -30,10 +30,10 @@ def max_sensitivity(images: Tensor, explain: Explain, seed: int, *, samples: int
         noise = (2 * torch.rand(copies.shape, generator=generator) - 1) * radius
         return (copies + noise.to(copies)).clamp(0, 1)
 
-    def maps_of(inputs: Tensor | tuple[Tensor, ...], target: Tensor) -> Tensor:
+    def maps_of(inputs: Tensor | tuple[Tensor, ...], target: Tensor) -> tuple[Tensor]:
         found = explain(inputs[0] if isinstance(inputs, tuple) else inputs, target).float()
         first.append(found.detach())
-        return found
+        return (found,)
 
     everything = torch.arange(len(images), device=images.device)
     # The batch is that of the images: Captum then draws one e for each of them at a time.
