@@ -177,7 +177,7 @@ def bench(
     model: Models = None,
     method: Methods = None,
     metric: Annotated[list[str] | None, typer.Option(help="A metric; repeat for more.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="rise, rise-fast or grid14.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="A name (see list protocols), or a TOML file.")] = None,
     data: Annotated[str | None, typer.Option(help="shapes, photos or a folder.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many images.")] = None,
     target: TargetOption = None,

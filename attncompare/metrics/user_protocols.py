@@ -5,6 +5,7 @@ import json
 import tomllib
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -30,12 +31,14 @@ def read_protocol(path: Path) -> Protocol:
             raise SpecError(f"protocol {path}: unknown key {key!r}; known: {', '.join(KEYS)}")
     if "deletion" not in given:
         raise SpecError(f"protocol {path}: deletion is missing; give mean, blur or black")
-    values = {"name": path.stem, "cells": None, "steps": None, "insertion": None} | given
-    try:
-        protocol = TypeAdapter(Protocol).validate_python(values, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise SpecError(f"protocol {path}: {first['loc'][0]}: {first['msg']} (found {first.get('input')!r})") from error
+    hints = get_type_hints(Protocol)
+    values: dict[str, Any] = {"cells": None, "steps": None, "insertion": None}
+    for key, value in given.items():
+        try:
+            values[key] = TypeAdapter(hints[key]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise SpecError(f"protocol {path}: {key}: {error.errors()[0]['msg']} (found {value!r})") from error
+    protocol = Protocol(path.stem, **values)
     _check(protocol, path)
     return replace(protocol, name=f"{path.stem}-{fingerprint(protocol)}")
 

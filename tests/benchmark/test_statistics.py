@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from attncompare.benchmark.statistics import compare_pairs, mean_interval, summarise
+from attncompare.benchmark import statistics
+from attncompare.benchmark.statistics import cliffs_delta, compare_pairs, mean_interval, summarise
 
 
 def record(method: str, image: str, value: float | None, **columns) -> dict:
@@ -192,3 +193,68 @@ def test_methods_without_a_common_image_are_not_compared():
 
 def test_one_method_alone_is_compared_with_nothing():
     assert compare_pairs(scores(cam=[0.1, 0.2]), "deletion").empty
+
+
+def test_cliffs_delta_counts_pairs_above_less_pairs_below():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        first, second = rng.integers(0, 6, 7).astype(float), rng.integers(0, 6, 9).astype(float)
+        signs = [np.sign(a - b) for a in first for b in second]
+        assert cliffs_delta(first, second) == pytest.approx(np.mean(signs))
+        assert cliffs_delta(second, first) == pytest.approx(-np.mean(signs))
+    assert cliffs_delta(np.array([3.0, 4]), np.array([1.0, 2])) == 1
+    assert cliffs_delta(np.ones(3), np.ones(4)) == 0
+
+
+def test_images_that_a_pair_lost_and_constant_maps_are_counted():
+    rows = [record(method, f"i{i}", 0.1 * i + (method == "rise")) for method in ("cam", "rise") for i in range(6)]
+    rows[0] |= {"status": "failed", "value": None}
+    rows[8] |= {"degenerate": True}
+    row = compare_pairs(pd.DataFrame(rows), "deletion").iloc[0]
+    assert (row.n, row.lost, row.degenerate) == (5, 1, 1)
+    assert row.cliffs_delta == cliffs_delta(np.arange(1, 6) * 0.1, np.arange(1, 6) * 0.1 + 1) == -1
+
+
+def test_protocols_are_compared_apart():
+    frame = scores(**THREE)
+    both = compare_pairs(
+        pd.concat([frame, frame.assign(protocol="grid14", value=lambda f: 1 - f["value"])]), "deletion"
+    )
+    assert both.groupby("protocol").size().to_dict() == {"grid14": 3, "rise": 3}
+    apart = both[both.protocol == "rise"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(apart, compare_pairs(frame, "deletion"))
+
+
+def simulated(trial: int, images: int, methods: int) -> pd.DataFrame:
+    """Equal methods as they occur: skewed scores of hard and easy images, correlated between methods."""
+    rng = np.random.default_rng([trial, 5])
+    hard = rng.beta(2, 5, images)
+    return scores(**{f"m{k}": list(np.clip(hard + rng.normal(0, 0.1, images), 0, 1)) for k in range(methods)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("images", "methods"), [(24, 2), (60, 2), (24, 5)])
+def test_equal_methods_are_told_apart_in_at_most_six_of_a_hundred_comparisons(images, methods, monkeypatch):
+    monkeypatch.setattr(statistics, "mean_interval", lambda values, seed=0: (0.0, 0.0))  # has its own simulation below
+    found = [compare_pairs(simulated(trial, images, methods), "deletion").p_holm.min() < 0.05 for trial in range(2000)]
+    assert np.mean(found) <= 0.06
+    assert np.mean(found) >= 0.01  # it can find something
+
+
+@pytest.mark.slow
+def test_intervals_of_equal_methods_leave_out_zero_about_as_rarely_as_they_say():
+    found = []
+    for trial in range(2000):
+        frame = simulated(trial, 40, 2).pivot_table(index="image", columns="method", values="value")
+        low, high = mean_interval((frame.m0 - frame.m1).to_numpy(), seed=trial)
+        found.append(not low <= 0 <= high)
+    assert 0.03 <= np.mean(found) <= 0.075  # a bootstrap of 40 values is known to be a little short
+
+
+def test_a_real_difference_is_found():
+    found = []
+    for trial in range(40):
+        frame = simulated(trial, 24, 2)
+        frame.loc[frame.method == "m1", "value"] += 0.15
+        found.append(compare_pairs(frame, "deletion").p_holm.min() < 0.05)
+    assert np.mean(found) > 0.9
