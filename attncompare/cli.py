@@ -82,9 +82,11 @@ def progress_bar() -> "Iterator[Callable[[Tick], None]]":
 
 
 def run_spec(spec: "BenchmarkSpec", out: Path) -> "Run":
-    """Run with a progress bar; Ctrl-C says how to go on."""
+    """Run with a progress bar in a process that keeps its memory; Ctrl-C says how to go on."""
     from attncompare.benchmark.run import run_benchmark
+    from attncompare.tuning import Tuning, tune
 
+    tune(Tuning(keep_memory=True))  # no value changes by it
     try:
         with progress_bar() as progress:
             return run_benchmark(spec, out, progress=progress)

@@ -15,6 +15,7 @@ from attncompare.errors import CaptureError, SpecError
 from attncompare.maps import resize_map
 from attncompare.metrics._base import Evidence, Explain, Metric, Score
 from attncompare.metrics.protocols import ScoreKind
+from attncompare.tuning import arranged
 
 T = TypeVar("T")
 Again = Callable[[Tensor, Target], Tensor]
@@ -63,7 +64,7 @@ def target_scorer(model: ModelAdapter, target: TargetScore, index: Tensor, kind:
         raise SpecError("a protocol that asks for the argmax needs a class as target")
 
     def score(images: Tensor, which: Tensor) -> Tensor:
-        raw = model.forward(images)
+        raw = model.forward(arranged(images))
         if kind == "argmax":
             return (raw.argmax(dim=1) == target.target[index[which]]).float()
         return target.probability(raw, index[which])

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.benchmark.evidence import Scene
+from attncompare.benchmark.evidence import Scene, target_scorer
 from attncompare.benchmark.plan import Cell, Chunk, chosen_metrics, plan_chunk
 from attncompare.benchmark.records import Record, Status
 from attncompare.benchmark.saved import MapArchive, save_image
@@ -23,6 +23,7 @@ from attncompare.errors import AttnCompareError, UnsupportedMethodError
 from attncompare.explainer import explain_together
 from attncompare.maps import AttributionMap
 from attncompare.metrics.protocols import get_protocol
+from attncompare.tuning import check_deviation
 
 CLEAN_SCORE = "target_score"
 """Of every clean image: the target's probability; for embeddings the cosine to itself (1) or to the text."""
@@ -53,6 +54,7 @@ class Worker:
         self.protocol = get_protocol(spec.protocol)
         self.metrics = {metric.name: metric for metric in chosen_metrics(spec)}
         self.keys: list[str] = []
+        self.deviation: dict[str, float] = {}
         self.done = self.computed = self.reused = self.failed = 0
 
     def tick(self, steps: int, what: str) -> None:
@@ -122,6 +124,10 @@ class Worker:
             outputs = model.forward(images)
             target = TargetScore.of(model, outputs, self._target(model, chunk))
             clean = target.probability(outputs, torch.arange(len(images), device=images.device)).cpu()
+            if model.name not in self.deviation:
+                everything = torch.arange(len(images), device=images.device)
+                score = target_scorer(model, target, everything)
+                self.deviation[model.name] = check_deviation(lambda batch: score(batch, everything), images)
         scene = Scene(images, target, _masks(chunk, model))
         fixed: Target = "embedding" if model.embedding else target.target
         explained = _explain(model, work, images, self.spec.target if target.prompts else fixed, self.tick)
