@@ -114,7 +114,7 @@ def test_the_command_line_tunes_its_own_process(tmp_path):
         "bench",
         "-m",
         "demo/cnn",
-        "-x",
+        "--method",
         "cam",
         "--limit",
         "1",

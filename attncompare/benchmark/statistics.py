@@ -70,8 +70,8 @@ def compare_pairs(records: pd.DataFrame, measure: str, seed: int = 0) -> pd.Data
     rows = []
     of_measure = records[(records.measure == measure) & (records.image != "")]
     for (model, protocol), group in of_measure.groupby(["model", "protocol"], sort=True):
-        values = group[group.status == "ok"].pivot_table(index="image", columns="method", values="value")
-        constant = group.pivot_table(index="image", columns="method", values="degenerate", aggfunc="max")
+        values = group[group.status == "ok"].pivot(index="image", columns="method", values="value").astype(np.float64)
+        constant = group.pivot(index="image", columns="method", values="degenerate")
         owner = {"model": model, "protocol": protocol, "measure": measure}
         pairs = [
             owner | _compare(values[[first, second]], constant[[first, second]], seed)

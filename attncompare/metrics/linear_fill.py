@@ -126,7 +126,8 @@ def _inverse(grid: Grid) -> Tensor:
     matrix = torch.diag(grid.degree.flatten()) - sums.reshape(count, count)
     sought = grid.sought.flatten(1)
     both = sought[:, :, None] * sought[:, None, :]
-    inverse: Tensor = torch.linalg.inv(both * matrix + torch.diag_embed(1 - sought))
+    lower = torch.linalg.cholesky(both * matrix + torch.diag_embed(1 - sought))
+    inverse: Tensor = torch.cholesky_inverse(lower)
     return inverse * both
 
 
