@@ -244,7 +244,7 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")])
 @app.command()
 def figure(
     folder: Annotated[Path, typer.Argument(help="The folder of a run.")],
-    kind: Annotated[str, typer.Argument(help="grid, curves, bars or cost.")],
+    kind: Annotated[str, typer.Argument(help="grid, curves, bars, cost or ranks.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="PDF, SVG or PNG.")] = Path("figure.pdf"),
     venue: Annotated[str, typer.Option(help="cvpr, icml, neurips, iclr, ieee or a4: sets the width.")] = "a4",
 ) -> None:
