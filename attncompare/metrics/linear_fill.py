@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TOLERANCE = 3e-5
+TOLERANCE = 1e-4
 """The solution is accepted when a step changes no pixel by more; the error is then a fraction of it."""
 MOST_STEPS = 60
 COARSEST = 14

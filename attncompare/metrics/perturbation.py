@@ -6,6 +6,7 @@ Here one stable sort per map gives every pixel the step at which it changes; an 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from itertools import islice
 
@@ -41,10 +42,15 @@ def baseline_images(images: Tensor, kind: Baseline, mean: Sequence[float]) -> Te
     return colour + F.conv2d(images - colour, kernel, padding=BLUR_SIDE // 2, groups=images.shape[1])
 
 
+@lru_cache(maxsize=4)
+def _tie_order(count: int, seed: int) -> Tensor:
+    """The permutation that decides between equal values; the same for all maps of a size."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
 def rank_units(values: Tensor, seed: int) -> Tensor:
     """(U,) values -> (U,) rank of each unit, 0 for the largest; ties in the order of a seeded permutation."""
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(len(values), generator=generator)
+    shuffled = _tie_order(len(values), seed)
     order = shuffled[torch.argsort(values.cpu()[shuffled], descending=True, stable=True)]
     ranks = torch.empty_like(order)
     ranks[order] = torch.arange(len(order))
