@@ -11,10 +11,12 @@ _PUBLIC = {
     "Classifier": "adapters.base",
     "Explainer": "explainer",
     "Gate": "adapters.base",
+    "Meter": "benchmark.meter",
     "ModelAdapter": "adapters.base",
     "Record": "benchmark.records",
     "Run": "benchmark.run",
     "TokenLayout": "signals",
+    "compare_maps": "benchmark.agreement",
     "explain_targets": "explainer",
     "explain_together": "explainer",
     "list_methods": "catalogue",
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     from attncompare.adapters.base import Classifier as Classifier
     from attncompare.adapters.base import Gate as Gate
     from attncompare.adapters.base import ModelAdapter as ModelAdapter
+    from attncompare.benchmark.agreement import compare_maps as compare_maps
+    from attncompare.benchmark.meter import Meter as Meter
     from attncompare.benchmark.records import Record as Record
     from attncompare.benchmark.run import Run as Run
     from attncompare.benchmark.run import run_benchmark as run_benchmark

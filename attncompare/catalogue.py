@@ -32,7 +32,7 @@ def list_protocols() -> list[str]:
     """Names of all protocols.
 
     >>> list_protocols()
-    ['grid14', 'rise', 'rise-fast']
+    ['chefer', 'grid14', 'rise', 'rise-fast', 'srg']
     """
     return sorted(PROTOCOLS)
 

@@ -82,9 +82,11 @@ def progress_bar() -> "Iterator[Callable[[Tick], None]]":
 
 
 def run_spec(spec: "BenchmarkSpec", out: Path) -> "Run":
-    """Run with a progress bar; Ctrl-C says how to go on."""
+    """Run with a progress bar in a process that keeps its memory; Ctrl-C says how to go on."""
     from attncompare.benchmark.run import run_benchmark
+    from attncompare.tuning import Tuning, tune
 
+    tune(Tuning(keep_memory=True))  # no value changes by it
     try:
         with progress_bar() as progress:
             return run_benchmark(spec, out, progress=progress)
@@ -177,7 +179,7 @@ def bench(
     model: Models = None,
     method: Methods = None,
     metric: Annotated[list[str] | None, typer.Option(help="A metric; repeat for more.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="rise, rise-fast or grid14.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="A name (see list protocols), or a TOML file.")] = None,
     data: Annotated[str | None, typer.Option(help="shapes, photos or a folder.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many images.")] = None,
     target: TargetOption = None,
@@ -242,7 +244,7 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")])
 @app.command()
 def figure(
     folder: Annotated[Path, typer.Argument(help="The folder of a run.")],
-    kind: Annotated[str, typer.Argument(help="grid, curves, bars or cost.")],
+    kind: Annotated[str, typer.Argument(help="grid, curves, bars, cost or ranks.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="PDF, SVG or PNG.")] = Path("figure.pdf"),
     venue: Annotated[str, typer.Option(help="cvpr, icml, neurips, iclr, ieee or a4: sets the width.")] = "a4",
 ) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.records import cell_key
+from attncompare.benchmark.scoring import MetricRequest, choose_metrics
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.capture.targets import TargetScore, prompts_of, text_key
 from attncompare.data.datasets import Dataset, Sample, open_dataset
@@ -14,7 +15,7 @@ from attncompare.errors import AttnCompareError, ImageError, SpecError, Unsuppor
 from attncompare.explainer import make_job
 from attncompare.loading import load_model
 from attncompare.methods._base import Method, methods
-from attncompare.metrics._base import metrics
+from attncompare.metrics._base import Metric, metrics
 from attncompare.metrics.protocols import get_protocol
 
 
@@ -41,8 +42,15 @@ def chosen_methods(spec: BenchmarkSpec) -> list[Method]:
     names = methods.names() if spec.methods == ("all",) else list(spec.methods)
     chosen = [methods.get(name) for name in names]
     for name, given in spec.options.items():
-        methods.get(name).resolve(given)
+        if name not in metrics.names():
+            methods.get(name).resolve(given)
     return chosen
+
+
+def chosen_metrics(spec: BenchmarkSpec) -> list[Metric]:
+    """The metrics of a spec in its order, with their options; errors as in choose_metrics."""
+    requests: list[MetricRequest] = [(name, spec.options.get(name, {})) for name in spec.metrics]
+    return choose_metrics(requests, get_protocol(spec.protocol))
 
 
 def options_of(spec: BenchmarkSpec, method: Method) -> dict[str, object]:
@@ -52,7 +60,14 @@ def options_of(spec: BenchmarkSpec, method: Method) -> dict[str, object]:
 
 
 def check_target(spec: BenchmarkSpec, dataset: Dataset, models: Sequence[ModelAdapter]) -> None:
-    """Raise unless every model has the target; "label" needs data with labels and models of the same classes."""
+    """Raise unless every model has the target; "label" needs data with labels and models of the same classes.
+
+    A protocol that asks whether the argmax is still the target needs a class.
+    """
+    protocol = get_protocol(spec.protocol)
+    for model in models:
+        if protocol.score == "argmax" and (model.embedding or prompts_of(spec.target, 1)):
+            raise SpecError(f"protocol {protocol.name} asks for the argmax; {model.name} has no class as target")
     if spec.target not in ("argmax", "label"):
         for model in models:
             TargetScore.of(model, torch.zeros(1, model.anatomy.outputs), spec.target)
@@ -68,9 +83,7 @@ def check_target(spec: BenchmarkSpec, dataset: Dataset, models: Sequence[ModelAd
 def check_names(spec: BenchmarkSpec) -> None:
     """Raise for an unknown method, option, metric or protocol, before anything runs."""
     chosen_methods(spec)
-    for name in spec.metrics:
-        metrics.get(name)
-    get_protocol(spec.protocol)
+    chosen_metrics(spec)
 
 
 def read_chunk(dataset: Dataset, names: Sequence[str]) -> Chunk:
@@ -99,7 +112,7 @@ def plan_chunk(spec: BenchmarkSpec, model: ModelAdapter, chunk: Chunk) -> list[C
         f"unreadable {name}" for name in chunk.unreadable
     )
     names = [sample.name for sample in chunk.samples]
-    wanted = [metrics.get(name) for name in spec.metrics]
+    wanted = chosen_metrics(spec)
     described = model.describe()
     parts = ("feature_layer", "tokens", "attention_blocks", "channel_attention", "classifier")
     anatomy = {part: described[part] for part in parts}
@@ -117,7 +130,7 @@ def plan_chunk(spec: BenchmarkSpec, model: ModelAdapter, chunk: Chunk) -> list[C
                 "method": method.name,
                 "version": method.version,
                 "options": options,
-                "metrics": [[metric.name, metric.version] for metric in wanted],
+                "metrics": [metric.describe() for metric in wanted],
                 "protocol": get_protocol(spec.protocol).describe(),
                 "images": images,
                 "names": names,
@@ -140,15 +153,16 @@ def describe_plan(spec: BenchmarkSpec) -> dict[str, object]:
     for name in spec.models:
         model = load_model(name, device=spec.device)
         usable = [m for m in chosen_methods(spec) if not support(model, m, options_of(spec, m))]
-        steps = get_protocol(spec.protocol).count(model.size)
-        curves = {metric.curve for metric in map(metrics.get, spec.metrics) if metric.curve}
+        protocol = get_protocol(spec.protocol)
+        between = min(protocol.count(model.size) - 1, protocol.last(model.size))
+        curves = {curve for metric in chosen_metrics(spec) for curve in metric.curves}
         rows.append(
             {
                 "model": name,
                 "methods": [m.name for m in usable],
                 "refused": [m.name for m in chosen_methods(spec) if m not in usable],
                 "cells": chunks * len(chosen_methods(spec)),
-                "scoring_passes": len(dataset.names) * len(usable) * len(curves) * (steps - 1),
+                "scoring_passes": len(dataset.names) * len(usable) * len(curves) * between,
             }
         )
     return {"images": len(dataset.names), "models": rows, "cells": sum(int(str(row["cells"])) for row in rows)}

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from attncompare import tuning
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.plan import check_names, check_target, chosen_methods, read_chunk
 from attncompare.benchmark.spec import BenchmarkSpec
@@ -22,6 +23,7 @@ from attncompare.benchmark.worker import Progress, Worker
 from attncompare.data.datasets import Dataset, open_dataset
 from attncompare.errors import SpecError
 from attncompare.loading import load_model
+from attncompare.metrics.protocols import get_protocol
 
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "captum", "numpy", "scipy", "pyarrow")
 
@@ -74,6 +76,7 @@ def environment(device: str) -> dict[str, Any]:
         "gpu": gpu,
         "threads": torch.get_num_threads(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "tuning": tuning.describe(),
     }
 
 
@@ -105,6 +108,7 @@ def run_benchmark(spec: BenchmarkSpec, out: str | Path, *, progress: Progress = 
         check_target(spec, dataset, models)
         manifest: dict[str, Any] = {
             "spec": spec.model_dump(mode="json"),
+            "protocol": get_protocol(spec.protocol).describe(),
             "environment": environment(spec.device),
             "models": {m.name: m.describe() | {"weights_hash": m.weights_hash} for m in models},
             "images": len(dataset.names),
@@ -119,7 +123,8 @@ def run_benchmark(spec: BenchmarkSpec, out: str | Path, *, progress: Progress = 
             manifest["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         finally:  # also when interrupted: what the run folder shows are this run's cells, not an earlier one's
             done = [key for key in worker.keys if store.path(key).exists()]
-            store.write_manifest(manifest | {"keys": done, "computed": worker.computed, "reused": worker.reused})
+            counts = {"computed": worker.computed, "reused": worker.reused, "deviation": worker.deviation}
+            store.write_manifest(manifest | {"keys": done} | counts)
     return Run(store.folder, worker.computed, worker.reused, worker.failed)
 
 

@@ -3,64 +3,66 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
+from attncompare.benchmark.evidence import Again, Scene, Witness, measure, target_scorer, with_smaller_batches
 from attncompare.benchmark.records import Record, cell_key
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.targets import Target, TargetScore, text_key
-from attncompare.errors import SpecError, UnsupportedMethodError
-from attncompare.explainer import check_images
+from attncompare.errors import AttnCompareError, SpecError, UnsupportedMethodError
+from attncompare.explainer import Explainer, check_images, explain_together
 from attncompare.maps import AttributionMap, resize_map
-from attncompare.metrics._base import CURVES, Evidence, Metric
+from attncompare.methods._base import methods
+from attncompare.metrics._base import CURVES, FROM_METHOD, Evidence, Metric
 from attncompare.metrics._base import metrics as all_metrics
 from attncompare.metrics.perturbation import perturbation_curves
 from attncompare.metrics.protocols import Protocol, get_protocol
 
+MetricRequest = str | tuple[str, Mapping[str, object]]
+"""A metric's name, or (name, options)."""
+
+
+def choose_metrics(requests: Sequence[MetricRequest], protocol: Protocol) -> list[Metric]:
+    """Look up metrics and check their options; SpecError for one of two maps or whose curve the protocol lacks."""
+    chosen = []
+    for request in requests:
+        name, given = (request, {}) if isinstance(request, str) else request
+        metric = all_metrics.get(name).with_options(given)
+        if metric.pairwise:
+            raise SpecError(f"metric {name} compares two maps; use attncompare.compare_maps(first, second)")
+        if Evidence.INSERTION_CURVE in metric.needs and protocol.insertion is None:
+            raise SpecError(
+                f"protocol {protocol.name} has no insertion, so {name} is not defined; try morf, lerf or srg"
+            )
+        chosen.append(metric)
+    return chosen
+
+
+def again_of(
+    model: ModelAdapter, method: str, options: Mapping[str, object], explainer: Explainer | None = None
+) -> Again | None:
+    """How a map can be made once more: by the given explainer, else by the method of that name, if there is one."""
+    if explainer is not None:
+        return lambda images, target: explainer.explain(images, target).values
+    if method not in methods.names():
+        return None
+    return lambda images, target: explain_together(model, [(method, options)], images, target)[method].values
+
 
 @dataclass(frozen=True)
 class Scored:
-    """Values of one map under one metric: (B,), NaN where undefined; and the curve they come from."""
+    """Values of one map under one metric: (B,), NaN where undefined; and the curve they come from.
+
+    reason: why there are no values at all, "" where there are.
+    """
 
     metric: Metric
     values: Tensor
     curve: Tensor | None
-
-
-def target_scorer(model: ModelAdapter, target: TargetScore, index: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """The black box that perturbation metrics query: altered copies -> probability of the fixed target (or cosine).
-
-    index: which of the target's images are being scored, (B,).
-    """
-
-    def score(images: Tensor, which: Tensor) -> Tensor:
-        return target.probability(model.forward(images), index[which])
-
-    return score
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Clean images (B,3,H,W), the target fixed on them, and where the evidence is known (B,H,W) bool its masks."""
-
-    images: Tensor
-    target: TargetScore
-    masks: Tensor | None = None
-    index: Tensor | None = None
-
-    def subset(self, chosen: Sequence[int]) -> "Scene":
-        """Some of the images; the target still knows all of them."""
-        index = torch.tensor(chosen, device=self.images.device)
-        masks = None if self.masks is None else self.masks[index.cpu()]
-        return Scene(self.images[index], self.target, masks, index)
-
-    @property
-    def targets(self) -> Tensor:
-        """(B,) the explained outputs."""
-        return self.target.target if self.index is None else self.target.target[self.index]
+    reason: str = ""
 
 
 def score_maps(
@@ -70,63 +72,64 @@ def score_maps(
     wanted: Sequence[Metric],
     protocol: Protocol,
     *,
+    explainers: Mapping[str, Again] | None = None,
     batch_size: int = 8,
     seed: int = 0,
 ) -> dict[str, list[Scored]]:
-    """Score several maps (B,h,w) of the same images under several metrics, all in the same stream of batches.
+    """Score several maps (B,h,w) of the same images under several metrics; all curves in the same stream of batches.
 
-    Metrics that need masks are left out where the scene has none. Out of memory halves the batch, down to 1.
+    explainers: what makes each map, for metrics that run the method again. Metrics whose masks or explainer are missing
+    are left out. A metric that raises has values of its reason. Out of memory halves the batch, down to 1.
     """
-    curves = [c for c in Evidence if c in CURVES and any(m.curve is c for m in wanted)]
-    found: dict[str, dict[Evidence, Tensor]] = {name: {} for name in maps}
-    if curves and maps:
-        everything = torch.arange(len(scene.images), device=scene.images.device)
-        with torch.no_grad(), left_as_found(model.model):
-            found = _with_smaller_batches(
-                lambda size: perturbation_curves(
-                    target_scorer(model, scene.target, everything if scene.index is None else scene.index),
-                    scene.images,
-                    maps,
-                    protocol,
-                    curves,
-                    mean=model.source.preprocessing.mean,
-                    batch_size=size,
-                    seed=seed,
-                ),
-                batch_size,
-            )
+    found = _curves(model, scene, maps, wanted, protocol, batch_size=batch_size, seed=seed)
+    witness = Witness(model, scene, batch_size, seed)
+    shared = witness.shared(wanted) | {Evidence.SHARES: protocol.shares(model.size)}
     scored: dict[str, list[Scored]] = {}
     for name, values in maps.items():
-        evidence: dict[Evidence, Tensor] = dict(found[name])
-        evidence[Evidence.MAPS] = resize_map(values, model.size).cpu()
-        if scene.masks is not None:
-            evidence[Evidence.MASKS] = scene.masks.cpu()
-        scored[name] = []
-        for metric in wanted:
-            if all(need in evidence for need in metric.needs):
-                curve = evidence[metric.curve] if metric.curve else None
-                scored[name].append(Scored(metric, metric.compute(*(evidence[n] for n in metric.needs)), curve))
+        evidence = shared | found[name] | {Evidence.MAPS: resize_map(values, model.size).cpu()}
+        made = witness.again(explainers[name]) if explainers and name in explainers else {}
+        ready = evidence.keys() | made.keys()
+        scored[name] = [_score_one(m, evidence, made, len(values)) for m in wanted if ready >= set(m.needs)]
     return scored
 
 
-T = TypeVar("T")
+def _score_one(
+    metric: Metric, evidence: Mapping[Evidence, object], made: Mapping[Evidence, Callable[[], object]], count: int
+) -> Scored:
+    """One metric on one map; a fault in running the method again is a reason, not an end."""
+    curve = evidence[metric.curve] if metric.curve else None
+    try:
+        values, reason = measure(metric, evidence, made), ""
+    except (AttnCompareError, RuntimeError) as error:
+        if not FROM_METHOD & set(metric.needs):
+            raise
+        values, reason = torch.full((count,), torch.nan), f"{type(error).__name__}: {error}".splitlines()[0]
+    return Scored(metric, values, curve if isinstance(curve, Tensor) else None, reason)
 
 
-def _with_smaller_batches(run: Callable[[int], T], batch_size: int) -> T:
-    """Run; when memory runs out try again with half the batch, down to 1."""
-    while True:
-        try:
-            return run(batch_size)
-        except (RuntimeError, MemoryError) as error:
-            if batch_size == 1 or not is_out_of_memory(error):
-                raise
-            batch_size //= 2
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that host or device memory ran out."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+def _curves(
+    model: ModelAdapter,
+    scene: Scene,
+    maps: Mapping[str, Tensor],
+    wanted: Sequence[Metric],
+    protocol: Protocol,
+    *,
+    batch_size: int,
+    seed: int,
+) -> dict[str, dict[Evidence, Tensor]]:
+    """The curves that the metrics summarise, of all maps."""
+    curves = [curve for curve in CURVES if any(curve in metric.curves for metric in wanted)]
+    if not curves or not maps:
+        return {name: {} for name in maps}
+    score = target_scorer(model, scene.target, scene.rows, protocol.score)
+    mean = model.source.preprocessing.mean
+    with torch.no_grad(), left_as_found(model.model):
+        return with_smaller_batches(
+            lambda size: perturbation_curves(
+                score, scene.images, maps, protocol, curves, mean=mean, batch_size=size, seed=seed
+            ),
+            batch_size,
+        )
 
 
 def as_records(
@@ -146,16 +149,23 @@ def as_records(
                 name,
                 int(target[i]),
                 scored.metric.name,
-                protocol if scored.metric.curve else "",
+                protocol if scored.metric.curves else scored.metric.setting,
                 value if ok else None,
                 "ok" if ok else "failed",
-                "" if ok else scored.metric.undefined,
+                "" if ok else why_undefined(scored, i),
                 key,
                 None if scored.curve is None else [round(float(v), 6) for v in scored.curve[i]],
                 bool(degenerate[i]),
             )
         )
     return records
+
+
+def why_undefined(scored: Scored, image: int) -> str:
+    """Why there is no value for an image."""
+    if scored.curve is not None and not bool(torch.isfinite(scored.curve[image]).all()):
+        return "the model's score of an altered image is not finite"
+    return scored.reason or scored.metric.undefined
 
 
 def is_degenerate(values: Tensor) -> Tensor:
@@ -169,15 +179,17 @@ def score(
     images: Tensor,
     attribution: AttributionMap,
     *,
-    metrics: Sequence[str] = ("deletion", "insertion"),
+    metrics: Sequence[MetricRequest] = ("deletion", "insertion"),
     protocol: str = "rise",
     masks: Tensor | None = None,
+    explainer: Explainer | None = None,
     target: Target = None,
 ) -> list[Record]:
     """Score the maps of one explainer: one record per image and metric.
 
-    The target is the one the map was made for; where that is a function, give it again. masks: (B,H,W) bool for metrics
-    that need the object.
+    The target is the one the map was made for; where that is a function, give it again. metrics: names, or (name,
+    options). protocol: a name, or the path of a TOML file. masks: (B,H,W) bool for metrics that need the object.
+    explainer: who made the map, for metrics that run it again; not needed for the methods of this library.
 
     >>> import attncompare as ac
     >>> model = ac.load_model("demo/cnn")
@@ -186,21 +198,23 @@ def score(
     >>> [record.measure for record in records]
     ['deletion', 'insertion']
     """
-    wanted = [all_metrics.get(name) for name in metrics]
-    images = check_images(model, images)
-    for metric in wanted:
-        if metric.needs_mask and masks is None:
-            raise SpecError(f"metric {metric.name} needs masks=(B, H, W), the object that decides the class")
-    if not attribution.spatial:
-        raise UnsupportedMethodError(
-            f"{attribution.method} gives one value per channel; it cannot be scored on an image"
-        )
     chosen = get_protocol(protocol)
+    wanted = choose_metrics(metrics, chosen)
+    images = check_images(model, images)
+    _check(attribution, wanted, masks)
+    again = again_of(model, attribution.method, attribution.options, explainer)
     with torch.no_grad(), left_as_found(model.model):
         clean = model.forward(images)
         fixed = TargetScore.of(model, clean, _target_of(attribution, target))
     scene = Scene(images, fixed, masks)
-    found = score_maps(model, scene, {attribution.method: attribution.values}, wanted, chosen)
+    maps = {attribution.method: attribution.values.to(images.device)}
+    explainers = {} if again is None else {attribution.method: again}
+    missing = [metric.name for metric in wanted if again is None and FROM_METHOD & set(metric.needs)]
+    if missing:
+        raise SpecError(
+            f"{', '.join(missing)} runs the method again; give explainer=, as {attribution.method} is not ours"
+        )
+    found = score_maps(model, scene, maps, wanted, chosen, explainers=explainers)
     content = images.cpu().contiguous().numpy().tobytes() + attribution.values.cpu().contiguous().numpy().tobytes()
     key = cell_key(
         {
@@ -209,7 +223,7 @@ def score(
             "preprocessing": vars(model.source.preprocessing),
             "method": attribution.method,
             "options": dict(attribution.options),
-            "metrics": [[metric.name, metric.version] for metric in wanted],
+            "metrics": [metric.describe() for metric in wanted],
             "protocol": chosen.describe(),
             "target": _target_key(model, fixed, clean),
             "images_and_maps": hashlib.sha256(content).hexdigest(),
@@ -219,7 +233,7 @@ def score(
     return [
         record
         for scored in found[attribution.method]
-        for record in as_records(scored, names, attribution, protocol, key)
+        for record in as_records(scored, names, attribution, chosen.name, key)
     ]
 
 
@@ -240,6 +254,20 @@ def _target_of(attribution: AttributionMap, given: Target) -> Target:
             else "the target is the one the map was made for; only a function is given again"
         )
     return given if of_function else attribution.prompts or attribution.target
+
+
+def _check(attribution: AttributionMap, wanted: Sequence[Metric], masks: Tensor | None) -> None:
+    """Refuse a map that cannot be scored, and metrics whose object is not known."""
+    for metric in wanted:
+        if metric.needs_mask and masks is None:
+            raise SpecError(f"metric {metric.name} needs masks=(B, H, W), the object that decides the class")
+    if not attribution.spatial:
+        raise UnsupportedMethodError(
+            f"{attribution.method} gives one value per channel; it cannot be scored on an image"
+        )
+    finite = torch.isfinite(attribution.values).flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        raise SpecError(f"the map of image {int((~finite).nonzero()[0])} has values that are not finite")
 
 
 def fixed_target(model: ModelAdapter, images: Tensor, target: Target) -> TargetScore:

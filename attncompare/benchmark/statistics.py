@@ -13,7 +13,7 @@ RESAMPLES = 2_000
 
 def mean_interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
     """Bootstrap 95 % confidence interval of the mean (BCa; percentile where BCa is undefined, as for constant values)."""
-    if len(values) < 2 or np.ptp(values) == 0:
+    if len(values) < 2 or np.ptp(values) <= 1e-13 * np.abs(values).max():  # equal but for rounding
         return float(values.mean()), float(values.mean())
     found = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="BCa", rng=np.random.default_rng(seed))
     low, high = found.confidence_interval
@@ -43,33 +43,60 @@ def summarise(records: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def cliffs_delta(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """How often a value of the first sample exceeds one of the second, less how often it falls below, in [-1, 1].
+
+    All pairs of values count, of different images as well (Cliff, Psychological Bulletin 114(3), 1993).
+
+    >>> round(cliffs_delta(np.array([1.0, 2.0, 3.0]), np.array([2.0, 0.0, 0.0])), 4)
+    0.6667
+    """
+    above = stats.mannwhitneyu(first, second, method="asymptotic").statistic
+    return float(2 * above / (len(first) * len(second)) - 1)
+
+
+def paired_p(difference: NDArray[np.float64]) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test that paired differences lie around 0; 1 when all of them are 0."""
+    return 1.0 if not difference.any() else float(stats.wilcoxon(difference).pvalue)
+
+
 def compare_pairs(records: pd.DataFrame, measure: str, seed: int = 0) -> pd.DataFrame:
-    """All method pairs of each model on the same images: mean difference, its 95 % CI, Wilcoxon p, Holm-corrected."""
+    """All method pairs of each model (and protocol) on the same images.
+
+    Columns: n images that both have a value of, lost images that one of them failed on, degenerate images for which one
+    of them gave a constant map (they count); mean difference first - second with its 95 % interval, Cliff's delta,
+    Wilcoxon's p, and p_holm: corrected for all pairs of the model.
+    """
     rows = []
-    chosen = records[(records.measure == measure) & (records.status == "ok")]
-    for model, group in chosen.groupby("model", sort=True):
-        table = group.pivot_table(index="image", columns="method", values="value")
-        pairs = []
-        for first, second in combinations(sorted(table.columns), 2):
-            both = table[[first, second]].dropna()
-            if both.empty:
-                continue
-            difference = (both[first] - both[second]).to_numpy(dtype=np.float64)
-            low, high = mean_interval(difference, seed)
-            p = 1.0 if not difference.any() else float(stats.wilcoxon(difference).pvalue)
-            pairs.append(
-                {
-                    "model": model,
-                    "measure": measure,
-                    "first": first,
-                    "second": second,
-                    "n": len(both),
-                    "difference": float(difference.mean()),
-                    "low": low,
-                    "high": high,
-                    "p": p,
-                }
-            )
+    of_measure = records[(records.measure == measure) & (records.image != "")]
+    for (model, protocol), group in of_measure.groupby(["model", "protocol"], sort=True):
+        values = group[group.status == "ok"].pivot(index="image", columns="method", values="value").astype(np.float64)
+        constant = group.pivot(index="image", columns="method", values="degenerate")
+        owner = {"model": model, "protocol": protocol, "measure": measure}
+        pairs = [
+            owner | _compare(values[[first, second]], constant[[first, second]], seed)
+            for first, second in combinations(sorted(values.columns), 2)
+            if values[[first, second]].notna().all(axis=1).any()
+        ]
         corrected = multipletests([pair["p"] for pair in pairs], method="holm")[1] if pairs else []
         rows += [pair | {"p_holm": float(p)} for pair, p in zip(pairs, corrected, strict=True)]
     return pd.DataFrame(rows)
+
+
+def _compare(values: pd.DataFrame, constant: pd.DataFrame, seed: int) -> dict[str, object]:
+    """One pair of methods: (image x 2) values, NaN where there is none, and whether the map was constant."""
+    both = values.dropna()
+    first, second = (both.iloc[:, column].to_numpy(dtype=np.float64) for column in (0, 1))
+    low, high = mean_interval(first - second, seed)
+    return {
+        "first": values.columns[0],
+        "second": values.columns[1],
+        "n": len(both),
+        "lost": int(constant.notna().any(axis=1).sum()) - len(both),
+        "degenerate": int(constant.reindex(both.index).fillna(False).astype(bool).any(axis=1).sum()),
+        "difference": float((first - second).mean()),
+        "low": low,
+        "high": high,
+        "cliffs_delta": cliffs_delta(first, second),
+        "p": paired_p(first - second),
+    }

@@ -9,20 +9,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.benchmark.plan import Cell, Chunk, plan_chunk
+from attncompare.benchmark.evidence import Scene, target_scorer
+from attncompare.benchmark.plan import Cell, Chunk, chosen_metrics, plan_chunk
 from attncompare.benchmark.records import Record, Status
 from attncompare.benchmark.saved import MapArchive, save_image
-from attncompare.benchmark.scoring import Scene, as_records, score_maps
+from attncompare.benchmark.scoring import again_of, as_records, score_maps
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.store import ResultStore
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.targets import TEXT, Target, TargetScore
 from attncompare.data.images import fit_image, to_tensor
-from attncompare.errors import UnsupportedMethodError
+from attncompare.errors import AttnCompareError, UnsupportedMethodError
 from attncompare.explainer import explain_together
 from attncompare.maps import AttributionMap
-from attncompare.metrics._base import metrics
 from attncompare.metrics.protocols import get_protocol
+from attncompare.tuning import check_deviation
 
 CLEAN_SCORE = "target_score"
 """Of every clean image: the target's probability; for embeddings the cosine to itself (1) or to the text."""
@@ -50,7 +51,10 @@ class Worker:
 
     def __init__(self, spec: BenchmarkSpec, store: ResultStore, progress: Progress, total: int) -> None:
         self.spec, self.store, self.progress, self.total = spec, store, progress, total
+        self.protocol = get_protocol(spec.protocol)
+        self.metrics = {metric.name: metric for metric in chosen_metrics(spec)}
         self.keys: list[str] = []
+        self.deviation: dict[str, float] = {}
         self.done = self.computed = self.reused = self.failed = 0
 
     def tick(self, steps: int, what: str) -> None:
@@ -109,7 +113,8 @@ class Worker:
         ]
 
     def _protocol(self, measure: str) -> str:
-        return self.spec.protocol if measure != CLEAN_SCORE and metrics.get(measure).curve else ""
+        metric = self.metrics.get(measure)
+        return "" if metric is None else self.protocol.name if metric.curves else metric.setting
 
     def _explain_and_score(self, model: ModelAdapter, chunk: Chunk, work: Sequence[Cell]) -> dict[str, list[Record]]:
         how, names = model.source.preprocessing, [sample.name for sample in chunk.samples]
@@ -119,6 +124,10 @@ class Worker:
             outputs = model.forward(images)
             target = TargetScore.of(model, outputs, self._target(model, chunk))
             clean = target.probability(outputs, torch.arange(len(images), device=images.device)).cpu()
+            if model.name not in self.deviation:
+                everything = torch.arange(len(images), device=images.device)
+                score = target_scorer(model, target, everything)
+                self.deviation[model.name] = check_deviation(lambda batch: score(batch, everything), images)
         scene = Scene(images, target, _masks(chunk, model))
         fixed: Target = "embedding" if model.embedding else target.target
         explained = _explain(model, work, images, self.spec.target if target.prompts else fixed, self.tick)
@@ -187,7 +196,7 @@ class Worker:
         """Records of all metrics; cells whose maps cover the same images share one stream of batches."""
         rows: dict[str, list[Record]] = {cell.key: [] for cell in work}
         groups: dict[tuple[int, ...], list[Cell]] = {}
-        wanted = [metrics.get(name) for name in self.spec.metrics]
+        wanted = list(self.metrics.values())
         for cell in work:
             good = tuple(i for i, value in enumerate(explained[cell.key]) if isinstance(value, Tensor))
             for metric in wanted:
@@ -204,10 +213,12 @@ class Worker:
         for good, cells in groups.items():
             part, kept = scene.subset(good), [names[i] for i in good]
             maps = {c.key: torch.stack([v for v in explained[c.key] if isinstance(v, Tensor)]) for c in cells}
+            again = {c.key: again_of(model, c.method.name, c.options) for c in cells}
+            explainers = {key: one for key, one in again.items() if one is not None}
             sizes = {"batch_size": self.spec.batch_size, "seed": self.spec.seed}
             try:
-                scored = score_maps(model, part, maps, wanted, get_protocol(self.spec.protocol), **sizes)
-            except (RuntimeError, MemoryError) as error:
+                scored = score_maps(model, part, maps, wanted, self.protocol, explainers=explainers, **sizes)
+            except (AttnCompareError, RuntimeError, MemoryError) as error:
                 for cell in cells:
                     failed = self._rows(model, cell, kept, "failed", reason_of(error))
                     rows[cell.key] += [row for row in failed if row.measure != CLEAN_SCORE]
@@ -215,7 +226,7 @@ class Worker:
             for cell in cells:
                 made = AttributionMap(maps[cell.key], part.targets, model=model.name, method=cell.method.name)
                 for one in scored[cell.key]:
-                    rows[cell.key] += as_records(one, kept, made, self.spec.protocol, cell.key)
+                    rows[cell.key] += as_records(one, kept, made, self.protocol.name, cell.key)
         return rows
 
 

@@ -1,37 +1,55 @@
-"""A metric: a pure function of what it names, one value per image."""
+"""A metric: a pure function of the evidence it names, one value per image."""
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
 
 from torch import Tensor
 
+from attncompare.errors import SpecError, unknown_name
 from attncompare.registry import Registry
 
 metrics: "Registry[Metric]" = Registry("metric", "attncompare.metrics")
 
 Direction = Literal["higher", "lower"]
+Score = Callable[[Tensor, Tensor], Tensor]
+"""(images (n,3,H,W), which clean image each one is a copy of (n,)) -> scores (n,), in batches of the run's size."""
+Explain = Callable[[Tensor, Tensor], Tensor]
+"""(images (n,3,H,W), which clean image each one is a copy of (n,)) -> maps (n,h,w) of the method that is scored."""
 
 
 class Evidence(StrEnum):
     """What a metric may ask for by parameter name. B images, H W pixels, n protocol steps."""
 
     MAPS = "maps"  # (B,H,W) maps enlarged to the image
+    OTHER_MAPS = "other_maps"  # (B,H,W) the maps that `maps` are compared with
     MASKS = "masks"  # (B,H,W) bool, the object that decides the class
     DELETION_CURVE = "deletion_curve"  # (B,n+1) score as the most relevant units are removed
     INSERTION_CURVE = "insertion_curve"  # (B,n+1) score as they are put back
+    LEAST_FIRST_CURVE = "least_first_curve"  # (B,n+1) score as the least relevant units are removed
+    SHARES = "shares"  # (n+1,) float64 share of the units that has changed at each point of a curve
+    IMAGES = "images"  # (B,3,H,W) in [0, 1]
+    CLEAN_SCORES = "clean_scores"  # (B,) the target's score on the clean images
+    MEAN_COLOUR = "mean_colour"  # (1,3,1,1) the model's mean colour
+    TARGET_SCORE = "target_score"  # Score
+    EXPLAIN = "explain"  # Explain
+    RANDOMISED_MAPS = "randomised_maps"  # iterator of (B,h,w): the map again as more and more weights are shuffled
+    SEED = "seed"  # int
 
 
-CURVES = frozenset({Evidence.DELETION_CURVE, Evidence.INSERTION_CURVE})
+CURVES = (Evidence.DELETION_CURVE, Evidence.INSERTION_CURVE, Evidence.LEAST_FIRST_CURVE)
+FROM_METHOD = frozenset({Evidence.EXPLAIN, Evidence.RANDOMISED_MAPS})
+"""Evidence for which the method itself must be run again."""
 
 
 @dataclass(frozen=True)
 class Metric:
     """What the harness knows of a metric.
 
-    undefined: why a value may be NaN; it becomes a failed record with that reason, never a NaN in a mean.
+    undefined: why a value may be NaN; it becomes a failed record with that reason, never a NaN in a mean. limits: the
+    lowest and highest value there can be. options: the options it takes and their defaults. given: those that were set.
     """
 
     name: str
@@ -40,7 +58,10 @@ class Metric:
     better: Direction
     reference: str
     undefined: str
+    limits: tuple[float, float] = (float("-inf"), float("inf"))
     version: int = 1
+    options: Mapping[str, object] = field(default_factory=dict)
+    given: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def needs_mask(self) -> bool:
@@ -48,24 +69,73 @@ class Metric:
         return Evidence.MASKS in self.needs
 
     @property
+    def curves(self) -> tuple[Evidence, ...]:
+        """The perturbation curves it summarises."""
+        return tuple(need for need in self.needs if need in CURVES)
+
+    @property
     def curve(self) -> Evidence | None:
-        """The perturbation curve it summarises, if any."""
-        return next((need for need in self.needs if need in CURVES), None)
+        """The perturbation curve it summarises, if it is one."""
+        return self.curves[0] if len(self.curves) == 1 else None
+
+    @property
+    def pairwise(self) -> bool:
+        """Whether it compares two maps rather than scoring one."""
+        return Evidence.OTHER_MAPS in self.needs
 
     @property
     def summary(self) -> str:
         """The first line of its docstring."""
         return (inspect.getdoc(self.compute) or "").splitlines()[0]
 
+    def with_options(self, given: Mapping[str, object]) -> "Metric":
+        """The same metric with some options set; an unknown one, or a value of another type, is SpecError."""
+        for name, value in given.items():
+            if name not in self.options:
+                if not self.options:
+                    raise SpecError(f"metric {self.name} has no options; {name!r} was given")
+                raise unknown_name(f"option of {self.name}", name, self.options)
+            kind = type(self.options[name])
+            right = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+            if not right or not (value > 0 or value == self.options[name]):  # type: ignore[operator]
+                raise SpecError(f"{self.name}.{name} must be a positive {kind.__name__}, not {value!r}")
+        return replace(self, given=dict(given))
+
+    @property
+    def setting(self) -> str:
+        """The options that were set, as they stand beside a value; "" for the defaults.
+
+        >>> from attncompare.metrics.pointing_game import pointing_game
+        >>> metrics.get("pointing_game").with_options({"tolerance": 15}).setting
+        'tolerance=15'
+        """
+        return ", ".join(f"{name}={self.given[name]}" for name in sorted(self.given))
+
+    def values(self, evidence: Mapping[Evidence, object]) -> Tensor:
+        """(B,) the metric of what it needs; NaN where it is undefined."""
+        return self.compute(*(evidence[need] for need in self.needs), **self.given)
+
+    def describe(self) -> list[object]:
+        """Name, version and options as they enter a result's key."""
+        return [self.name, self.version, *([dict(self.given)] if self.given else [])]
+
 
 def metric(
-    *, better: Direction, reference: str, undefined: str = "the value is not defined", version: int = 1
+    *,
+    better: Direction,
+    reference: str,
+    undefined: str = "the value is not defined",
+    limits: tuple[float, float] = (float("-inf"), float("inf")),
+    version: int = 1,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register a function as a metric; its parameters name the evidence it needs."""
+    """Register a function as a metric: positional parameters name the evidence it needs, keyword-only ones are options."""
 
     def register(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        needs = tuple(Evidence(name) for name in inspect.signature(compute).parameters)
-        metrics.add(compute.__name__, Metric(compute.__name__, compute, needs, better, reference, undefined, version))
+        parameters = inspect.signature(compute).parameters.values()
+        needs = tuple(Evidence(one.name) for one in parameters if one.kind is not one.KEYWORD_ONLY)
+        options = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
+        name = compute.__name__
+        metrics.add(name, Metric(name, compute, needs, better, reference, undefined, limits, version, options))
         return compute
 
     return register

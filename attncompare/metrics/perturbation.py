@@ -4,8 +4,10 @@ RISE (Petsiuk et al., arXiv:1806.07421, section 4.1) removes or inserts pixels i
 Here one stable sort per map gives every pixel the step at which it changes; an altered image is then one `where`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import sha256
 from itertools import islice
 
 import numpy as np
@@ -14,12 +16,10 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from attncompare.errors import SpecError
 from attncompare.maps import resize_map
-from attncompare.metrics._base import Evidence
+from attncompare.metrics._base import Evidence, Score
 from attncompare.metrics.protocols import Baseline, Protocol
-
-Score = Callable[[Tensor, Tensor], Tensor]
-"""(images (n,3,H,W), which clean image each one is a copy of (n,)) -> scores (n,)."""
 
 BLUR_SIDE, BLUR_SIGMA = 11, 5.0
 
@@ -42,10 +42,15 @@ def baseline_images(images: Tensor, kind: Baseline, mean: Sequence[float]) -> Te
     return colour + F.conv2d(images - colour, kernel, padding=BLUR_SIDE // 2, groups=images.shape[1])
 
 
+@lru_cache(maxsize=4)
+def _tie_order(count: int, seed: int) -> Tensor:
+    """The permutation that decides between equal values; the same for all maps of a size."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
 def rank_units(values: Tensor, seed: int) -> Tensor:
     """(U,) values -> (U,) rank of each unit, 0 for the largest; ties in the order of a seeded permutation."""
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(len(values), generator=generator)
+    shuffled = _tie_order(len(values), seed)
     order = shuffled[torch.argsort(values.cpu()[shuffled], descending=True, stable=True)]
     ranks = torch.empty_like(order)
     ranks[order] = torch.arange(len(order))
@@ -53,22 +58,19 @@ def rank_units(values: Tensor, seed: int) -> Tensor:
 
 
 def change_step(values: Tensor, size: tuple[int, int], protocol: Protocol, seed: int = 0) -> Tensor:
-    """(h,w) map -> (H,W) int16: the step, 1 to n, at which each pixel changes."""
+    """(h,w) map -> (H,W) integers: the step, 1 to n, at which each pixel changes."""
     steps = protocol.count(size)
-    if protocol.cells is None:
-        full = resize_map(values[None], size)[0]
-        ranks = rank_units(full.flatten(), seed)
-    else:
-        full = resize_map(values[None], size)[0]
-        ranks = rank_units(_cell_means(full.cpu(), protocol.cells).flatten(), seed)
+    full = resize_map(values[None], size)[0].cpu()
+    ranks = rank_units(full.flatten() if protocol.cells is None else _cell_means(full, protocol.cells).flatten(), seed)
     units = len(ranks)
     # After step k round(k U / n) units have changed; Python's round is to even, as is numpy's.
     borders = torch.from_numpy(np.rint(np.arange(1, steps + 1) * units / steps).astype(np.int64))
     at = torch.searchsorted(borders, ranks, right=True) + 1
+    at = at.to(torch.int16 if steps < 2**15 else torch.int32)
     if protocol.cells is None:
-        return at.reshape(size).to(torch.int16)
+        return at.reshape(size)
     rows, columns = (_cell_of(length, protocol.cells) for length in size)
-    return at.reshape(protocol.cells, protocol.cells)[rows][:, columns].to(torch.int16)
+    return at.reshape(protocol.cells, protocol.cells)[rows][:, columns]
 
 
 def _cell_of(length: int, cells: int) -> Tensor:
@@ -87,16 +89,97 @@ def _cell_means(full: Tensor, cells: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Task:
-    """One altered image: copy `image`, with the pixels that change up to `step` taken from `inside`, else `outside`."""
+class Shot:
+    """One image to be scored: `image`, with the pixels that change up to `step` from `inside`, the others from `outside`.
 
-    map: str
-    curve: Evidence
+    places: the rows and columns of the curves that its score goes to.
+    """
+
     image: int
     step: int
     change: Tensor
     inside: Tensor
     outside: Tensor
+    places: tuple[tuple[Tensor, int], ...]
+
+    def draw(self, out: Tensor) -> None:
+        """Write the altered image (3,H,W)."""
+        torch.where(self.change <= self.step, self.inside, self.outside, out=out)
+
+
+@dataclass(frozen=True)
+class Shots:
+    """The images that a set of curves needs, each of them once.
+
+    images: (B,3,H,W). maps: name -> (B,h,w). found: name -> curve -> (B,points), which whoever scores the shots fills.
+    same: pairs of rows of one content, (to be copied to, from): maps that order an image's pixels alike share their shots.
+    """
+
+    images: Tensor
+    maps: Mapping[str, Tensor]
+    protocol: Protocol
+    found: Mapping[str, Mapping[Evidence, Tensor]]
+    mean: Sequence[float]
+    seed: int
+    same: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Shot]:
+        """Image by image, so that the baselines of one image only are held at a time."""
+        for image in range(len(self.images)):
+            clean = self.images[image : image + 1]
+            kinds = {kind for rows in self.found.values() for c in rows for kind in ends_of(self.protocol, c) if kind}
+            drawn: dict[Baseline | None, Tensor] = {None: clean[0]}
+            drawn |= {kind: baseline_images(clean, kind, self.mean)[0] for kind in sorted(kinds)}
+            yield from self._end_points(image, drawn)
+            yield from self._between(image, drawn)
+
+    def _end_points(self, image: int, drawn: Mapping[Baseline | None, Tensor]) -> Iterator[Shot]:
+        """The clean image and each baseline, for all curves that begin or end there."""
+        nothing = torch.zeros(1, 1, dtype=torch.int16, device=self.images.device)
+        steps = self.protocol.count(size_of(self.images))
+        for kind, picture in drawn.items():
+            places = []
+            for curves in self.found.values():
+                for curve, rows in curves.items():
+                    start, finish = ends_of(self.protocol, curve)
+                    places += [(rows[image], 0)] if start == kind else []
+                    places += [(rows[image], steps)] if finish == kind and rows.shape[1] > steps else []
+            if places:
+                yield Shot(image, 0, nothing, picture, picture, tuple(places))
+
+    def _between(self, image: int, drawn: Mapping[Baseline | None, Tensor]) -> Iterator[Shot]:
+        """Every step of every curve, map by map."""
+        size = size_of(self.images)
+        seen: dict[tuple[Baseline | None, Baseline | None, bytes], Tensor] = {}
+        for name, curves in self.found.items():
+            for curve, rows in curves.items():
+                values = self.maps[name][image]
+                values = -values if curve is Evidence.LEAST_FIRST_CURVE else values
+                change = change_step(values, size, self.protocol, self.seed)
+                start, finish = ends_of(self.protocol, curve)
+                order = (start, finish, sha256(change.numpy().tobytes()).digest())
+                if order in seen:
+                    self.same.append((rows[image], seen[order]))
+                    continue
+                seen[order], change = rows[image], change.to(self.images.device)
+                for step in range(1, min(self.protocol.count(size), rows.shape[1])):
+                    yield Shot(image, step, change, drawn[finish], drawn[start], ((rows[image], step),))
+
+
+def ends_of(protocol: Protocol, curve: Evidence) -> tuple[Baseline | None, Baseline | None]:
+    """What a curve starts from and what takes its place: a baseline, or None for the clean image."""
+    if curve is not Evidence.INSERTION_CURVE:
+        return None, protocol.deletion
+    if protocol.insertion is None:
+        raise SpecError(
+            f"protocol {protocol.name} has no insertion; ask for morf, lerf or srg, or take another protocol"
+        )
+    return protocol.insertion, None
+
+
+def size_of(images: Tensor) -> tuple[int, int]:
+    """(H, W)."""
+    return int(images.shape[2]), int(images.shape[3])
 
 
 def perturbation_curves(
@@ -110,76 +193,49 @@ def perturbation_curves(
     batch_size: int = 8,
     seed: int = 0,
 ) -> dict[str, dict[Evidence, Tensor]]:
-    """The deletion and insertion curves of many maps of the same images.
+    """The curves of many maps of the same images, all through the same batches; no image is scored twice.
 
-    images: (B,3,H,W) in [0, 1]. maps: name -> (B,h,w). Returns name -> curve -> (B,n+1). Each end point (the clean
-    image, each baseline) is scored once per image and shared by all maps; everything else streams in batches.
+    images: (B,3,H,W) in [0, 1]. maps: name -> (B,h,w). curves: of CURVES. Returns name -> curve -> (B,points). End points
+    are shared by all maps; images are drawn into one buffer, so that memory does not depend on how many maps there are.
     """
-    size = (int(images.shape[2]), int(images.shape[3]))
-    steps, count = protocol.count(size), len(images)
-    kinds: dict[Evidence, Baseline] = {
-        Evidence.DELETION_CURVE: protocol.deletion,
-        Evidence.INSERTION_CURVE: protocol.insertion,
-    }
-    baselines = {kind: baseline_images(images, kind, mean) for kind in {kinds[c] for c in curves}}
-    everything = torch.arange(count, device=images.device)
-    ends = {kind: _in_batches(score, base, everything, batch_size) for kind, base in baselines.items()}
-    clean = _in_batches(score, images, everything, batch_size)
-    found = {name: {curve: torch.empty(count, steps + 1) for curve in curves} for name in maps}
-    for name in maps:
-        for curve in curves:
-            start, end = (clean, ends[kinds[curve]])
-            if curve is Evidence.INSERTION_CURVE:
-                start, end = end, start
-            found[name][curve][:, 0], found[name][curve][:, -1] = start, end
-
-    tasks = _tasks(images, maps, protocol, {curve: baselines[kinds[curve]] for curve in curves}, seed)
-    buffer = images.new_empty(batch_size, *images.shape[1:])
-    while batch := list(islice(tasks, batch_size)):
-        for place, task in zip(buffer, batch, strict=False):
-            torch.where(task.change <= task.step, task.inside, task.outside, out=place)
-        which = torch.tensor([task.image for task in batch], device=images.device)
+    points = len(protocol.shares(size_of(images)))
+    found = {name: {curve: torch.full((len(images), points), torch.nan) for curve in curves} for name in maps}
+    shots = Shots(images, maps, protocol, found, mean, seed)
+    stream, buffer = iter(shots), images.new_empty(batch_size, *images.shape[1:])
+    while batch := list(islice(stream, batch_size)):
+        for shot, place in zip(batch, buffer, strict=False):
+            shot.draw(place)
+        which = torch.tensor([shot.image for shot in batch], device=images.device)
         values = score(buffer[: len(batch)], which).float().cpu()
-        for task, value in zip(batch, values, strict=True):
-            found[task.map][task.curve][task.image, task.step] = value
+        for shot, value in zip(batch, values, strict=True):
+            for row, column in shot.places:
+                row[column] = value
+    for row, source in shots.same:
+        row.copy_(source)
     return found
 
 
-def _tasks(
-    images: Tensor, maps: Mapping[str, Tensor], protocol: Protocol, baselines: Mapping[Evidence, Tensor], seed: int
-) -> Iterator[Task]:
-    """Every altered image between the end points, map by map."""
-    size = (int(images.shape[2]), int(images.shape[3]))
-    for name, values in maps.items():
-        for image in range(len(images)):
-            change = change_step(values[image], size, protocol, seed).to(images.device)
-            for curve, base in baselines.items():
-                inside, outside = base[image], images[image]
-                if curve is Evidence.INSERTION_CURVE:
-                    inside, outside = outside, inside
-                for step in range(1, protocol.count(size)):
-                    yield Task(name, curve, image, step, change, inside, outside)
-
-
-def _in_batches(score: Score, images: Tensor, which: Tensor, batch_size: int) -> Tensor:
-    parts = zip(torch.split(images, batch_size), torch.split(which, batch_size), strict=True)
-    return torch.cat([score(part, index).float().cpu() for part, index in parts])
-
-
-def area_under_curve(curve: Tensor) -> Tensor:
-    """(B,n+1) scores at x = 0, 1/n, ..., 1 -> (B,) trapezoid area.
+def area_under_curve(curve: Tensor, shares: Tensor | None = None) -> Tensor:
+    """(B,points) scores at `shares` (points,), 0, 1/n ... 1 unless given -> (B,) trapezoid area, not divided by the span.
 
     >>> area_under_curve(torch.tensor([[1.0, 0.5, 0.0]])).tolist()
     [0.5]
     """
-    return torch.trapezoid(curve.double(), dx=1 / (curve.shape[1] - 1), dim=1).float()
+    at = torch.linspace(0, 1, curve.shape[1], dtype=torch.float64) if shares is None else shares
+    return torch.trapezoid(curve.double(), at.to(curve.device), dim=1).float()
 
 
 LEAST_DIFFERENCE = 0.01
 
 
-def rescaled_curve(curve: Tensor, *, clean: int, base: int) -> Tensor:
-    """(B,n+1) rescaled so that the clean end is 1 and the baseline end 0; NaN where they differ by less than 0.01."""
+def rescaled_curve(curve: Tensor, shares: Tensor | None = None, *, clean: int, base: int) -> Tensor:
+    """(B,n+1) rescaled so that the clean end is 1 and the baseline end 0; NaN where they differ by less than 0.01.
+
+    NaN as well where `shares` say that the curve stops before its end.
+    """
     low, high = curve[:, base, None], curve[:, clean, None]
     span = high - low
-    return torch.where(span.abs() >= LEAST_DIFFERENCE, (curve - low) / span, torch.full_like(curve, torch.nan))
+    defined = span.abs() >= LEAST_DIFFERENCE
+    if shares is not None and shares[-1] < 1:
+        defined = torch.zeros_like(defined)
+    return torch.where(defined, (curve - low) / span, torch.full_like(curve, torch.nan))

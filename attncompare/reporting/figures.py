@@ -11,6 +11,7 @@ from attncompare.errors import ResultFormatError, unknown_name
 from attncompare.methods._base import methods
 from attncompare.reporting.gallery import Gallery
 from attncompare.reporting.overlay import overlay
+from attncompare.reporting.ranks import ranks
 
 WIDTHS = {"cvpr": 3.25, "icml": 3.25, "neurips": 5.5, "iclr": 5.5, "ieee": 3.5, "a4": 7.0}
 """Width in inches of a venue's column (two-column) or text (one-column); a4 is a full page."""
@@ -189,11 +190,17 @@ def cost(run: Gallery, width: float) -> Figure:
     return figure
 
 
-KINDS: dict[str, Callable[[Gallery, float], Figure]] = {"grid": grid, "curves": curves, "bars": bars, "cost": cost}
+KINDS: dict[str, Callable[[Gallery, float], Figure]] = {
+    "grid": grid,
+    "curves": curves,
+    "bars": bars,
+    "cost": cost,
+    "ranks": ranks,
+}
 
 
 def draw(folder: Path, kind: str, *, venue: str = "a4") -> Figure:
-    """A matplotlib figure of a run: grid, curves, bars or cost, at the width of a venue."""
+    """A matplotlib figure of a run: grid, curves, bars, cost or ranks, at the width of a venue."""
     if kind not in KINDS:
         raise unknown_name("figure", kind, KINDS)
     if venue not in WIDTHS:

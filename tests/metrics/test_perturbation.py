@@ -1,5 +1,6 @@
 import itertools
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -10,7 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
+from attncompare.errors import SpecError
+from attncompare.metrics import perturbation
 from attncompare.metrics._base import Evidence
+from attncompare.metrics.deletion import deletion
+from attncompare.metrics.deletion_normalised import deletion_normalised
+from attncompare.metrics.insertion_normalised import insertion_normalised
+from attncompare.metrics.lerf import lerf
+from attncompare.metrics.morf import morf
 from attncompare.metrics.perturbation import (
     area_under_curve,
     baseline_images,
@@ -20,9 +28,10 @@ from attncompare.metrics.perturbation import (
     rank_units,
     rescaled_curve,
 )
-from attncompare.metrics.protocols import Protocol, get_protocol
+from attncompare.metrics.protocols import PROTOCOLS, Protocol, get_protocol
+from attncompare.metrics.srg import srg
 
-DELETION, INSERTION = Evidence.DELETION_CURVE, Evidence.INSERTION_CURVE
+DELETION, INSERTION, LEAST = Evidence.DELETION_CURVE, Evidence.INSERTION_CURVE, Evidence.LEAST_FIRST_CURVE
 BOTH = (DELETION, INSERTION)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZES = ((28, 28), (24, 40), (17, 29))
@@ -134,6 +143,164 @@ REFERENCES = {
     "rise-fast": (mean_image_by_hand, blurred_by_hand, single_pixels, lambda h, w: min(28, math.ceil(h * w / 224))),
     "grid14": (blurred_by_hand, blurred_by_hand, cells_of_14, lambda h, w: 28),
 }
+
+
+def black_by_hand(image: np.ndarray) -> np.ndarray:
+    return np.zeros_like(image)
+
+
+REMOVALS = {
+    # what replaces removed units, units, number of steps, points that are scored
+    "rise": (mean_image_by_hand, single_pixels, lambda h, w: math.ceil(h * w / 224), None),
+    "rise-fast": (mean_image_by_hand, single_pixels, lambda h, w: min(28, math.ceil(h * w / 224)), None),
+    "grid14": (blurred_by_hand, cells_of_14, lambda h, w: 28, None),
+    "chefer": (black_by_hand, single_pixels, lambda h, w: 10, 10),
+    "srg": (mean_image_by_hand, cells_of_14, lambda h, w: 28, None),
+}
+
+
+def test_every_protocol_has_a_slow_reference():
+    assert set(REMOVALS) == set(PROTOCOLS)
+    assert set(REFERENCES) == {name for name, protocol in PROTOCOLS.items() if protocol.insertion}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", REMOVALS)
+def test_most_and_least_relevant_first_are_those_of_the_loop(name, size):
+    images, maps, score = some_images(2, size), some_map(2, size), SmoothScore(2, size)
+    protocol = get_protocol(name)
+    found = perturbation_curves(
+        score, images, maps=dict(m=maps), protocol=protocol, curves=(DELETION, LEAST), mean=MEAN
+    )["m"]
+    removed, units_of, count, points = REMOVALS[name]
+    for i, (curve, sign) in itertools.product(range(2), ((DELETION, 1), (LEAST, -1))):
+        image, units = images[i].double().numpy(), units_of(sign * maps[i].double().numpy())
+        expected = curve_by_hand(lambda x, i=i: score.of(x, i), image, removed(image), units, count(*size))[:points]
+        assert np.ptp(expected) > 1e-3
+        np.testing.assert_allclose(found[curve][i].numpy(), expected, rtol=0, atol=1e-6)
+    x = [k / count(*size) for k in range(points or count(*size) + 1)]
+    np.testing.assert_allclose(protocol.shares(size).numpy(), x, atol=1e-12)
+    area = sum((a + b) / 2 * (x[1] - x[0]) for a, b in itertools.pairwise(found[DELETION][0].tolist()))
+    assert morf(found[DELETION], protocol.shares(size))[0].item() == pytest.approx(area, abs=1e-6)
+    assert deletion(found[DELETION], protocol.shares(size))[0].item() == pytest.approx(area, abs=1e-6)
+
+
+def test_the_area_of_chefers_ten_points_is_not_divided_by_their_span():
+    shares = get_protocol("chefer").shares((28, 28))
+    always = torch.ones(1, 10)
+    assert morf(always, shares).item() == lerf(always, shares).item() == pytest.approx(0.9)
+    fading = torch.tensor([[1.0, 1, 1, 1, 0, 0, 0, 0, 0, 0]])  # trapezoids: three of 0.1 and half of one
+    assert lerf(fading, shares).item() == pytest.approx(0.35)
+
+
+def test_the_gain_is_the_area_between_the_curves():
+    shares = get_protocol("srg").shares((28, 28))
+    most, least = torch.linspace(1, 0, 29)[None] ** 3, torch.linspace(1, 0, 29)[None] ** (1 / 3)
+    assert srg(most, least, shares).item() == pytest.approx(3 / 4 - 1 / 4, abs=5e-3)
+    assert srg(least, least, shares).item() == 0
+
+
+def test_a_curve_that_stops_early_cannot_be_rescaled():
+    curve, shares = torch.linspace(1, 0, 10)[None], get_protocol("chefer").shares((28, 28))
+    assert deletion_normalised(curve, shares).isnan().all()
+    whole = torch.linspace(0.8, 0.2, 11)[None]
+    assert deletion_normalised(whole, torch.linspace(0, 1, 11)).item() == pytest.approx(0.5)
+    assert insertion_normalised(whole.flip(1), torch.linspace(0, 1, 11)).item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", ["chefer", "srg"])
+def test_a_protocol_without_insertion_says_so(name):
+    with pytest.raises(SpecError, match=f"protocol {name} has no insertion"):
+        perturbation_curves(
+            SmoothScore(1, (28, 28)),
+            some_images(1, (28, 28)),
+            {"m": some_map(1, (28, 28))},
+            get_protocol(name),
+            BOTH,
+            mean=MEAN,
+        )
+
+
+def test_maps_of_one_order_are_scored_once():
+    size, images = (28, 28), some_images(2, (28, 28))
+    base = some_map(2, size)
+    maps = {"a": base, "same": 4 * base, "other": some_map(2, size, 5), "negative": -base}
+    score = SmoothScore(2, size)
+    curves = perturbation_curves(score, images, maps, get_protocol("rise"), (DELETION, INSERTION, LEAST), mean=MEAN)
+    steps = get_protocol("rise").count(size) - 1
+    # deletion and least first: of a, -a, other, -other; insertion: of a, other, -a
+    assert len(score.shown) == 2 * (3 + (4 + 3) * steps)
+    assert len({(w, image.numpy().tobytes()) for image, w in zip(score.shown, score.which, strict=True)}) == len(
+        score.shown
+    )
+    for curve in (DELETION, INSERTION, LEAST):
+        assert torch.equal(curves["a"][curve], curves["same"][curve])
+    assert torch.equal(curves["a"][LEAST], curves["negative"][DELETION])
+    assert torch.equal(curves["a"][DELETION], curves["negative"][LEAST])
+    assert not any(rows.isnan().any() for found in curves.values() for rows in found.values())
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(
+    values=arrays(np.float32, (6, 8), elements=st.integers(-3, 3)),
+    steps=st.sampled_from((1, 2, 4, 6, 12, 24, 48)),
+    start=st.sampled_from(("mean", "blur", "black")),
+    finish=st.sampled_from(("mean", "blur", "black")),
+)
+def test_deletion_is_insertion_of_the_negative_read_backwards_with_ends_swapped_and_ties_reversed(
+    values, steps, start, finish
+):
+    size, images, score = (6, 8), some_images(1, (6, 8)), SmoothScore(1, (6, 8))
+    plain = torch.from_numpy(values)
+    ranks = rank_units(plain.flatten(), seed=0).reshape(
+        size
+    )  # distinct values of the same order, so that -map reverses ties
+    one = Protocol("one", None, steps, start, finish)
+    two = Protocol("two", None, steps, finish, start)
+    there = perturbation_curves(score, images, {"m": plain[None]}, one, [DELETION], mean=MEAN)["m"][DELETION]
+    back = perturbation_curves(score, images, {"m": ranks[None].float()}, two, [INSERTION], mean=MEAN)["m"][INSERTION]
+    assert torch.equal(there, back.flip(1))
+
+
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@given(importance=arrays(np.float32, (4, 6), elements=st.integers(-9, 9)), order=st.permutations(range(24)))
+def test_no_order_beats_that_of_importance_on_an_additive_model(importance, order):
+    images = torch.ones(1, 3, 4, 6)
+    maps = {"true": torch.from_numpy(importance)[None], "other": torch.tensor(order).reshape(1, 4, 6).float()}
+    protocol = Protocol("pixel by pixel", None, 24, "black", "black")
+    curves = perturbation_curves(
+        LinearScore(maps["true"][0]), images, maps, protocol, (DELETION, INSERTION, LEAST), mean=MEAN
+    )
+    areas = {name: {c: float(area_under_curve(found[c])) for c in found} for name, found in curves.items()}
+    assert areas["true"][DELETION] <= areas["other"][DELETION] + 1e-4
+    assert areas["true"][INSERTION] >= areas["other"][INSERTION] - 1e-4
+    assert areas["true"][LEAST] >= areas["other"][LEAST] - 1e-4
+
+
+def test_memory_does_not_depend_on_the_number_of_maps_or_steps(monkeypatch):
+    size, images = (28, 28), some_images(3, (28, 28))
+    alive, most = [0], [0]
+    plain = baseline_images
+
+    def counted(clean, kind, mean):
+        drawn = plain(clean, kind, mean)
+        assert len(clean) == 1  # of one image at a time
+        alive[0] += 1
+        most[0] = max(most[0], alive[0])
+        weakref.finalize(drawn, lambda: alive.__setitem__(0, alive[0] - 1))
+        return drawn
+
+    monkeypatch.setattr(perturbation, "baseline_images", counted)
+    buffers = set()
+
+    def score(batch, which):
+        buffers.add(batch.data_ptr())
+        return batch.mean(dim=(1, 2, 3))
+
+    maps = {str(seed): some_map(3, size, seed) for seed in range(4)}
+    perturbation_curves(score, images, maps, get_protocol("rise"), BOTH, mean=MEAN, batch_size=2)
+    assert len(buffers) == 1
+    assert most[0] <= 4  # two baselines of an image, and those of the image before while a batch still holds them
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -4,6 +4,15 @@ import pytest
 
 from attncompare.errors import UnknownNameError
 from attncompare.metrics.protocols import PROTOCOLS, get_protocol
+from attncompare.metrics.user_protocols import fingerprint
+
+PUBLISHED = {
+    "rise": (1, "df4701ed"),
+    "rise-fast": (1, "8c841e84"),
+    "grid14": (1, "d6cf3f27"),
+    "chefer": (1, "eb0e49da"),
+    "srg": (1, "bc0e1704"),
+}
 
 
 @pytest.mark.parametrize(
@@ -17,6 +26,8 @@ from attncompare.metrics.protocols import PROTOCOLS, get_protocol
         ("rise-fast", (64, 64), 19),
         ("grid14", (224, 224), 28),
         ("grid14", (64, 64), 28),
+        ("chefer", (224, 224), 10),
+        ("srg", (64, 64), 28),
     ],
 )
 def test_number_of_steps(name, size, steps):
@@ -25,7 +36,13 @@ def test_number_of_steps(name, size, steps):
 
 @pytest.mark.parametrize(
     ("name", "cells", "deletion", "insertion"),
-    [("rise", None, "mean", "blur"), ("rise-fast", None, "mean", "blur"), ("grid14", 14, "blur", "blur")],
+    [
+        ("rise", None, "mean", "blur"),
+        ("rise-fast", None, "mean", "blur"),
+        ("grid14", 14, "blur", "blur"),
+        ("chefer", None, "black", None),
+        ("srg", 14, "mean", None),
+    ],
 )
 def test_units_and_baselines(name, cells, deletion, insertion):
     protocol = get_protocol(name)
@@ -54,3 +71,15 @@ def test_no_two_protocols_are_described_alike():
 def test_an_unknown_protocol_is_refused_with_the_nearest_names():
     with pytest.raises(UnknownNameError, match=r"^unknown protocol 'risefast'; did you mean rise-fast"):
         get_protocol("risefast")
+
+
+def test_chefers_points_are_the_first_ten_tenths():
+    assert get_protocol("chefer").shares((224, 224)).tolist() == [k / 10 for k in range(10)]
+    assert get_protocol("chefer").score == "argmax"
+    assert {protocol.score for name, protocol in PROTOCOLS.items() if name != "chefer"} == {"probability"}
+
+
+@pytest.mark.parametrize("name", sorted(PROTOCOLS))
+def test_a_published_protocol_keeps_its_definition(name):
+    """Fails when a choice changes: then raise the version, say so in docs/protocols.md, and store the new fingerprint."""
+    assert (PROTOCOLS[name].version, fingerprint(PROTOCOLS[name])) == PUBLISHED[name]

@@ -1,0 +1,175 @@
+"""What metrics ask for, made when it is asked for: scores of altered images, and the method run again."""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from attncompare.adapters.base import ModelAdapter
+from attncompare.benchmark.randomised import randomised_maps
+from attncompare.capture.capture import left_as_found
+from attncompare.capture.targets import Target, TargetScore
+from attncompare.errors import CaptureError, SpecError
+from attncompare.maps import resize_map
+from attncompare.metrics._base import Evidence, Explain, Metric, Score
+from attncompare.metrics.protocols import ScoreKind
+from attncompare.tuning import arranged
+
+T = TypeVar("T")
+Again = Callable[[Tensor, Target], Tensor]
+"""(images, target) -> maps (n,h,w): the explainer whose map is scored, run once more."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Clean images (B,3,H,W), the target fixed on them, and where the evidence is known (B,H,W) bool its masks."""
+
+    images: Tensor
+    target: TargetScore
+    masks: Tensor | None = None
+    index: Tensor | None = None
+
+    def subset(self, chosen: Sequence[int]) -> "Scene":
+        """Some of the images; the target still knows all of them."""
+        index = torch.tensor(chosen, device=self.images.device)
+        masks = None if self.masks is None else self.masks[index.cpu()]
+        return Scene(self.images[index], self.target, masks, index)
+
+    @property
+    def rows(self) -> Tensor:
+        """(B,) which of the target's images these are."""
+        return torch.arange(len(self.images), device=self.images.device) if self.index is None else self.index
+
+    @property
+    def targets(self) -> Tensor:
+        """(B,) the explained outputs."""
+        return self.target.target[self.rows]
+
+    def target_of(self, which: Tensor) -> Target:
+        """The target for copies of images `which` (n,); a copy of an embedded image is explained for its own embedding."""
+        if self.target.function is not None:
+            return self.target.function
+        if self.target.prompts:
+            return [self.target.prompts[int(row)] for row in self.rows[which]]
+        return "embedding" if self.target.references is not None else self.targets[which]
+
+
+def target_scorer(model: ModelAdapter, target: TargetScore, index: Tensor, kind: ScoreKind = "probability") -> Score:
+    """The black box that perturbation metrics query: altered copies -> probability of the fixed target (or cosine).
+
+    index: which of the target's images are being scored, (B,). kind "argmax": 1 while the target is the model's first
+    choice, else 0; SpecError for an embedding or a text, which compete with no other class.
+    """
+    if kind == "argmax" and not target.of_classes:
+        raise SpecError("a protocol that asks for the argmax needs a class as target")
+
+    def score(images: Tensor, which: Tensor) -> Tensor:
+        raw = model.forward(arranged(images))
+        if kind == "argmax":
+            return (raw.argmax(dim=1) == target.target[index[which]]).float()
+        return target.probability(raw, index[which])
+
+    return score
+
+
+def batched(model: ModelAdapter, score: Score, batch_size: int) -> Score:
+    """The same score in batches of the run's size, without gradients; half the size each time memory runs out."""
+
+    def run(images: Tensor, which: Tensor, size: int) -> Tensor:
+        parts = zip(torch.split(images, size), torch.split(which, size), strict=True)
+        return torch.cat([score(part, rows).float() for part, rows in parts])
+
+    def in_batches(images: Tensor, which: Tensor) -> Tensor:
+        with torch.no_grad(), left_as_found(model.model):
+            return with_smaller_batches(lambda size: run(images, which, size), batch_size)
+
+    return in_batches
+
+
+def with_smaller_batches(run: Callable[[int], T], batch_size: int) -> T:
+    """Run; when memory runs out try again with half the batch, down to 1."""
+    while True:
+        try:
+            return run(batch_size)
+        except (RuntimeError, MemoryError) as error:
+            if batch_size == 1 or not is_out_of_memory(error):
+                raise
+            batch_size //= 2
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that host or device memory ran out."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+@dataclass(frozen=True)
+class Witness:
+    """Supplies the evidence on the maps of one scene; whatever costs a pass only when a metric asks for it."""
+
+    model: ModelAdapter
+    scene: Scene
+    batch_size: int
+    seed: int
+
+    def score(self) -> Score:
+        """The target's probability or cosine of altered copies."""
+        return batched(self.model, target_scorer(self.model, self.scene.target, self.scene.rows), self.batch_size)
+
+    def shared(self, wanted: Sequence[Metric]) -> dict[Evidence, object]:
+        """What is the same for all maps."""
+        scene, score = self.scene, self.score()
+        found: dict[Evidence, object] = {
+            Evidence.IMAGES: scene.images,
+            Evidence.TARGET_SCORE: score,
+            Evidence.SEED: self.seed,
+            Evidence.MEAN_COLOUR: scene.images.new_tensor(self.model.source.preprocessing.mean).reshape(1, -1, 1, 1),
+        }
+        if scene.masks is not None:
+            found[Evidence.MASKS] = scene.masks.cpu()
+        if any(Evidence.CLEAN_SCORES in metric.needs for metric in wanted):
+            found[Evidence.CLEAN_SCORES] = score(scene.images, torch.arange(len(scene.images)).to(scene.images.device))
+        return found
+
+    def again(self, explain: Again) -> dict[Evidence, Callable[[], object]]:
+        """What needs the method to run once more."""
+        scene = self.scene
+
+        def copies(images: Tensor, which: Tensor) -> Tensor:
+            parts = zip(torch.split(images, self.batch_size), torch.split(which, self.batch_size), strict=True)
+            return torch.cat([explain(part, scene.target_of(rows)) for part, rows in parts])
+
+        def shuffled() -> Tensor:
+            everything = torch.arange(len(scene.images), device=scene.images.device)
+            return torch.cat(
+                [resize_map(one, self.model.size).cpu() for one in self._where_possible(copies, everything)]
+            )
+
+        return {
+            Evidence.EXPLAIN: lambda: copies,
+            Evidence.RANDOMISED_MAPS: lambda: randomised_maps(self.model.model, shuffled, self.seed),
+        }
+
+    def _where_possible(self, copies: Explain, which: Tensor) -> list[Tensor]:
+        """Maps (n,h,w) of some images; one of which a shuffled model leaves nothing to explain has a map of zeros."""
+        try:
+            return [copies(self.scene.images[which], which)]
+        except CaptureError:
+            if len(which) > 1:
+                return [part for row in which for part in self._where_possible(copies, row[None])]
+            return [torch.zeros(1, *self.model.size)]
+
+
+def measure(
+    metric: Metric, evidence: Mapping[Evidence, object], made: Mapping[Evidence, Callable[[], object]]
+) -> Tensor:
+    """(B,) a metric of ready evidence and of what is made for it alone; what was made is closed, whatever happens."""
+    own = {need: made[need]() for need in metric.needs if need in made}
+    try:
+        return metric.values({**evidence, **own}).cpu()
+    finally:
+        for thing in own.values():
+            if isinstance(thing, Generator):
+                thing.close()

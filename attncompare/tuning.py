@@ -1,0 +1,122 @@
+"""Opt-in settings of the process that make scoring cheaper; recorded with every result, and their effect checked.
+
+Nothing here happens by itself: `import attncompare` and every call leave the process as it is until `tune` is called.
+"""
+
+import ctypes
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from attncompare.errors import SpecError
+
+LARGEST_DEVIATION = 1e-5
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+ONE_GIGABYTE = 1 << 30
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is changed; the defaults change nothing.
+
+    keep_memory: glibc keeps freed memory instead of giving it back (mallopt), and torch asks for huge pages if it has not
+    allocated anything yet; both save a page fault for every 4 kB of every activation. Values do not change; cannot be
+    undone. channels_last: images are scored in the NHWC layout,
+    which convolutions are faster in. matmul: torch's float32 matmul precision; "medium" lets oneDNN take bfloat16 where
+    the CPU has it. threads: torch's threads inside an operation, None leaves them.
+    """
+
+    keep_memory: bool = False
+    channels_last: bool = False
+    matmul: Literal["highest", "high", "medium"] = "highest"
+    threads: int | None = None
+
+    @property
+    def changes_values(self) -> bool:
+        """Whether a score may differ in its last digits."""
+        return self.channels_last or self.matmul != "highest"
+
+
+_applied = Tuning()
+
+
+def tune(wanted: Tuning) -> Tuning:
+    """Apply settings to this process and say which of them took effect: memory needs glibc.
+
+    >>> tune(Tuning()) == Tuning()
+    True
+    """
+    global _applied
+    if wanted.threads is not None:
+        if wanted.threads < 1:
+            raise SpecError(f"threads must be at least 1, not {wanted.threads}")
+        torch.set_num_threads(wanted.threads)
+    torch.set_float32_matmul_precision(wanted.matmul)
+    kept = _applied.keep_memory or (wanted.keep_memory and _keep_memory())
+    _applied = Tuning(kept, wanted.channels_last, wanted.matmul, wanted.threads)
+    return _applied
+
+
+def applied() -> Tuning:
+    """The settings in force."""
+    return _applied
+
+
+def describe() -> dict[str, object]:
+    """The settings in force, for a run's manifest."""
+    return asdict(_applied)
+
+
+def _keep_memory() -> bool:
+    """Whether glibc took both settings."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(M_MMAP_THRESHOLD, ONE_GIGABYTE)) and bool(mallopt(M_TRIM_THRESHOLD, ONE_GIGABYTE))
+
+
+def arranged(images: Tensor) -> Tensor:
+    """(n,3,H,W) in the layout that is in force."""
+    return images.contiguous(memory_format=torch.channels_last) if _applied.channels_last else images
+
+
+@contextmanager
+def untuned() -> Iterator[None]:
+    """Settings that change values are off inside."""
+    global _applied
+    before = _applied
+    try:
+        torch.set_float32_matmul_precision("highest")
+        _applied = Tuning(before.keep_memory, threads=before.threads)
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before.matmul)
+        _applied = before
+
+
+def check_deviation(score: Callable[[Tensor], Tensor], images: Tensor) -> float:
+    """The largest difference that the settings make to the scores of a batch (n,3,H,W); SpecError beyond 1e-5.
+
+    score: images -> (n,), in the layout in force, as the scorers of the benchmark are.
+
+    Costs nothing where no setting changes values.
+    """
+    if not _applied.changes_values:
+        return 0.0
+    with torch.no_grad():
+        tuned = score(images)
+        with untuned():
+            plain = score(images)
+    found = float((tuned - plain).abs().max())
+    if not found <= LARGEST_DEVIATION:
+        raise SpecError(
+            f"the tuning {describe()} changes scores by {found:.1e}, more than {LARGEST_DEVIATION:.0e}; leave it off"
+        )
+    return found

@@ -1,0 +1,172 @@
+"""What scoring costs beside the forward passes it needs: `python benchmarks/speed_scores.py`.
+
+Two yardsticks in the same process and rounds: L, the same number of images forwarded bare in the same mode and batches; and
+R, the loop of RISE's own code written plainly (batch 1, default layout, an argsort and a copy per step). Each row is CPU
+time of the process, 2 threads, passive OpenMP, interleaved rounds; median, minimum and maximum. The whole is run in two
+processes, as a library call that sets nothing, and tuned (attncompare.tuning). Areas of R and engine must agree to 1e-6.
+
+Writes benchmarks/results/speed_scores.csv; `--models`, `--steps`, `--rounds` and `--maps` make it smaller or larger.
+"""
+
+import os
+
+os.environ.update(OMP_WAIT_POLICY="passive", KMP_BLOCKTIME="0", OMP_NUM_THREADS="2")
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+import attncompare as ac
+from attncompare.benchmark.evidence import target_scorer
+from attncompare.benchmark.scoring import fixed_target
+from attncompare.metrics._base import Evidence
+from attncompare.metrics.imputation import SHARES, imputed_scores
+from attncompare.metrics.perturbation import area_under_curve, baseline_images, perturbation_curves
+from attncompare.metrics.protocols import Protocol
+from attncompare.tuning import Tuning, arranged, tune
+
+MODELS = ("torchvision/resnet18@random", "torchvision/resnet50@random", "timm/vit_tiny_patch16_224@random",
+          "timm/vit_base_patch16_224@random", "offline/efficientnet_lite0")  # fmt: skip
+BATCH = 8
+CURVES = (Evidence.DELETION_CURVE, Evidence.INSERTION_CURVE)
+
+
+def rise_loop(
+    forward: Callable[[Tensor], Tensor], image: Tensor, values: Tensor, base: Tensor, blurred: Tensor, steps: int
+):
+    """(deletion, insertion) areas of one image, as RISE's causal metric computes them: one pass a step."""
+    order = np.argsort(-values.flatten().numpy(), kind="stable")
+    areas = []
+    for start, finish in ((image, base), (blurred, image)):
+        current, curve = start.clone(), []
+        for step in range(steps + 1):
+            curve.append(float(forward(current)[0]))
+            last = [round(k * len(order) / steps) for k in (step, step + 1)]
+            changed = order[last[0] : last[1]]
+            current.reshape(1, 3, -1)[0, :, changed] = finish.reshape(1, 3, -1)[0, :, changed]
+        areas.append(float(np.trapezoid(curve, dx=1 / steps)))
+    return areas
+
+
+def cpu_of(run: Callable[[], object]) -> tuple[float, object]:
+    start = time.process_time()
+    result = run()
+    return time.process_time() - start, result
+
+
+def measure(name: str, steps: int, rounds: int, maps: int) -> list[dict[str, object]]:
+    model = ac.load_model(name)
+    model.model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.nn.functional.interpolate(
+        torch.rand(1, 3, 14, 14, generator=generator), model.size, mode="bicubic"
+    ).clamp(0, 1)
+    drawn = {str(k): torch.rand(1, *model.size, generator=generator) for k in range(maps)}
+    protocol = Protocol("timed", None, steps, "mean", "blur")
+    mean = model.source.preprocessing.mean
+    with torch.no_grad():
+        target = fixed_target(model, image, None)
+        index = torch.zeros(1, dtype=torch.int64)
+        score = target_scorer(model, target, index)
+        base, blurred = (baseline_images(image, kind, mean) for kind in ("mean", "blur"))
+        count = 3 + maps * 2 * (steps - 1)
+        full, rest = divmod(count, BATCH)
+        batch = arranged(image.expand(BATCH, -1, -1, -1).contiguous())
+
+        def bare() -> None:
+            for size in [BATCH] * full + [rest] * bool(rest):
+                model.forward(batch[:size])
+
+        def engine():
+            return perturbation_curves(score, image, drawn, protocol, CURVES, mean=mean, batch_size=BATCH)
+
+        def loop():
+            one = torch.zeros(1, dtype=torch.int64)
+            plain = lambda x: target.probability(model.forward(x), one)  # noqa: E731
+            return rise_loop(plain, image, drawn["0"][0], base, blurred, steps)
+
+        def road():
+            return imputed_scores(
+                image, drawn["0"], lambda x, w: torch.cat([score(p, w[: len(p)]) for p in x.split(BATCH)]), 0
+            )
+
+        jobs = {"L": bare, "engine": engine, "R": loop, "road": road}
+        times: dict[str, list[float]] = {key: [] for key in jobs}
+        found = {}
+        for number in range(rounds + 1):
+            for key, job in jobs.items():
+                spent, found[key] = cpu_of(job)
+                times[key] += [spent] if number else []  # the first round warms up
+    ours = [float(area_under_curve(found["engine"]["0"][curve])) for curve in CURVES]
+    worst = max(abs(a - b) for a, b in zip(ours, found["R"], strict=True))
+    images = {"L": count, "engine": count, "R": 2 * (steps + 1), "road": len(SHARES)}
+    return [
+        {
+            "model": name, "job": key, "images": images[key], "rounds": rounds, "area_difference": worst,
+            "median_ms": statistics.median(spent) / images[key] * 1e3, "min_ms": min(spent) / images[key] * 1e3,
+            "max_ms": max(spent) / images[key] * 1e3,
+        }
+        for key, spent in times.items()
+    ]  # fmt: skip
+
+
+def one_process(arguments: argparse.Namespace, name: str, mode: str) -> list[dict[str, object]]:
+    """One model in a fresh process, which may be tuned as a whole."""
+    command = [sys.executable, __file__, "--only", mode, "--models", name, "--steps", str(arguments.steps)]
+    command += ["--rounds", str(arguments.rounds), "--maps", str(arguments.maps)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return [json.loads(line) | {"process": mode} for line in text.splitlines() if line.startswith("{")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--maps", type=int, default=2)
+    parser.add_argument("--only", choices=("library", "tuned"), help="used by the script itself")
+    arguments = parser.parse_args()
+    if arguments.only:
+        torch.set_num_threads(2)
+        if arguments.only == "tuned":
+            tune(Tuning(keep_memory=True, channels_last=True))
+        for name in arguments.models:
+            for row in measure(name, arguments.steps, arguments.rounds, arguments.maps):
+                print(json.dumps(row), flush=True)
+        return
+    found = []
+    for name in arguments.models:  # model by model, so that what is measured is kept if the rest is cut short
+        for mode in ("library", "tuned"):
+            found += one_process(arguments, name, mode)
+        write(pd.DataFrame(found))
+
+
+def write(rows: pd.DataFrame) -> None:
+    """The rows with their ratios, to the file and to the terminal."""
+    medians = rows.pivot_table(index=["model", "process"], columns="job", values="median_ms")
+    library = medians["R"].unstack("process")["library"]
+    table = pd.DataFrame({
+        "engine / L": medians["engine"] / medians["L"],
+        "road / L": medians["road"] / medians["L"],
+        "R / engine": medians.index.get_level_values("model").map(library) / medians["engine"],
+    })  # fmt: skip
+    path = Path(__file__).parent / "results" / "speed_scores.csv"
+    rows.merge(table.reset_index(), on=["model", "process"]).to_csv(
+        path, index=False, float_format="%.4g", lineterminator="\n"
+    )
+    print(table.round(3).to_string())
+    print(f"largest difference of areas between R and engine: {rows.area_difference.max():.1e}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

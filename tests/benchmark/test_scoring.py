@@ -1,0 +1,144 @@
+"""From a map to records: options, protocols, and what is refused."""
+
+import pytest
+import torch
+
+import attncompare as ac
+from attncompare.benchmark.run import run_benchmark
+from attncompare.benchmark.spec import BenchmarkSpec
+from attncompare.errors import SpecError, UnknownNameError
+from attncompare.maps import AttributionMap
+from attncompare.metrics._base import metrics
+from attncompare.metrics.user_protocols import read_protocol
+
+EVERYTHING = [metric.name for metric in metrics if not metric.pairwise and "insertion" not in metric.name]
+QUICK = {"infidelity": {"squares": 4}, "max_sensitivity": {"samples": 2}}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ac.load_model("demo/cnn")
+
+
+@pytest.fixture(scope="module")
+def images(model):
+    return torch.rand(2, 3, *model.size, generator=torch.Generator().manual_seed(0))
+
+
+def test_options_change_the_value_and_stand_beside_it(model, images):
+    shown = ac.make_explainer(model, "cam").explain(images)
+    masks = torch.zeros(2, *model.size, dtype=torch.bool)
+    masks[:, 30:34, 30:34] = True
+    given = [("pointing_game", {"tolerance": 64}), ("pointing_game", {"tolerance": 1})]
+    far, near = (ac.score(model, images, shown, metrics=[one], masks=masks) for one in given)
+    assert [r.value for r in far] == [1, 1] and {r.protocol for r in far} == {"tolerance=64"}
+    assert far[0].key != near[0].key
+    assert ac.score(model, images, shown, metrics=["pointing_game"], masks=masks)[0].protocol == ""
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "message"),
+    [
+        (("pointing_game", {"tolerence": 3}), UnknownNameError, "did you mean tolerance"),
+        (("pointing_game", {"tolerance": -3}), SpecError, "must be a positive int"),
+        (("pointing_game", {"tolerance": 1.5}), SpecError, "must be a positive int"),
+        (("infidelity", {"squares": True}), SpecError, "must be a positive int"),
+        (("infidelity", {"squares": 0}), SpecError, "must be a positive int"),
+        (("deletion", {"steps": 3}), SpecError, "has no options"),
+        ("rank_correlation", SpecError, "compares two maps; use attncompare.compare_maps"),
+        ("insersion", UnknownNameError, "did you mean insertion"),
+    ],
+)
+def test_a_wrong_metric_or_option_is_refused(model, images, request_, error, message):
+    shown = ac.make_explainer(model, "cam").explain(images)
+    with pytest.raises(error, match=message):
+        ac.score(model, images, shown, metrics=[request_], masks=torch.ones(2, *model.size, dtype=torch.bool))
+
+
+def test_the_argmax_protocol_asks_whether_the_target_is_still_the_first_choice(model, images):
+    shown = ac.make_explainer(model, "cam").explain(images)
+    top, other = (ac.score(model, images, one, metrics=["morf", "lerf"], protocol="chefer") for one in (
+        shown, ac.make_explainer(model, "cam").explain(images, int((shown.target[0] + 1) % 3)))
+    )  # fmt: skip
+    assert all(len(r.curve) == 10 and set(r.curve) <= {0.0, 1.0} and r.protocol == "chefer" for r in top)
+    assert [r.curve[0] for r in top] == [1, 1, 1, 1] and other[0].curve[0] == 0
+
+
+@pytest.mark.parametrize("metric", ["insertion", "insertion_normalised"])
+def test_a_metric_without_its_curve_is_refused_before_anything_runs(model, images, metric, tmp_path):
+    shown = ac.make_explainer(model, "cam").explain(images)
+    with pytest.raises(SpecError, match=f"protocol chefer has no insertion, so {metric} is not defined"):
+        ac.score(model, images, shown, metrics=[metric], protocol="chefer")
+    with pytest.raises(SpecError, match="has no insertion"):
+        run_benchmark(BenchmarkSpec(models=("demo/cnn",), metrics=(metric,), protocol="srg"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_argmax_of_an_embedding_is_refused_before_anything_runs(tmp_path):
+    spec = BenchmarkSpec(
+        models=("timm/vit_tiny_patch16_224.dino@random",), metrics=("morf",), protocol="chefer", limit=1
+    )
+    from attncompare.benchmark.plan import check_target
+    from attncompare.data.datasets import open_dataset
+
+    class Embeds:
+        embedding, name = True, "bare"
+
+    with pytest.raises(SpecError, match="asks for the argmax; bare has no class"):
+        check_target(spec, open_dataset("shapes", 1), [Embeds()])
+
+
+def test_a_peers_map_is_scored_and_run_again_through_its_wrapper(model, images):
+    class Peer:
+        name = "peer"
+
+        def explain(self, images, target=None):
+            return AttributionMap(images.mean(dim=1), target, model="demo/cnn", method="peer")
+
+    shown = Peer().explain(images, torch.tensor([0, 1]))
+    with pytest.raises(SpecError, match="max_sensitivity runs the method again; give explainer="):
+        ac.score(model, images, shown, metrics=["max_sensitivity"])
+    records = ac.score(model, images, shown, metrics=["max_sensitivity", "sparseness"], explainer=Peer())
+    assert [r.status for r in records] == ["ok"] * 4 and records[0].value > 0
+
+
+def test_a_map_that_is_not_finite_is_refused(model, images):
+    bad = AttributionMap(torch.tensor([[[1.0, 2.0]], [[torch.nan, 0.0]]]), torch.tensor([0, 0]), method="mine")
+    with pytest.raises(SpecError, match="the map of image 1 has values that are not finite"):
+        ac.score(model, images, bad, metrics=["sparseness"])
+
+
+def test_a_run_scores_every_metric_under_a_users_protocol(tmp_path):
+    path = tmp_path / "coarse.toml"
+    path.write_text('cells = 4\nsteps = 4\ndeletion = "mean"\n')
+    spec = BenchmarkSpec(
+        models=("demo/cnn",), methods=("cam", "edge_map"), metrics=EVERYTHING, options=QUICK, protocol=str(path),
+        limit=2, timing=False,
+    )  # fmt: skip
+    run = run_benchmark(spec, tmp_path / "run")
+    records = run.records()
+    name = read_protocol(path).name
+    for metric in map(metrics.get, EVERYTHING):
+        rows = records[records.measure == metric.name]
+        assert len(rows) == 4 and set(rows.status) == {"ok"}, rows[["method", "status", "detail"]]
+        setting = ", ".join(f"{k}={v}" for k, v in QUICK.get(metric.name, {}).items())
+        assert set(rows.protocol) == {name if metric.curves else setting}
+    assert run.manifest()["protocol"]["cells"] == 4
+    again = run_benchmark(spec, tmp_path / "run")
+    assert (again.computed, again.failed) == (0, 0)
+    path.write_text('cells = 4\nsteps = 8\ndeletion = "mean"\n')
+    assert run_benchmark(spec, tmp_path / "run").computed == 2
+
+
+def test_a_metric_that_fails_does_not_take_the_others_with_it(model, images, monkeypatch):
+    from attncompare.benchmark import scoring
+
+    def no_more(*arguments):
+        raise RuntimeError("the method gave up\nat length")
+
+    monkeypatch.setattr(scoring, "explain_together", no_more)
+    shown = ac.make_explainer(model, "cam").explain(images)
+    records = ac.score(model, images, shown, metrics=["max_sensitivity", "complexity"])
+    failed = [r for r in records if r.measure == "max_sensitivity"]
+    assert {(r.status, r.value, r.detail) for r in failed} == {("failed", None, "RuntimeError: the method gave up")}
+    assert all(r.status == "ok" for r in records if r.measure == "complexity")

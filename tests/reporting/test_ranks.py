@@ -1,0 +1,43 @@
+import pytest
+
+from attncompare.benchmark.rankings import rank_methods, score_table
+from attncompare.benchmark.run import run_benchmark
+from attncompare.benchmark.spec import BenchmarkSpec
+from attncompare.reporting.figures import draw, save_figure
+from attncompare.reporting.gallery import Gallery
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    spec = BenchmarkSpec(
+        models=("demo/cnn", "demo/vit"), methods=("cam", "hires_cam", "center_map", "edge_map"), metrics=("energy_inside",),
+        limit=4, timing=False,
+    )  # fmt: skip
+    run_benchmark(spec, path)
+    return path
+
+
+def test_the_diagram_shows_every_ranked_method_with_its_mean_rank(folder):
+    figure, run = draw(folder, "ranks"), Gallery.open(folder)
+    assert len(figure.axes) == 2
+    for axes, model in zip(figure.axes, run.models, strict=True):
+        words = " ".join(text.get_text() for text in axes.texts)
+        ranking = rank_methods(score_table(run.records, model, "energy_inside"))
+        assert len(ranking.ranks) >= 3
+        for method, rank in ranking.ranks.items():
+            assert f"{method} ({rank:.2g})" in words or f"({rank:.2g}) {method}" in words
+        assert model in axes.get_title() and f"{ranking.images} images" in axes.get_title()
+
+
+def test_the_diagram_is_written(folder, tmp_path):
+    assert save_figure(draw(folder, "ranks", venue="cvpr"), tmp_path / "ranks.pdf").stat().st_size > 2000
+
+
+def test_too_few_methods_are_said_to_be_too_few(tmp_path):
+    spec = BenchmarkSpec(
+        models=("demo/cnn",), methods=("cam", "edge_map"), metrics=("energy_inside",), limit=2, timing=False
+    )
+    run_benchmark(spec, tmp_path)
+    words = [text.get_text() for axes in draw(tmp_path, "ranks").axes for text in axes.texts]
+    assert words == ["needs three methods and two images"]
