@@ -27,7 +27,10 @@ app = typer.Typer(
 EXIT_WRONG, EXIT_FAILED_CELLS, EXIT_INTERRUPTED = 1, 3, 130
 
 Models = Annotated[list[str] | None, typer.Option("--model", "-m", help="A model; repeat for more.")]
-Methods = Annotated[list[str] | None, typer.Option("--method", help='A method, or "all"; repeat for more.')]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option("--method", help='A method, "quick" (no hundreds of passes) or "all"; repeat for more.'),
+]
 Options = Annotated[list[str] | None, typer.Option("--option", help="method.option=value; repeat for more.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or mps.")]
 TargetOption = Annotated[
@@ -134,7 +137,7 @@ def explain(
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
-    """Draw where models look in some images.
+    """Draw where models look in some images; without --method by every method that takes no hundreds of passes.
 
     Example: attncompare explain cat.png --model timm/vit_tiny_patch16_224@random --method all --out maps
     """
@@ -149,7 +152,7 @@ def explain(
     spec = make_spec(
         {
             "models": tuple(model or ("demo/cnn", "demo/vit")),
-            "methods": tuple(method or ("all",)),
+            "methods": tuple(method or ("quick",)),
             "metrics": (),
             "data": tuple(str(path) for path in images),
             "target": target or "argmax",

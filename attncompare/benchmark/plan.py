@@ -38,9 +38,14 @@ class Cell:
 
 
 def chosen_methods(spec: BenchmarkSpec) -> list[Method]:
-    """The methods of a spec in its order; "all" is every method. Unknown names and options are errors here."""
-    names = methods.names() if spec.methods == ("all",) else list(spec.methods)
-    chosen = [methods.get(name) for name in names]
+    """The methods of a spec in its order; "all" is every method, "quick" all but those that take hundreds of passes.
+
+    Unknown names and options are errors here.
+    """
+    if spec.methods in (("all",), ("quick",)):
+        chosen = [method for method in methods if spec.methods == ("all",) or not method.many_passes]
+    else:
+        chosen = [methods.get(name) for name in spec.methods]
     for name, given in spec.options.items():
         if name not in metrics.names():
             methods.get(name).resolve(given)

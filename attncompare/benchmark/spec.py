@@ -12,8 +12,9 @@ from attncompare.errors import SpecError
 class BenchmarkSpec(BaseModel):
     """A benchmark, as one immutable value; unknown keys are refused.
 
-    models, methods, metrics: names; "all" stands for every method. options: method -> its options. protocol: how images
-    are taken apart. data: "shapes", "photos", a folder or a list of image files; limit: at most so many images.
+    models, methods, metrics: names; "all" stands for every method, "quick" for those that take no hundreds of passes.
+    options: method -> its options. protocol: how images are taken apart. data: "shapes", "photos", a folder or a list of
+    image files; limit: at most so many images.
     target: "argmax" (the model's choice on the clean image), "label", a class index, "class:NAME", "embedding" or
     "text:PROMPT" (an image-text pair such as CLIP). timing: also time every method, `repeats` times and at least
     `timing_seconds`. save_maps: keep maps and thumbnails for the report.

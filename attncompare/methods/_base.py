@@ -33,7 +33,8 @@ class Method:
 
     needs: signals, in the order of the function's parameters. options: the function's own and those of its signals.
     version: part of every result's key; raise it when the maps change. class_sensitive: whether the map depends on the
-    target. control: whether it ignores the model. space: "image" for (B,h,w) maps, "channel" for (B,C).
+    target. control: whether it ignores the model. space: "image" for (B,h,w) maps, "channel" for (B,C). many_passes:
+    whether it takes hundreds of passes with its default options.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Method:
     class_sensitive: bool = True
     control: bool = False
     space: str = "image"
+    many_passes: bool = False
 
     @property
     def own_passes(self) -> bool:
@@ -94,13 +96,14 @@ def _kind(annotation: object, default: object) -> type:
     return found[0] if found and isinstance(found[0], type) else type(default)
 
 
-def method(
+def method(  # noqa: PLR0913  (one keyword for each fact of a method)
     *,
     reference: str,
     version: int = 1,
     class_sensitive: bool = True,
     control: bool = False,
     space: str = "image",
+    many_passes: bool = False,
     choices: Mapping[str, tuple[object, ...]] | None = None,
     meaning: Mapping[str, str] | None = None,
     limits: Mapping[str, tuple[float, float]] | None = None,
@@ -123,7 +126,12 @@ def method(
         inherited: dict[str, SignalOption] = {o.name: o for need in needs for o in SIGNAL_OPTIONS.get(need, ())}
         options += [Option(o.name, o.default, o.choices, o.meaning, o.kind, o.limits) for o in inherited.values()]
         name = compute.__name__
-        flags = {"class_sensitive": class_sensitive, "control": control, "space": space}
+        flags = {
+            "class_sensitive": class_sensitive,
+            "control": control,
+            "space": space,
+            "many_passes": many_passes,
+        }
         methods.add(name, Method(name, compute, tuple(needs), tuple(options), reference, version, **flags))  # type: ignore[arg-type]
         return compute
 

@@ -10,6 +10,7 @@ from attncompare.methods._base import method
 
 @method(
     reference="Lundberg & Lee, arXiv:1705.07874, theorem 2",
+    many_passes=True,
     meaning={
         "samples": "random coalitions of superpixels",
         "baseline": "grey level of superpixels that are off, in [0, 1]",

@@ -9,6 +9,7 @@ from attncompare.methods._base import method
 
 @method(
     reference="Wang et al., arXiv:1910.01279, algorithm 1",
+    many_passes=True,
     meaning={"batch": "masked copies in one pass"},
     limits={"batch": (1, 100_000)},
 )

@@ -1,6 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
+from attncompare.benchmark.plan import chosen_methods
 from attncompare.benchmark.spec import BenchmarkSpec, make_spec, read_toml
 from attncompare.errors import SpecError
 
@@ -143,3 +144,12 @@ def test_a_target_is_a_word_a_number_a_class_or_a_text(given, kept):
 @pytest.mark.parametrize("target", [-1, True, 1.5, None, "-1", "tabby cat"])
 def test_another_target_is_refused(target):
     assert refusal(**LEAST, target=target).startswith("spec: target")
+
+
+def test_quick_methods_are_all_but_those_of_hundreds_of_passes():
+    every, quick = (
+        {one.name for one in chosen_methods(BenchmarkSpec(models=("demo/cnn",), methods=(word,)))}
+        for word in ("all", "quick")
+    )
+    assert every - quick == {"rise", "lime", "kernel_shap", "score_cam"}
+    assert every > quick > {"grad_cam", "legrad", "occlusion"}
