@@ -1,6 +1,6 @@
 """The Explainer interface, and many methods of one model for the price of one forward and one backward pass."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -168,6 +168,7 @@ def _explain(
             float(any(need.signal in GRADIENTS for need in recorded)),
         )
         if job.method.own_passes:
+            given.open = target is None and _chooses_itself(model, jobs)
             found[job.method.name] = _run_alone(model, job, copies, reference, given, repeat)
         else:
             result = job.method.compute(*(given.signals[one] for one in job.method.needs), **job.own_options())
@@ -177,12 +178,16 @@ def _explain(
 
 @dataclass
 class Given:
-    """What a method got: its signals, (B,) flags of flat gradients, and the passes per image that were made for them."""
+    """What a method got: its signals, (B,) flags of flat gradients, and the passes per image that were made for them.
+
+    open: whether its first pass is to fix the target.
+    """
 
     signals: dict[Signal, object]
     flats: list[Tensor]
     forward: float
     backward: float
+    open: bool = False
 
 
 def _recorded(model: ModelAdapter, job: Job, target: Target) -> list[Need]:
@@ -191,9 +196,17 @@ def _recorded(model: ModelAdapter, job: Job, target: Target) -> list[Need]:
     return needs + [one for s in job.method.needs if s in ALTERED for one in prerequisites(model, job.need(s), target)]
 
 
-def _resolve(model: ModelAdapter, images: Tensor, target: Target, jobs: Iterable[Job], repeat: int) -> Capture:
+def _chooses_itself(model: ModelAdapter, jobs: Sequence[Job]) -> bool:
+    """Whether the one method asked for reads its target only after its first pass, which is over the clean images."""
+    reads = {Signal.IMAGES, Signal.TARGET, Signal.FORWARD, Signal.FEATURE_LAYER}
+    return len(jobs) == 1 and not model.embedding and set(jobs[0].method.needs) == reads
+
+
+def _resolve(model: ModelAdapter, images: Tensor, target: Target, jobs: Sequence[Job], repeat: int) -> Capture:
     """The shared pass; skipped when nothing needs it and the targets are given."""
     needs = [need for job in jobs for need in _recorded(model, job, target)]
+    if target is None and _chooses_itself(model, jobs):
+        target = torch.zeros(len(images), dtype=torch.int64, device=images.device)  # filled in by that pass
     if (
         isinstance(target, Tensor)
         and target.ndim == 1
@@ -213,6 +226,7 @@ def _run_alone(
 ) -> AttributionMap:
     """A method with passes of its own, on the frozen model with its passes counted."""
     counted = CountedForward(model, reference.scored)
+    counted.open = given.open
     given.signals |= {Signal.FORWARD: counted, Signal.TARGET_SCORE: counted.target_score}
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))

@@ -242,3 +242,19 @@ def test_a_gradient_of_zero_names_the_target_that_has_none(build, pictures):
     for method in ("saliency", "grad_cam", "layer_cam"):
         with pytest.raises(CaptureError, match=rf"^{method}: .*is zero.* image 1"):
             ac.explain_targets(model, [method], pictures(model, 1), [0, 3])
+
+
+@pytest.mark.parametrize("name", ["cnn", "hf_vit", "swin"])
+def test_the_models_own_choice_costs_grad_cam_no_pass_of_its_own(fresh, pictures, name):
+    model, ran = fresh(name), []
+    images = pictures(model)
+    with torch.no_grad():
+        chosen = model.forward(images).argmax(dim=1)
+    expected = ac.make_explainer(model, "grad_cam").explain(images, chosen)
+    model.model.register_forward_hook(lambda *args: ran.append(1))
+    shown = ac.make_explainer(model, "grad_cam").explain(images)
+    assert len(ran) == 1
+    assert len(set(chosen.tolist()) | {0}) > 1  # another target than the one that stands in before the pass
+    assert shown.target.tolist() == chosen.tolist()
+    torch.testing.assert_close(shown.values, expected.values)
+    assert (shown.passes_forward, shown.passes_backward) == (1, 1)

@@ -216,6 +216,11 @@ class ModelAdapter:
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    @cached_property
+    def _has_batch_norm(self) -> bool:
+        """Whether the one-image gradient of PyTorch's batch norm is of any concern."""
+        return any(name.endswith("running_mean") for name, _ in self.model.named_buffers())
+
     @property
     def mean_colour(self) -> Tensor:
         """(3,) RGB in [0, 1], the colour that its normalisation maps to zero."""
@@ -234,7 +239,7 @@ class ModelAdapter:
     def forward(self, images: Tensor) -> Tensor:
         """(B,3,H,W) in [0, 1] -> (B,K) logits, or the embedding of a model with no classifier."""
         mean, std = self._normalisation
-        one = torch.is_grad_enabled() and len(images) == 1
+        one = torch.is_grad_enabled() and len(images) == 1 and self._has_batch_norm
         with ContiguousNorms() if one else nullcontext():
             images = (images - mean) / std
             return self.source.readout(self.model(images.flip(1) if self.source.preprocessing.bgr else images))

@@ -193,6 +193,7 @@ class CountedForward(nn.Module):
     def __init__(self, adapter: ModelAdapter, scored: TargetScore) -> None:
         super().__init__()
         self.adapter, self.scored = adapter, scored
+        self.open = False  # the first pass is over the clean images and says which target is the model's own choice
         self.trunk_once = False  # the images are copies of one, and a tap makes copies of its features
         self.seen_forward = 0
         self.seen_backward = 0
@@ -203,6 +204,9 @@ class CountedForward(nn.Module):
         with slow_attention_path():
             images = images[:1] if self.trunk_once else images
             outputs = self.scored.outputs(self.adapter.forward(images))
+        if self.open:
+            self.scored.target.copy_(outputs.detach().argmax(dim=1))
+            self.open = False
         self.seen_forward += len(images)
         if images.requires_grad:
             images.register_hook(self.watch)  # type: ignore[no-untyped-call]
