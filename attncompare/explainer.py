@@ -13,6 +13,7 @@ from attncompare.capture.altered import altered, prerequisites
 from attncompare.capture.capture import Capture, capture, left_as_found
 from attncompare.capture.features import Tap, tapped
 from attncompare.capture.listening import resolve_layer
+from attncompare.capture.lock import LOCK
 from attncompare.capture.recorders import Need
 from attncompare.capture.targets import CountedForward, Target, TargetScore, prompts_of
 from attncompare.capture.values import free_signal
@@ -156,6 +157,14 @@ def _explain(
     """The maps of all jobs: the shared pass first, then those with passes of their own."""
     if len({job.method.name for job in jobs}) != len(jobs):
         raise SpecError("a method is asked for twice; run them in two calls")
+    with LOCK:
+        return _explained(model, jobs, images, target, repeat)
+
+
+def _explained(
+    model: ModelAdapter, jobs: Sequence[Job], images: Tensor, target: Target, repeat: int
+) -> dict[str, AttributionMap]:
+    """As `_explain`, by the one thread that may."""
     reference = _resolve(model, images, target, jobs, repeat)
     copies = images.expand(repeat, -1, -1, -1) if repeat > 1 else images
     found = {}
@@ -198,8 +207,7 @@ def _recorded(model: ModelAdapter, job: Job, target: Target) -> list[Need]:
 
 def _chooses_itself(model: ModelAdapter, jobs: Sequence[Job]) -> bool:
     """Whether the one method asked for reads its target only after its first pass, which is over the clean images."""
-    reads = {Signal.IMAGES, Signal.TARGET, Signal.FORWARD, Signal.FEATURE_LAYER}
-    return len(jobs) == 1 and not model.embedding and set(jobs[0].method.needs) == reads
+    return len(jobs) == 1 and not model.embedding and jobs[0].method.first_pass_is_clean
 
 
 def _resolve(model: ModelAdapter, images: Tensor, target: Target, jobs: Sequence[Job], repeat: int) -> Capture:
@@ -226,7 +234,7 @@ def _run_alone(
 ) -> AttributionMap:
     """A method with passes of its own, on the frozen model with its passes counted."""
     counted = CountedForward(model, reference.scored)
-    counted.open = given.open
+    counted.clean = images if given.open else None
     given.signals |= {Signal.FORWARD: counted, Signal.TARGET_SCORE: counted.target_score}
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))

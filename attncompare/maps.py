@@ -42,8 +42,9 @@ class AttributionMap:
 
     values: (B,h,w) float32, higher is more evidence for the target; channel-space methods give (B,C).
     target: (B,) int64, the explained output; -1 where it is a function of the outputs. passes_forward, passes_backward:
-    passes through the model per image. detail: numbers a method reports beside its map, each (B,), such as a convergence
-    delta. prompts: the "text:PROMPT" of each image whose similarity was explained, () for other targets.
+    passes through the model per image; runs of its head alone (ablation_cam, legrad) are not counted. detail: numbers a
+    method reports beside its map, each (B,), such as a convergence delta. prompts: the "text:PROMPT" of each image whose
+    similarity was explained, () for other targets.
     """
 
     values: Tensor

@@ -1,6 +1,7 @@
 """One way to see attention in torchvision, timm and transformers: stand in for the fused kernel, listen to softmax."""
 
 import math
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -61,12 +62,20 @@ class AttentionCalls(TorchFunctionMode):
         """nn.MultiheadAttention: the kernel when its weights are not asked for, else softmax with the heads folded in."""
         heads = args[4] if len(args) > 4 else kwargs["num_heads"]
 
+        owner = threading.get_ident()  # another thread's forward pass meets the swapped globals, too
+
+        def fused(*given: Any, **options: Any) -> Tensor:
+            mine = threading.get_ident() == owner
+            return self.listener.kernel(*given, **options) if mine else kernel(*given, **options)
+
         def listened(x: Tensor, *rest: Any, **options: Any) -> Tensor:
             found = _softmax(x, *rest, **options)
+            if threading.get_ident() != owner:
+                return found
             return self.listener.softmax(found.reshape(-1, heads, *found.shape[1:])).flatten(0, 1)
 
         previous = F.scaled_dot_product_attention, F.softmax
-        F.scaled_dot_product_attention, F.softmax = self.listener.kernel, listened  # type: ignore[assignment]
+        F.scaled_dot_product_attention, F.softmax = fused, listened  # type: ignore[assignment]
         try:
             return _MHA(*args, **kwargs)
         finally:

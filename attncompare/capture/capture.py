@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.listening import Recorders, layer_of, listening, tapped_features
+from attncompare.capture.lock import LOCK
 from attncompare.capture.recorders import Need
 from attncompare.capture.targets import Target, TargetScore
 from attncompare.capture.values import repeated, value_of
@@ -97,6 +98,7 @@ def capture(
     if any(need.signal is Signal.IMAGE_GRADIENTS for need in needs):
         images = images.requires_grad_(True)
     with ExitStack() as stack:
+        stack.enter_context(LOCK)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(any(need.signal in GRADIENTS for need in needs)))
         stack.enter_context(left_as_found(adapter.model))

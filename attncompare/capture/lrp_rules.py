@@ -10,6 +10,7 @@ from torch.autograd import Function
 
 from attncompare.capture.attention import kernel
 from attncompare.capture.backward_rules import CLIPPED, GATES, SMOOTH, Call, Ruled, Rules, derivative, out_of_place
+from attncompare.errors import UnsupportedMethodError
 
 
 class AttentionRules(Rules):
@@ -22,7 +23,8 @@ class AttentionRules(Rules):
     """
 
     def __init__(self, conv_gamma: float, linear_gamma: float) -> None:
-        super().__init__("AttnLRP", dict.fromkeys(SMOOTH | CLIPPED, _identity))
+        passing = (SMOOTH | CLIPPED) - {F.softplus, F.logsigmoid, F.glu}  # value / input has a pole at 0
+        super().__init__("AttnLRP", dict.fromkeys(passing, _identity))
         self.gamma = {F.linear: linear_gamma, F.conv2d: conv_gamma}
 
     def __torch_function__(
@@ -32,13 +34,35 @@ class AttentionRules(Rules):
         options = dict(kwargs or {})
         if func in GATES:
             return out_of_place(func, args[1:], options)(args[0].detach())
-        if func is F.layer_norm:
-            return _fixed_divisor(*args, **options)
-        if func in PRODUCTS and len(args) == 2 and all(isinstance(x, Tensor) and x.requires_grad for x in args):
-            return func(*(divided(x, 2) for x in args), **options)
+        if func in (F.layer_norm, torch.layer_norm):
+            return _fixed_divisor(*args[:5], **options)
+        if func in (F.group_norm, torch.group_norm):
+            return _fixed_group_divisor(*args[:5], **options)
+        if func is F.rms_norm:
+            return _fixed_root(*args, **options)
+        if func in DIVISORS:
+            return _constant(func(*args, **options))
+        if func is F.normalize:
+            return _fixed_length(*args, **options)
+        if func is F.glu:
+            value, gate = args[0].chunk(2, dim=args[1] if len(args) > 1 else options.get("dim", -1))
+            return value * gate.detach().sigmoid()
+        if func in PRODUCTS or func in WRITTEN_PRODUCTS:
+            return self._product(func, args, options)
         if self.gamma.get(func):
             return _gamma_rule(func, args, options, self.gamma[func])
         return super().__torch_function__(func, types, args, options)
+
+    @staticmethod
+    def _product(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Halves to the two activations of a product; a product with constants as it is."""
+        growing = [x for x in args if isinstance(x, Tensor) and x.requires_grad]
+        if len(growing) < 2:
+            return func(*args, **options)
+        if len(growing) > 2 or not all(isinstance(x, Tensor | str) for x in args):
+            raise UnsupportedMethodError("attn_lrp has rules for products of two activations, given one by one")
+        halves = [divided(x, 2) if isinstance(x, Tensor) and x.requires_grad else x for x in args]
+        return args[0].copy_(torch.mul(*halves)) if func in WRITTEN_PRODUCTS else func(*halves, **options)
 
     def kernel(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Tensor:
         """Fused attention: a half at the values and at the weights, a half of that at queries and keys."""
@@ -47,8 +71,48 @@ class AttentionRules(Rules):
 
 
 PRODUCTS = frozenset(
-    {Tensor.matmul, Tensor.__matmul__, torch.matmul, Tensor.bmm, torch.bmm, Tensor.mul, Tensor.__mul__, torch.mul}
-)
+    {
+        Tensor.matmul, Tensor.__matmul__, torch.matmul, Tensor.bmm, torch.bmm, Tensor.mul, Tensor.__mul__, torch.mul,
+        torch.einsum, torch.baddbmm, Tensor.baddbmm,
+    }
+)  # fmt: skip
+WRITTEN_PRODUCTS = frozenset({Tensor.mul_, Tensor.__imul__})
+DIVISORS = frozenset(
+    {
+        torch.var, Tensor.var, torch.std, Tensor.std, torch.rsqrt, Tensor.rsqrt, torch.norm, Tensor.norm,
+        torch.linalg.vector_norm,
+    }
+)  # fmt: skip
+"""What a normalisation written by hand divides by: it counts as a constant."""
+
+
+def _constant(value: Tensor) -> Tensor:
+    return value.detach()
+
+
+def _fixed_root(x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    """RMS norm whose root mean square counts as a constant."""
+    axes = tuple(range(-len(tuple(shape)), 0))
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    scaled = x / (x.detach().pow(2).mean(axes, keepdim=True) + eps).sqrt()
+    return scaled if weight is None else scaled * weight
+
+
+def _fixed_length(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:
+    """F.normalize whose norm counts as a constant."""
+    length: Tensor = torch.linalg.vector_norm(x.detach(), p, dim, keepdim=True)
+    return x / length.clamp_min(eps)
+
+
+def _fixed_group_divisor(
+    x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Group norm whose standard deviations count as constants."""
+    parts = x.reshape(len(x), groups, -1)
+    scaled = _fixed_divisor(parts, parts.shape[-1:], eps=eps).reshape(x.shape)
+    shape = (1, -1) + (1,) * (x.ndim - 2)
+    scaled = scaled if weight is None else scaled * weight.reshape(shape)
+    return scaled if bias is None else scaled + bias.reshape(shape)
 
 
 def divided(x: Tensor, share: int) -> Tensor:
@@ -85,7 +149,8 @@ class _Gamma(Function):
     def forward(ctx: Any, linear: Call, gamma: float, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.linear, ctx.gamma = linear, gamma
         ctx.save_for_backward(x.clone(), weight, bias)  # a later function may write into the input
-        return linear(x, weight, bias)  # type: ignore[no-any-return]
+        value: Tensor = linear(x, weight, bias)
+        return value.clone() if value._is_view() else value  # a view could not be written into
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

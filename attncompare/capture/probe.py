@@ -19,6 +19,7 @@ from attncompare.capture.backward_rules import not_of_relus
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.classifier import find_classifier, outermost
 from attncompare.capture.features import find_layout
+from attncompare.capture.lock import LOCK
 from attncompare.capture.placement import Changes, Grid, find_sequences, grid_of
 from attncompare.capture.trace import BATCH, Call, Trace, equal, trace
 from attncompare.errors import UnsupportedModelError
@@ -196,7 +197,8 @@ def probe(source: Source) -> Anatomy:
     Raises UnsupportedModelError when the model does not run or nothing in it lies on the image.
     """
     try:
-        return _anatomy(source)
+        with LOCK:
+            return _anatomy(source)
     except UnsupportedModelError:
         raise
     except Exception as error:  # a user's module may do anything

@@ -105,7 +105,8 @@ class _Positive(Function):
     def forward(ctx: Any, linear: Call, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.linear = linear
         ctx.save_for_backward(x, weight)
-        return linear(x, weight, bias)  # type: ignore[no-any-return]
+        value: Tensor = linear(x, weight, bias)
+        return value.clone() if value._is_view() else value  # a view could not be written into
 
     @staticmethod
     def backward(ctx: Any, *relevance: Tensor) -> tuple[Tensor | None, ...]:
@@ -174,10 +175,11 @@ class RelevanceRules(TorchFunctionMode):
                 value = torch.add(*args)
             growing = [x.expand_as(value) for x in growing]
             return _Kept.apply(lambda x: value, growing[0]) if len(growing) == 1 else _Sum.apply(*growing)
-        if func in SCALINGS and len(growing) == 1 and _grows(args[0]) and not options:
+        divides = "div" in getattr(func, "__name__", "")
+        if func in SCALINGS and len(growing) == 1 and not options and (_grows(args[0]) or not divides):
             with torch.no_grad():
-                value = (torch.div if "div" in func.__name__ else torch.mul)(*args)
-            return _Kept.apply(lambda x: value, args[0].expand_as(value))
+                value = (torch.div if divides else torch.mul)(*args)
+            return _Kept.apply(lambda x: value, growing[0].expand_as(value))
         return self._other(func, args, options)
 
     @staticmethod
@@ -226,7 +228,8 @@ def attention_relevance(
 ) -> tuple[list[Tensor], float, float]:
     """L x (B,heads,N,N) relevance of the target at each block's attention, and the passes made.
 
-    A class target starts with relevance 1 at its logit; another score with each output's part of it, output x gradient.
+    A class target starts with relevance 1 at its logit; another score with each output's part of it, output x gradient: with
+    the gradient alone the relevance of a difference of two logits would cancel on its way down.
     The rules divide by sums that may cancel, so the pass is in float64, on a copy of the model.
     """
     module = copy.deepcopy(adapter.model).double()

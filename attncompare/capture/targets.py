@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.attention import slow_attention_path
-from attncompare.errors import SpecError
+from attncompare.errors import CaptureError, SpecError
 
 Target = int | str | Sequence[int] | Sequence[str] | Tensor | Callable[[Tensor], Tensor] | None
 """None: the argmax on the clean image. int, sequence or (B,) tensor: class indices. "class:NAME": a class by name.
@@ -184,6 +184,8 @@ class TargetScore:
             return self.function(raw)
         if self.references is not None:
             return (F.normalize(raw, dim=1) * self.references[which]).sum(dim=1)
+        if raw.shape[1] == 1:  # one logit: softmax would be 1 whatever it is
+            return raw[:, 0].sigmoid()
         return raw.softmax(dim=1).gather(1, self.target[which][:, None])[:, 0]
 
 
@@ -193,7 +195,7 @@ class CountedForward(nn.Module):
     def __init__(self, adapter: ModelAdapter, scored: TargetScore) -> None:
         super().__init__()
         self.adapter, self.scored = adapter, scored
-        self.open = False  # the first pass is over the clean images and says which target is the model's own choice
+        self.clean: Tensor | None = None  # images whose pass, the first, says which target is the model's own choice
         self.trunk_once = False  # the images are copies of one, and a tap makes copies of its features
         self.seen_forward = 0
         self.seen_backward = 0
@@ -204,9 +206,11 @@ class CountedForward(nn.Module):
         with slow_attention_path():
             images = images[:1] if self.trunk_once else images
             outputs = self.scored.outputs(self.adapter.forward(images))
-        if self.open:
+        if self.clean is not None:
+            if images.data_ptr() != self.clean.data_ptr():
+                raise CaptureError("the first pass of a method that fixes its own target was not over the clean images")
             self.scored.target.copy_(outputs.detach().argmax(dim=1))
-            self.open = False
+            self.clean = None
         self.seen_forward += len(images)
         if images.requires_grad:
             images.register_hook(self.watch)  # type: ignore[no-untyped-call]

@@ -34,7 +34,8 @@ class Method:
     needs: signals, in the order of the function's parameters. options: the function's own and those of its signals.
     version: part of every result's key; raise it when the maps change. class_sensitive: whether the map depends on the
     target. control: whether it ignores the model. space: "image" for (B,h,w) maps, "channel" for (B,C). many_passes:
-    whether it takes hundreds of passes with its default options.
+    whether it takes hundreds of passes with its default options. first_pass_is_clean: whether it reads its target only
+    after a first pass over the images as they are, which then fixes the model's own choice.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Method:
     control: bool = False
     space: str = "image"
     many_passes: bool = False
+    first_pass_is_clean: bool = False
 
     @property
     def own_passes(self) -> bool:
@@ -104,6 +106,7 @@ def method(  # noqa: PLR0913  (one keyword for each fact of a method)
     control: bool = False,
     space: str = "image",
     many_passes: bool = False,
+    first_pass_is_clean: bool = False,
     choices: Mapping[str, tuple[object, ...]] | None = None,
     meaning: Mapping[str, str] | None = None,
     limits: Mapping[str, tuple[float, float]] | None = None,
@@ -131,6 +134,7 @@ def method(  # noqa: PLR0913  (one keyword for each fact of a method)
             "control": control,
             "space": space,
             "many_passes": many_passes,
+            "first_pass_is_clean": first_pass_is_clean,
         }
         methods.add(name, Method(name, compute, tuple(needs), tuple(options), reference, version, **flags))  # type: ignore[arg-type]
         return compute

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from attncompare.errors import UnsupportedMethodError
 from attncompare.methods._base import method
 
 
@@ -27,16 +28,17 @@ def finer_cam(
     """Grad-CAM, by Captum, of what sets the target apart: its logit less those of similar classes, by probability."""
     from captum.attr import LayerGradCam
 
+    if class_scores.shape[1] < 2:
+        raise UnsupportedMethodError("finer_cam compares classes; this model has one")
     distance = (class_scores - class_scores.gather(1, target[:, None])).abs()
     distance.scatter_(1, target[:, None], torch.inf)
     nearest = distance.argsort(dim=1, stable=True)[:, : min(rivals, class_scores.shape[1] - 1)]
 
     def difference(x: Tensor) -> Tensor:
         outputs = forward(x)
-        chosen = outputs.softmax(dim=1).gather(1, nearest)
+        chosen = outputs.gather(1, nearest).softmax(dim=1)
         apart = outputs.gather(1, target[:, None]) - alpha * outputs.gather(1, nearest)
-        score: Tensor = (chosen * apart).sum(dim=1) / chosen.sum(dim=1)
-        return score
+        return torch.sum(chosen * apart, dim=1)
 
     attribution: Tensor = LayerGradCam(difference, feature_layer).attribute(
         images, relu_attributions=True, attr_dim_summation=True

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from attncompare.methods._base import method
 
 
-@method(reference="Selvaraju et al., arXiv:1610.02391, equations 1 and 2")
+@method(reference="Selvaraju et al., arXiv:1610.02391, equations 1 and 2", first_pass_is_clean=True)
 def grad_cam(images: Tensor, target: Tensor, forward: nn.Module, feature_layer: nn.Module) -> Tensor:
     """ReLU of the channel sum of the features, each channel weighted by its spatially averaged gradient.
 

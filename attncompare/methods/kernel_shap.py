@@ -44,7 +44,7 @@ def kernel_shap(
             found.append((score(image[None]) - score(torch.full_like(image[None], baseline))).expand(labels.shape))
             continue
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             values = KernelShap(score).attribute(
                 image[None],
                 baselines=baseline,

@@ -44,7 +44,7 @@ def lime(
             return target_score(copies, torch.full((len(copies),), index, device=copies.device))
 
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             found.append(_coefficients(score, image, labels, samples, batch, width, baseline)[labels])
     return torch.stack(found)
 
@@ -69,7 +69,7 @@ def _coefficients(
         return torch.exp(-(distance**2) / (2 * width**2))
 
     def draw(original: Tensor, **given: object) -> Tensor:
-        return torch.randint(0, 2, (1, count), device=original.device)
+        return torch.randint(0, 2, (1, count)).to(original.device)
 
     def alter(kept: Tensor, original: Tensor, **given: object) -> Tensor:
         return torch.where(kept[0][labels].bool(), original, baseline)

@@ -291,3 +291,57 @@ def test_a_sigmoid_gate_is_a_constant_and_relevance_is_kept():
     fixed = net[4]((features * torch.sigmoid(1.702 * features).detach()).mean((2, 3)))
     expected = (x * torch.autograd.grad(fixed[:, 1].sum(), x)[0]).sum(1)
     torch.testing.assert_close(shown, expected.detach(), atol=1e-6, rtol=1e-4)
+
+
+class Spelled(nn.Module):
+    """One transformer block whose attention and layer norm are spelled in one of several ways."""
+
+    def __init__(self, attention, norm):
+        super().__init__()
+        torch.manual_seed(0)
+        self.attention, self.spelling = attention, norm
+        self.patches, self.norm = nn.Conv2d(3, 16, 8, 8), nn.LayerNorm(16)
+        self.qkv, self.out, self.head = nn.Linear(16, 48), nn.Linear(16, 16), nn.Linear(16, 5)
+
+    def normalised(self, t):
+        if self.spelling == "by hand":
+            centred = t - t.mean(-1, keepdim=True)
+            return centred / (t.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+        if self.spelling == "torch.layer_norm":
+            return torch.layer_norm(t, (16,), self.norm.weight, self.norm.bias)
+        if self.spelling == "group norm":
+            return nn.functional.group_norm(t.reshape(-1, 16), 1).reshape(t.shape)
+        return self.norm(t)
+
+    def mixed(self, q, k, v):
+        if self.attention == "einsum":
+            return torch.einsum("bnm,bmc->bnc", (torch.einsum("bnc,bmc->bnm", q, k) / 4).softmax(-1), v)
+        if self.attention == "baddbmm":
+            nothing = torch.zeros(len(q), q.shape[1], k.shape[1])
+            return torch.bmm(torch.baddbmm(nothing, q, k.transpose(1, 2), alpha=0.25).softmax(-1), v)
+        return (q @ k.transpose(1, 2) / 4).softmax(-1) @ v
+
+    def forward(self, x):
+        t = self.normalised(self.patches(x).flatten(2).transpose(1, 2))
+        y = self.out(self.mixed(*self.qkv(t).chunk(3, -1)))
+        y += t  # into the output of a linear layer
+        return self.head(y.mean(1))
+
+
+@pytest.mark.parametrize(
+    ("attention", "norm"),
+    [
+        ("einsum", "module"),
+        ("baddbmm", "module"),
+        *(("matmul", n) for n in ("by hand", "torch.layer_norm", "group norm")),
+    ],
+)
+@pytest.mark.parametrize("gamma", [0.0, 0.25])
+def test_the_rules_do_not_hang_on_how_a_function_is_spelled(attention, norm, gamma):
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    options = {"conv_gamma": gamma, "linear_gamma": gamma}
+    shown, plain = (
+        ac.make_explainer(ac.wrap_model(Spelled(*how).eval(), size=(32, 32)), "attn_lrp", **options).explain(images, 1)
+        for how in ((attention, norm), ("matmul", "module"))
+    )
+    assert difference(shown.values, plain.values) <= RELATIVE
