@@ -52,7 +52,10 @@ def test_the_maps_are_those_of_single_targets(tiny, pictures, name):
             assert shown.target.tolist() == TARGETS
             assert shown.values.shape == (len(TARGETS), *single.values.shape[1:])
             span = float(single.values.abs().max())
-            assert torch.allclose(shown.values[row], single.values[0], atol=1e-5 * span, rtol=0), method
+            # A change of the score at rounding level of the score itself is no change of a map.
+            rounding = 5e-7 if method in ("occlusion", "ablation_cam") else 0.0
+            allowed = 1e-5 * span + rounding
+            assert torch.allclose(shown.values[row], single.values[0], atol=allowed, rtol=0), method
             assert dict(shown.options) == dict(single.options)
             assert list(shown.detail) == list(single.detail)
             for key, value in shown.detail.items():

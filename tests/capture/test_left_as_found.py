@@ -235,6 +235,8 @@ DEEP = {"cnn": "8", "vit": "blocks.2.mlp.fc2", "se_cnn": "5", "swin": "layers.1.
 def test_a_model_that_raises_is_left_as_found(untidy_model, pictures, monkeypatch, name, method, safe_calls):
     model = untidy_model(name)
     images = pictures(model)
+    if methods.get(method).first_pass_is_clean:  # it makes one pass in all
+        safe_calls = 0
     arm(monkeypatch, model.model, DEEP[name], safe_calls)  # one safe call: the raise comes in the second pass
     with unchanged(model.model, images), pytest.raises(BoomError):
         explainer_of(model, method).explain(images)
@@ -279,15 +281,15 @@ def test_a_backward_pass_that_raises_leaves_everything_as_found(untidy_model, pi
 @pytest.mark.parametrize(("name", "method"), pairs())
 def test_a_method_that_raises_leaves_everything_as_found(untidy_model, pictures, monkeypatch, name, method):
     model = untidy_model(name)
+    images = pictures(model)
 
     def raising(*signals, **options):
         for signal in signals:
             if isinstance(signal, nn.Module) and not isinstance(signal, nn.Identity):
-                signal(pictures(model))  # half of the work done
+                signal(images)  # half of the work done
         raise BoomError
 
     monkeypatch.setitem(methods._members, method, replace(methods.get(method), compute=raising))
-    images = pictures(model)
     with unchanged(model.model, images), pytest.raises(BoomError):
         explainer_of(model, method).explain(images)
 
