@@ -67,8 +67,12 @@ OWN_PASSES = CALLABLES | ALTERED
 
 
 @dataclass(frozen=True)
-class SignalOption:
-    """An option that changes what is recorded, so it belongs to the signal: every method that asks for it accepts it."""
+class Option:
+    """One option of a method or of a signal: its default, the values it accepts, and what it means.
+
+    kind: the type of a value. limits: the lowest and highest number allowed. None is allowed where it is the default. An
+    option that changes what is recorded belongs to the signal: every method that asks for that signal accepts it.
+    """
 
     name: str
     default: object
@@ -78,19 +82,19 @@ class SignalOption:
     limits: tuple[float, float] | None = None
 
 
-LAYER = SignalOption("layer", None, None, "module path of the feature layer; the model's default when not given", str)
+LAYER = Option("layer", None, None, "module path of the feature layer; the model's default when not given", str)
 
-SIGNAL_OPTIONS: dict[Signal, tuple[SignalOption, ...]] = {
+SIGNAL_OPTIONS: dict[Signal, tuple[Option, ...]] = {
     Signal.FUSED_ATTENTION: (
-        SignalOption(
+        Option(
             "fusion", "mean", ("mean", "max", "min"), "how the heads of a block are fused; the paper's is mean", str
         ),
     ),
-    Signal.SUPERPIXELS: (SignalOption("segments", 50, None, "how many superpixels are wanted", int, (2, 10_000)),),
+    Signal.SUPERPIXELS: (Option("segments", 50, None, "how many superpixels are wanted", int, (2, 10_000)),),
     **dict.fromkeys((Signal.FEATURES, Signal.FEATURE_GRADIENTS, Signal.FEATURE_LAYER, Signal.ABLATED_SCORES), (LAYER,)),
     **dict.fromkeys(
         (Signal.CHANNEL_ATTENTION, Signal.GATED_FEATURES),
-        (SignalOption("gate", -1, None, "which channel-attention layer, counted from the input; -1 is the last", int),),
+        (Option("gate", -1, None, "which channel-attention layer, counted from the input; -1 is the last", int),),
     ),
 }
 

@@ -23,7 +23,7 @@ class AttentionRules(Rules):
     """
 
     def __init__(self, conv_gamma: float, linear_gamma: float) -> None:
-        passing = (SMOOTH | CLIPPED) - {F.softplus, F.logsigmoid, F.glu}  # value / input has a pole at 0
+        passing = (SMOOTH | CLIPPED) - {F.softplus, F.logsigmoid}  # value / input has a pole at 0
         super().__init__("AttnLRP", dict.fromkeys(passing, _identity))
         self.gamma = {F.linear: linear_gamma, F.conv2d: conv_gamma}
 
@@ -41,7 +41,7 @@ class AttentionRules(Rules):
         if func is F.rms_norm:
             return _fixed_root(*args, **options)
         if func in DIVISORS:
-            return _constant(func(*args, **options))
+            return func(*args, **options).detach()
         if func is F.normalize:
             return _fixed_length(*args, **options)
         if func is F.glu:
@@ -84,10 +84,6 @@ DIVISORS = frozenset(
     }
 )  # fmt: skip
 """What a normalisation written by hand divides by: it counts as a constant."""
-
-
-def _constant(value: Tensor) -> Tensor:
-    return value.detach()
 
 
 def _fixed_root(x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:

@@ -189,6 +189,11 @@ class TargetScore:
         return raw.softmax(dim=1).gather(1, self.target[which][:, None])[:, 0]
 
 
+def score_of_image(target_score: Callable[[Tensor, Tensor], Tensor], index: int) -> Callable[[Tensor], Tensor]:
+    """The `target_score` of altered copies (n,3,H,W) of one image of the batch."""
+    return lambda copies: target_score(copies, torch.full((len(copies),), index, device=copies.device))
+
+
 class CountedForward(nn.Module):
     """The model as Captum wants it, (n,3,H,W) -> (n,K), counting the images that pass forward and backward."""
 

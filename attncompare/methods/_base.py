@@ -7,24 +7,9 @@ from typing import Any, get_args
 
 from attncompare.errors import SpecError, unknown_name
 from attncompare.registry import Registry
-from attncompare.signals import OWN_PASSES, SIGNAL_OPTIONS, Signal, SignalOption
+from attncompare.signals import OWN_PASSES, SIGNAL_OPTIONS, Option, Signal
 
 methods: "Registry[Method]" = Registry("method", "attncompare.methods")
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of a method: its default, the values it accepts, and what it means.
-
-    kind: the type of a value. limits: the lowest and highest number allowed. None is allowed where it is the default.
-    """
-
-    name: str
-    default: object
-    choices: tuple[object, ...] | None
-    meaning: str
-    kind: type
-    limits: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -126,8 +111,7 @@ def method(  # noqa: PLR0913  (one keyword for each fact of a method)
                 options.append(Option(key, parameter.default, allowed, (meaning or {})[key], kind, between))
             else:
                 needs.append(Signal(parameter.name))
-        inherited: dict[str, SignalOption] = {o.name: o for need in needs for o in SIGNAL_OPTIONS.get(need, ())}
-        options += [Option(o.name, o.default, o.choices, o.meaning, o.kind, o.limits) for o in inherited.values()]
+        options += {o.name: o for need in needs for o in SIGNAL_OPTIONS.get(need, ())}.values()
         name = compute.__name__
         flags = {
             "class_sensitive": class_sensitive,

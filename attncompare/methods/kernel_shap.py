@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from attncompare.capture.targets import score_of_image
 from attncompare.methods._base import method
 
 
@@ -36,10 +37,7 @@ def kernel_shap(
 
     found = []
     for index, (image, labels) in enumerate(zip(images, superpixels, strict=True)):
-
-        def score(copies: Tensor, index: int = index) -> Tensor:
-            return target_score(copies, torch.full((len(copies),), index, device=copies.device))
-
+        score = score_of_image(target_score, index)
         if int(labels.max()) == 0:  # one player owns the whole change
             found.append((score(image[None]) - score(torch.full_like(image[None], baseline))).expand(labels.shape))
             continue

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from attncompare.capture.targets import score_of_image
 from attncompare.methods._base import method
 
 RIDGE = 1.0  # penalty of the linear model
@@ -39,10 +40,7 @@ def lime(
     """Coefficient of each superpixel in a linear model of the target's probability around the image."""
     found = []
     for index, (image, labels) in enumerate(zip(images, superpixels, strict=True)):
-
-        def score(copies: Tensor, index: int = index) -> Tensor:
-            return target_score(copies, torch.full((len(copies),), index, device=copies.device))
-
+        score = score_of_image(target_score, index)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             found.append(_coefficients(score, image, labels, samples, batch, width, baseline)[labels])
