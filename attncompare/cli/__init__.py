@@ -1,0 +1,51 @@
+"""The command line: one file per command; the heavy imports sit inside the functions, so that help is quick."""
+
+import typer
+
+from attncompare.cli.bench import bench
+from attncompare.cli.demo import demo
+from attncompare.cli.doctor import doctor
+from attncompare.cli.explain import explain
+from attncompare.cli.figure import figure
+from attncompare.cli.list import list_
+from attncompare.cli.report import report
+from attncompare.cli.running import EXIT_INTERRUPTED, EXIT_WRONG
+from attncompare.cli.table import table
+from attncompare.errors import AttnCompareError
+
+app = typer.Typer(
+    help="Compare where CNNs and vision transformers look.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+for command in (
+    demo,
+    explain,
+    bench,
+    report,
+    figure,
+    table,
+    list_,
+    doctor,
+):
+    app.command(name=command.__name__.strip("_"))(command)
+
+
+def main() -> None:
+    """Entry point: errors of this project, and wrong usage, are one line and exit 1."""
+    try:
+        code = app(standalone_mode=False)
+    except AttnCompareError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(EXIT_WRONG) from None
+    except (typer.Abort, KeyboardInterrupt):
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except Exception as error:
+        message = getattr(error, "format_message", None)  # wrong usage; typer may or may not carry its own click
+        if message is None:
+            raise
+        typer.echo(f"error: {message()} (see --help)", err=True)
+        raise SystemExit(EXIT_WRONG) from None
+    raise SystemExit(code or 0)

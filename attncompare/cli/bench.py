@@ -1,0 +1,66 @@
+"""attncompare bench."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attncompare.cli.options import Json, Methods, Models, Options, TargetOption, parse_options
+from attncompare.cli.running import finish, run_spec
+
+
+def bench(
+    spec_file: Annotated[Path | None, typer.Argument(help="A TOML spec; flags override it.")] = None,
+    model: Models = None,
+    method: Methods = None,
+    metric: Annotated[list[str] | None, typer.Option(help="A metric; repeat for more.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="A name (see list protocols), or a TOML file.")] = None,
+    data: Annotated[str | None, typer.Option(help="shapes, photos or a folder.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many images.")] = None,
+    target: TargetOption = None,
+    out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/bench"),
+    option: Options = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    save_maps: Annotated[
+        bool | None, typer.Option("--save-maps/--no-save-maps", help="Keep maps for the report.")
+    ] = None,
+    timing: Annotated[bool | None, typer.Option("--timing/--no-timing", help="Time every method.")] = None,
+    timing_only: Annotated[bool, typer.Option("--timing-only", help="Time, score nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the grid and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Score and time methods on models; a second call computes only what is missing.
+
+    Example: attncompare bench -m demo/cnn -m demo/vit --method all --data shapes --limit 32 --out runs/first
+    """
+    from attncompare.benchmark.spec import make_spec, read_toml
+
+    values = read_toml(spec_file) if spec_file else {}
+    flags = {
+        "models": model, "methods": method, "metrics": metric, "protocol": protocol, "data": data, "limit": limit,
+        "target": target, "device": device, "seed": seed, "threads": threads, "save_maps": save_maps, "timing": timing,
+    }  # fmt: skip
+    values |= {
+        name: tuple(value) if isinstance(value, list) else value for name, value in flags.items() if value is not None
+    }
+    if isinstance(values.get("options", {}), dict):  # else the check of the spec says what is wrong
+        values |= {"options": {**values.get("options", {}), **parse_options(option)}}
+    values |= {"timing_only": True} if timing_only else {}
+    spec = make_spec(values)
+    if dry_run:
+        from attncompare.benchmark.plan import describe_plan
+
+        typer.echo(json.dumps(describe_plan(spec), indent=2))
+        return
+    run = run_spec(spec, out)
+    if as_json:
+        typer.echo(run.summary().to_json(orient="records"))
+    else:
+        from attncompare.reporting.tables import table
+
+        typer.echo(table(out, "md"))
+        typer.echo(f"{run.computed} cells computed, {run.reused} reused; records in {out / 'records'}")
+    finish(run)

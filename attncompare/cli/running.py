@@ -1,0 +1,71 @@
+"""Running a spec from a terminal: progress, Ctrl-C and the exit code."""
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from attncompare.benchmark.run import Run
+    from attncompare.benchmark.spec import BenchmarkSpec
+    from attncompare.benchmark.worker import Tick
+
+EXIT_WRONG, EXIT_FAILED_CELLS, EXIT_INTERRUPTED = 1, 3, 130
+
+
+@contextmanager
+def progress_bar() -> "Iterator[Callable[[Tick], None]]":
+    """A rich progress bar with the time left, on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True))
+    task = bar.add_task("", total=None)
+
+    def show(tick: "Tick") -> None:
+        bar.start()  # not before the first step, so that an error before it stands alone
+        bar.update(task, completed=tick.done, total=tick.total, description=tick.what)
+
+    try:
+        yield show
+    finally:
+        bar.stop()
+
+
+def run_spec(spec: "BenchmarkSpec", out: Path) -> "Run":
+    """Run with a progress bar in a process that keeps its memory; Ctrl-C says how to go on."""
+    from attncompare.benchmark.run import run_benchmark
+    from attncompare.tuning import Tuning, tune
+
+    tune(Tuning(keep_memory=True))  # no value changes by it
+    try:
+        with progress_bar() as progress:
+            return run_benchmark(spec, out, progress=progress)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"\ninterrupted; what is finished is kept. Go on with: attncompare {shlex.join(sys.argv[1:])}", err=True
+        )
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def finish(run: "Run") -> None:
+    """Exit 3 when cells failed, 1 when nothing could be computed, else 0."""
+    records = run.records()
+    failed = records[records.status == "failed"]
+    if len(failed):
+        typer.echo(f"{len(failed)} values failed; the first reason: {failed.detail.iloc[0]}", err=True)
+        raise typer.Exit(EXIT_FAILED_CELLS)
+    if not (records.status == "ok").any():
+        typer.echo(f"nothing could be computed: {records.detail.iloc[0]}", err=True)
+        raise typer.Exit(EXIT_WRONG)

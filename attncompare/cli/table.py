@@ -1,0 +1,26 @@
+"""attncompare table."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def table(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    kind: Annotated[str, typer.Argument(help="tex, csv or md.")] = "md",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="A file; standard output when not given.")] = None,
+) -> None:
+    """Print or write a table.
+
+    Example: attncompare table runs/first tex -o table.tex
+    """
+    from attncompare.reporting.tables import table as make_table
+
+    text = make_table(folder, kind)
+    if out is None:
+        typer.echo(text)
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text)
+        typer.echo(out)
