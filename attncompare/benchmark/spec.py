@@ -17,7 +17,7 @@ class BenchmarkSpec(BaseModel):
     image files; limit: at most so many images.
     target: "argmax" (the model's choice on the clean image), "label", a class index, "class:NAME", "embedding" or
     "text:PROMPT" (an image-text pair such as CLIP). timing: also time every method, `repeats` times and at least
-    `timing_seconds`. save_maps: keep maps and thumbnails for the report.
+    `timing_seconds`. save_maps: keep maps, heads of every block, channels of every stage, and thumbnails for the report.
 
     >>> BenchmarkSpec(models=["demo/cnn"], methods=["cam"], limit=4).protocol
     'rise'

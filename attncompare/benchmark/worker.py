@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import Scene, target_scorer
+from attncompare.benchmark.layer_maps import LayerArchive, keep_layers
 from attncompare.benchmark.plan import Cell, Chunk, chosen_metrics, plan_chunk
 from attncompare.benchmark.records import Record, Status
 from attncompare.benchmark.saved import MapArchive, save_image
@@ -77,6 +78,8 @@ class Worker:
         """Compute the missing cells of one model on one chunk."""
         cells = plan_chunk(self.spec, model, chunk)
         self.keys += [cell.key for cell in cells]
+        if self.spec.save_maps:
+            keep_layers(LayerArchive(self.store.folder), cells[0].key, model, chunk.samples, self.spec.batch_size)
         missing = [cell for cell in cells if not self._is_done(cell, model)]
         size = len(chunk.samples) + len(chunk.unreadable)
         self.reused += len(cells) - len(missing)
