@@ -51,6 +51,10 @@ def photo(path, size=(80, 60)):
         (["bench", "-m", "demo/cnn", "--target", "text:a cat"], "demo/cnn has no text encoder"),
         (["bench", "-m", "demo/cnn", "--target", "99"], "out of range: demo/cnn has classes 0 to"),
         (["bench", "-m", "demo/cnn", "-m", "demo/cnn"], "listed twice"),
+        (["bench", "-m", "demo/cnn", "--shard", "a/b"], "shard 'a/b': write i/n, such as 1/4"),
+        (["bench", "-m", "demo/cnn", "--shard", "3/2"], "shard 3/2: the first number must be 1 to 2"),
+        (["bench", "-m", "demo/cnn", "--shard", "0/2"], "shard 0/2: the first number must be 1 to 2"),
+        (["bench", "-m", "demo/cnn", "--shard", "1/2", "--timing-only"], "leave out --shard, or --timing-only"),
         (["bench"], "models"),
         (["bench", "--colour", "red"], "--colour"),
         (["explain", "nothing.png"], "no such image file"),
@@ -293,6 +297,20 @@ def test_every_measured_model_exists():
     names = [line.partition(",")[0] for line in measured]
     assert names and set(names) <= set(ac.list_models())
     assert names == sorted(names)
+
+
+def test_shards_of_a_command_are_united_by_the_command_without_shard(tmp_path):
+    arguments = ["bench", "-m", "demo/cnn", "--method", "cam", "--limit", "2", "--no-timing", "--metric", "deletion"]
+    arguments += ["--protocol", "rise-fast", "--out", tmp_path]
+    shards = [run(*arguments, "--shard", f"{i}/2") for i in (1, 2)]
+    assert [shard.returncode for shard in shards] == [0, 0]
+    told = [json.loads(shard.stdout) for shard in shards]
+    assert told == [
+        {"shard": "1/2", "computed": 1, "reused": 0, "failed": 0},
+        {"shard": "2/2", "computed": 0, "reused": 0, "failed": 0},  # two images are one chunk
+    ]
+    assert "without --shard unites them" in shards[0].stderr
+    assert "0 cells computed, 1 reused" in run(*arguments).stdout
 
 
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):

@@ -131,13 +131,13 @@ class ResultStore:
         order = ["model", "method", "measure", "protocol", "image"]
         return frame.sort_values(order, kind="stable").reset_index(drop=True)
 
-    def write_manifest(self, manifest: dict[str, Any]) -> None:
-        """Write run.json."""
-        write_atomically(self.folder / "run.json", (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
+    def write_manifest(self, manifest: dict[str, Any], name: str = "run.json") -> None:
+        """Write run.json, or the file of that name which describes a shard."""
+        write_atomically(self.folder / name, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
 
-    def manifest(self) -> dict[str, Any]:
-        """Read run.json."""
-        path = self.folder / "run.json"
+    def manifest(self, name: str = "run.json") -> dict[str, Any]:
+        """Read run.json, or the file of that name which describes a shard."""
+        path = self.folder / name
         try:
             read: dict[str, Any] = json.loads(path.read_text())
         except (OSError, json.JSONDecodeError) as error:

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
+from attncompare.benchmark.explained import reason_of
 from attncompare.benchmark.plan import Chunk, chosen_methods, options_of, support
 from attncompare.benchmark.records import TIMING_MEASURES, Record, Status, cell_key
 from attncompare.benchmark.scoring import fixed_target
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.timing import Timing, device_clock, time_interleaved
-from attncompare.benchmark.worker import Worker, reason_of
+from attncompare.benchmark.worker import Worker
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.targets import Target
 from attncompare.data.images import fit_image, to_tensor
@@ -32,9 +33,9 @@ def time_model(worker: Worker, model: ModelAdapter, sample: Chunk) -> None:
     jobs = [(method, options) for method, options in jobs if not support(model, method, options)]
     steps, before = (spec.repeats + 1) * (len(chosen_methods(spec)) + 1), worker.done
     keys = {method.name: _key(spec, model, jobs, (method, options)) for method, options in jobs}
-    worker.keys += list(keys.values())
+    worker.tally.keys += list(keys.values())
     if all(worker.store.holds(key) for key in keys.values()):
-        worker.reused += len(keys)
+        worker.tally.reused += len(keys)
         worker.tick(steps, model.name)
         return
     images = _images(spec, model, sample)

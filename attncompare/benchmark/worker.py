@@ -1,7 +1,7 @@
 """The work of one benchmark process: explain and score the missing cells of a chunk, and keep count."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import Scene, target_scorer
+from attncompare.benchmark.explained import explain_cells, reason_of
 from attncompare.benchmark.layer_maps import LayerArchive, keep_layers
 from attncompare.benchmark.plan import Cell, Chunk, chosen_metrics, plan_chunk
 from attncompare.benchmark.records import Record, Status
@@ -21,7 +22,6 @@ from attncompare.capture.capture import left_as_found
 from attncompare.capture.targets import TEXT, Target, TargetScore
 from attncompare.data.images import fit_image, to_tensor
 from attncompare.errors import AttnCompareError, UnsupportedMethodError
-from attncompare.explainer import explain_together
 from attncompare.maps import AttributionMap
 from attncompare.metrics.protocols import get_protocol
 from attncompare.tuning import check_deviation
@@ -42,9 +42,18 @@ class Tick:
 Progress = Callable[[Tick], None]
 
 
-def reason_of(error: Exception) -> str:
-    """One line that says what went wrong, for a record."""
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+@dataclass
+class Tally:
+    """What a run has come to so far: the cells of its plan, and how many of them were computed or there already.
+
+    failed: records, of those computed. deviation: what tuning changes in a model's scores.
+    """
+
+    keys: list[str] = field(default_factory=list)
+    computed: int = 0
+    reused: int = 0
+    failed: int = 0
+    deviation: dict[str, float] = field(default_factory=dict)
 
 
 class Worker:
@@ -54,9 +63,8 @@ class Worker:
         self.spec, self.store, self.progress, self.total = spec, store, progress, total
         self.protocol = get_protocol(spec.protocol)
         self.metrics = {metric.name: metric for metric in chosen_metrics(spec)}
-        self.keys: list[str] = []
-        self.deviation: dict[str, float] = {}
-        self.done = self.computed = self.reused = self.failed = 0
+        self.tally = Tally()
+        self.done = 0
 
     def tick(self, steps: int, what: str) -> None:
         """Report progress."""
@@ -71,18 +79,18 @@ class Worker:
             "batch_size": self.spec.batch_size,
         }
         self.store.write(key, records, columns)
-        self.computed += 1
-        self.failed += sum(record.status == "failed" for record in records)
+        self.tally.computed += 1
+        self.tally.failed += sum(record.status == "failed" for record in records)
 
     def run_chunk(self, model: ModelAdapter, chunk: Chunk) -> None:
         """Compute the missing cells of one model on one chunk."""
         cells = plan_chunk(self.spec, model, chunk)
-        self.keys += [cell.key for cell in cells]
+        self.tally.keys += [cell.key for cell in cells]
         if self.spec.save_maps:
             keep_layers(LayerArchive(self.store.folder), cells[0].key, model, chunk.samples, self.spec.batch_size)
         missing = [cell for cell in cells if not self._is_done(cell, model)]
         size = len(chunk.samples) + len(chunk.unreadable)
-        self.reused += len(cells) - len(missing)
+        self.tally.reused += len(cells) - len(missing)
         self.tick((len(cells) - len(missing)) * size, model.name)
         for cell in [cell for cell in missing if cell.unsupported]:
             self.finish(cell.key, self._rows(model, cell, [""], "unsupported", cell.unsupported))
@@ -127,13 +135,13 @@ class Worker:
             outputs = model.forward(images)
             target = TargetScore.of(model, outputs, self._target(model, chunk))
             clean = target.probability(outputs, torch.arange(len(images), device=images.device)).cpu()
-            if model.name not in self.deviation:
+            if model.name not in self.tally.deviation:
                 everything = torch.arange(len(images), device=images.device)
                 score = target_scorer(model, target, everything)
-                self.deviation[model.name] = check_deviation(lambda batch: score(batch, everything), images)
+                self.tally.deviation[model.name] = check_deviation(lambda batch: score(batch, everything), images)
         scene = Scene(images, target, _masks(chunk, model))
         fixed: Target = "embedding" if model.embedding else target.target
-        explained = _explain(model, work, images, self.spec.target if target.prompts else fixed, self.tick)
+        explained = explain_cells(model, work, images, self.spec.target if target.prompts else fixed, self.tick)
         rows = {cell.key: self._clean_rows(model, cell, names, target, clean, explained[cell.key]) for cell in work}
         if self.spec.metrics:
             for key, records in self._score(model, work, names, scene, explained).items():
@@ -242,38 +250,3 @@ def _masks(chunk: Chunk, model: ModelAdapter) -> Tensor | None:
         fitted = fit_image(sample.mask.astype(np.uint8) * 255, model.source.preprocessing, mask=True)
         found.append(torch.from_numpy(fitted > 127))
     return torch.stack(found)
-
-
-def _explain(
-    model: ModelAdapter, cells: Sequence[Cell], images: Tensor, target: Target, tick: Callable[[int, str], None]
-) -> dict[str, list[Tensor | str]]:
-    """Key -> per image the map (h,w) or the reason why there is none; what shares the pass is explained together."""
-    together = [cell for cell in cells if not cell.method.own_passes]
-    found: dict[str, list[Tensor | str]] = {}
-    groups = [together] if together else []
-    groups += [[cell] for cell in cells if cell.method.own_passes]
-    for group in groups:
-        found |= _explain_group(model, group, images, target)
-        tick(len(group) * len(images), f"{model.name} {group[-1].method.name}")
-    return found
-
-
-def _explain_group(
-    model: ModelAdapter, cells: Sequence[Cell], images: Tensor, target: Target
-) -> dict[str, list[Tensor | str]]:
-    """Explain; on a fault split first by method, then by halves of the images, down to the one that is at fault."""
-    try:
-        maps = explain_together(model, [(cell.method.name, cell.options) for cell in cells], images, target)
-    except Exception as error:  # every fault of a method becomes a record
-        if len(cells) > 1:
-            parts = [_explain_group(model, [cell], images, target) for cell in cells]
-            return {key: values for part in parts for key, values in part.items()}
-        if len(images) > 1:
-            middle = len(images) // 2
-            halves = [
-                _explain_group(model, cells, images[piece], target[piece] if isinstance(target, Tensor) else target)
-                for piece in (slice(0, middle), slice(middle, None))
-            ]
-            return {cells[0].key: halves[0][cells[0].key] + halves[1][cells[0].key]}
-        return {cells[0].key: [reason_of(error)]}
-    return {cell.key: list(maps[cell.method.name].values.cpu()) for cell in cells}

@@ -29,6 +29,9 @@ def bench(
     ] = None,
     timing: Annotated[bool | None, typer.Option("--timing/--no-timing", help="Time every method.")] = None,
     timing_only: Annotated[bool, typer.Option("--timing-only", help="Time, score nothing.")] = False,
+    shard: Annotated[
+        str | None, typer.Option(help="i/n: every n-th chunk from the i-th on; a run without it unites them.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the grid and stop.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -36,8 +39,10 @@ def bench(
 
     Example: attncompare bench -m demo/cnn -m demo/vit --method all --data shapes --limit 32 --out runs/first
     """
+    from attncompare.benchmark.execution import Execution, parse_shard
     from attncompare.benchmark.spec import make_spec, read_toml
 
+    execution = Execution(shard=parse_shard(shard))
     values = read_toml(spec_file) if spec_file else {}
     flags = {
         "models": model, "methods": method, "metrics": metric, "protocol": protocol, "data": data, "limit": limit,
@@ -55,8 +60,14 @@ def bench(
 
         typer.echo(json.dumps(describe_plan(spec), indent=2))
         return
-    run = run_spec(spec, out)
-    if as_json:
+    run = run_spec(spec, out, execution)
+    if shard:
+        counts = {"shard": shard, "computed": run.computed, "reused": run.reused, "failed": run.failed}
+        typer.echo(json.dumps(counts))
+        typer.echo("when all shards are done, the same command without --shard unites them", err=True)
+        if not run.manifest()["keys"]:  # more shards than chunks
+            return
+    elif as_json:
         typer.echo(run.summary().to_json(orient="records"))
     else:
         from attncompare.reporting.tables import table

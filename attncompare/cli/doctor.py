@@ -18,7 +18,7 @@ def doctor(
     Example: attncompare doctor timm/vit_tiny_patch16_224@random
     """
     if model is None:
-        from attncompare.benchmark.run import environment
+        from attncompare.benchmark.session import environment
 
         found: dict[str, Any] = environment(device)
     else:

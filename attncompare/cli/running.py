@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from attncompare.benchmark.execution import Execution
     from attncompare.benchmark.run import Run
     from attncompare.benchmark.spec import BenchmarkSpec
     from attncompare.benchmark.worker import Tick
@@ -43,15 +44,16 @@ def progress_bar() -> "Iterator[Callable[[Tick], None]]":
         bar.stop()
 
 
-def run_spec(spec: "BenchmarkSpec", out: Path) -> "Run":
+def run_spec(spec: "BenchmarkSpec", out: Path, execution: "Execution | None" = None) -> "Run":
     """Run with a progress bar in a process that keeps its memory; Ctrl-C says how to go on."""
+    from attncompare.benchmark.execution import Execution
     from attncompare.benchmark.run import run_benchmark
     from attncompare.tuning import Tuning, tune
 
     tune(Tuning(keep_memory=True))  # no value changes by it
     try:
         with progress_bar() as progress:
-            return run_benchmark(spec, out, progress=progress)
+            return run_benchmark(spec, out, progress=progress, execution=execution or Execution())
     except KeyboardInterrupt:
         typer.echo(
             f"\ninterrupted; what is finished is kept. Go on with: attncompare {shlex.join(sys.argv[1:])}", err=True

@@ -1,0 +1,50 @@
+"""The maps of a chunk, image by image: a map, or the reason why there is none."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from attncompare.adapters.base import ModelAdapter
+from attncompare.benchmark.plan import Cell
+from attncompare.capture.targets import Target
+from attncompare.explainer import explain_together
+
+
+def reason_of(error: Exception) -> str:
+    """One line that says what went wrong, for a record."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+
+
+def explain_cells(
+    model: ModelAdapter, cells: Sequence[Cell], images: Tensor, target: Target, tick: Callable[[int, str], None]
+) -> dict[str, list[Tensor | str]]:
+    """Key -> per image the map (h,w) or the reason why there is none; what shares the pass is explained together."""
+    together = [cell for cell in cells if not cell.method.own_passes]
+    found: dict[str, list[Tensor | str]] = {}
+    groups = [together] if together else []
+    groups += [[cell] for cell in cells if cell.method.own_passes]
+    for group in groups:
+        found |= _explain_group(model, group, images, target)
+        tick(len(group) * len(images), f"{model.name} {group[-1].method.name}")
+    return found
+
+
+def _explain_group(
+    model: ModelAdapter, cells: Sequence[Cell], images: Tensor, target: Target
+) -> dict[str, list[Tensor | str]]:
+    """Explain; on a fault split first by method, then by halves of the images, down to the one that is at fault."""
+    try:
+        maps = explain_together(model, [(cell.method.name, cell.options) for cell in cells], images, target)
+    except Exception as error:  # every fault of a method becomes a record
+        if len(cells) > 1:
+            parts = [_explain_group(model, [cell], images, target) for cell in cells]
+            return {key: values for part in parts for key, values in part.items()}
+        if len(images) > 1:
+            middle = len(images) // 2
+            halves = [
+                _explain_group(model, cells, images[piece], target[piece] if isinstance(target, Tensor) else target)
+                for piece in (slice(0, middle), slice(middle, None))
+            ]
+            return {cells[0].key: halves[0][cells[0].key] + halves[1][cells[0].key]}
+        return {cells[0].key: [reason_of(error)]}
+    return {cell.key: list(maps[cell.method.name].values.cpu()) for cell in cells}

@@ -1,0 +1,96 @@
+"""What one process needs to work on a spec: the data opened, the models loaded, the folder of the results."""
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from attncompare import tuning
+from attncompare.adapters.base import ModelAdapter
+from attncompare.benchmark.plan import Chunk, check_target, read_chunk
+from attncompare.benchmark.spec import BenchmarkSpec
+from attncompare.benchmark.timed import time_model
+from attncompare.benchmark.worker import Worker
+from attncompare.data.datasets import Dataset
+from attncompare.loading import load_model
+from attncompare.metrics.protocols import get_protocol
+
+LIBRARIES = ("torch", "torchvision", "timm", "transformers", "captum", "numpy", "scipy", "pyarrow")
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What else decides a number: versions, machine, threads."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    gpu = torch.cuda.get_device_name() if device.startswith("cuda") else ""
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()} {platform.processor()}".strip(),
+        "device": device,
+        "gpu": gpu,
+        "threads": torch.get_num_threads(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "tuning": tuning.describe(),
+    }
+
+
+@contextmanager
+def thread_count(threads: int | None) -> Iterator[None]:
+    """Run with a fixed number of threads; the previous number is restored."""
+    before = torch.get_num_threads()
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Session:
+    """The data and the models of a spec, ready to work on."""
+
+    spec: BenchmarkSpec
+    dataset: Dataset
+    models: tuple[ModelAdapter, ...]
+
+    @classmethod
+    def open(cls, spec: BenchmarkSpec, dataset: Dataset) -> "Session":
+        """Load the models; SpecError for a target that one of them lacks."""
+        models = tuple(load_model(name, device=spec.device) for name in spec.models)
+        check_target(spec, dataset, models)
+        return cls(spec, dataset, models)
+
+    def describe(self) -> dict[str, Any]:
+        """What run.json says about where and with which models the numbers were made."""
+        return {
+            "protocol": get_protocol(self.spec.protocol).describe(),
+            "environment": environment(self.spec.device),
+            "models": {m.name: m.describe() | {"weights_hash": m.weights_hash} for m in self.models},
+        }
+
+    def read(self, index: int) -> Chunk:
+        """The images of a chunk."""
+        start = index * self.spec.chunk_size
+        return read_chunk(self.dataset, self.dataset.names[start : start + self.spec.chunk_size])
+
+    def run_chunk(self, worker: Worker, index: int) -> None:
+        """Score a chunk under every model, so that its images are read once."""
+        chunk = self.read(index)
+        for model in self.models:
+            worker.run_chunk(model, chunk)
+
+    def time(self, worker: Worker) -> None:
+        """The timing pass, model by model; nothing else may run on the machine."""
+        sample = read_chunk(self.dataset, self.dataset.names[: self.spec.timing_batch])
+        for model in self.models:
+            time_model(worker, model, sample)
