@@ -3,9 +3,7 @@
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -14,7 +12,9 @@ from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import with_smaller_batches
-from attncompare.benchmark.store import ACCIDENT, write_atomically
+from attncompare.benchmark.folder import Location, RunFolder
+from attncompare.benchmark.saved import DAMAGE
+from attncompare.benchmark.store import ACCIDENT
 from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
 from attncompare.data.datasets import Sample
@@ -110,12 +110,16 @@ class SavedLayers:
 class LayerArchive:
     """layers/KEY.npz: the layers of one model on one chunk of images, under the key of the chunk's first cell."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "layers"
+    def __init__(self, folder: Location) -> None:
+        self.files = RunFolder(folder)
 
-    def path(self, key: str) -> Path:
-        """Where the layers of a chunk lie."""
-        return self.folder / f"{key[:32]}.npz"
+    @staticmethod
+    def _name(key: str) -> str:
+        return f"layers/{key[:32]}.npz"
+
+    def exists(self, key: str) -> bool:
+        """Whether there are layers of a chunk, readable or not."""
+        return self.files.exists(self._name(key))
 
     def holds(self, key: str) -> bool:
         """Whether the layers of a chunk are there and readable; what was refused by accident is tried again."""
@@ -137,12 +141,12 @@ class LayerArchive:
             arrays[f"maps{number}"] = np.stack([one.maps for one in same])
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        write_atomically(self.path(key), buffer.getvalue())
+        self.files.write(self._name(key), buffer.getvalue())
 
     def read(self, key: str) -> SavedLayers:
         """Load the layers of a chunk; ResultFormatError when the file is missing or damaged."""
         try:
-            with np.load(self.path(key), allow_pickle=False) as stored:
+            with np.load(io.BytesIO(self.files.read(self._name(key))), allow_pickle=False) as stored:
                 model, refused = (str(word) for word in stored["who"])
                 found: dict[str, list[LayerMap]] = {str(name): [] for name in stored["images"]}
                 for number, (layer, kind) in enumerate(stored["layers"]):
@@ -150,7 +154,7 @@ class LayerArchive:
                     for layers, index, maps in rows:
                         layers.append(LayerMap(str(layer), "head" if kind == "head" else "channel", index, maps))
                 return SavedLayers(model, found, refused)
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        except DAMAGE as error:
             raise ResultFormatError(
                 f"layers of cell {key[:12]} cannot be read: {error}; run the benchmark again"
             ) from error
@@ -180,10 +184,10 @@ class LayerMaps:
     chunks: tuple[SavedLayers, ...]
 
     @staticmethod
-    def open(folder: Path, keys: Iterable[str]) -> "LayerMaps":
+    def open(folder: Location, keys: Iterable[str]) -> "LayerMaps":
         """Read a run folder; keys: of the run's cells, as in the column `key` of its records."""
         archive = LayerArchive(folder)
-        return LayerMaps(tuple(archive.read(key) for key in keys if archive.path(key).exists()))
+        return LayerMaps(tuple(archive.read(key) for key in keys if archive.exists(key)))
 
     def of(self, model: str, image: str) -> list[LayerMap]:
         """The layers of a model on an image, shallow to deep; [] when none were kept."""

@@ -10,6 +10,7 @@ import pandas as pd
 
 from attncompare.benchmark.engines.local import local_engine
 from attncompare.benchmark.execution import Execution
+from attncompare.benchmark.folder import Location, is_url
 from attncompare.benchmark.plan import check_names, chosen_methods
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.statistics import summarise
@@ -27,7 +28,7 @@ class Run:
     another one for a shard.
     """
 
-    folder: Path
+    folder: Location
     computed: int = 0
     reused: int = 0
     failed: int = 0
@@ -45,8 +46,8 @@ class Run:
         """The content of run.json, or of the shard's file."""
         return ResultStore(self.folder).manifest(self.name)
 
-    def report(self) -> Path:
-        """Write report.html and return its path."""
+    def report(self) -> Location:
+        """Write report.html and return its path or URL."""
         from attncompare.reporting.html import write_report
 
         return write_report(self.folder)
@@ -54,12 +55,14 @@ class Run:
 
 def run_benchmark(
     spec: BenchmarkSpec,
-    out: str | Path,
+    out: Location,
     *,
     progress: Progress = lambda tick: None,
     execution: Execution = Execution(),  # noqa: B008 (frozen)
 ) -> Run:
     """Run a spec into a folder; cells that are there already are not computed again.
+
+    out: a path, or a URL that fsspec knows, such as "s3://bucket/run" (with the plug-in for it installed).
 
     Unknown names and options raise before anything runs. A method that a model cannot supply, an unreadable image and a
     method that raises become records with their reason, and the run goes on. A shard scores its share of the chunks and is
@@ -68,9 +71,9 @@ def run_benchmark(
     check_names(spec)
     if execution.shard and spec.timing_only:
         raise SpecError("a timing pass runs alone on its machine; leave out --shard, or --timing-only")
-    if Path(out).is_file():
+    if not is_url(out) and Path(out).is_file():
         raise SpecError(f"out {out} is a file; a run needs a folder")
-    store = ResultStore(Path(out))
+    store = ResultStore(out)
     dataset = open_dataset(spec.data, spec.limit)
     chunks = execution.chunks(0 if spec.timing_only else -(-len(dataset.names) // spec.chunk_size))
     timing = (spec.timing or spec.timing_only) and not execution.shard
@@ -91,7 +94,7 @@ def run_benchmark(
             manifest["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         finally:  # also when interrupted: what the run folder shows are this run's cells, not an earlier one's
             tally = worker.tally
-            done = [key for key in tally.keys if store.path(key).exists()]
+            done = store.present(tally.keys)
             counts = {"computed": tally.computed, "reused": tally.reused, "deviation": tally.deviation}
             store.write_manifest(manifest | {"keys": done} | counts, execution.manifest)
     return Run(store.folder, tally.computed, tally.reused, tally.failed, execution.manifest)

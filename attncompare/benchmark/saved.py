@@ -4,16 +4,19 @@ import io
 import re
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from zipfile import BadZipFile
+from zlib import error as ZlibError
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from attncompare.benchmark.store import write_atomically
+from attncompare.benchmark.folder import Location, RunFolder
 from attncompare.errors import ResultFormatError
+
+DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, BadZipFile, ZlibError)
+"""What numpy raises for an npz file that is not as it was written."""
 
 
 def slug(name: str) -> str:
@@ -36,15 +39,35 @@ class SavedMaps:
     classes: dict[str, str]
 
 
+def to_half(values: NDArray[np.float32]) -> tuple[NDArray[np.float16], float, float]:
+    """float16 numbers in [-1, 1] with the scale and offset that give the map back.
+
+    The error is at most 1/4000 of the map's range, be its values 1e-30 or 1e30 or far from zero. A value of 0 stays 0.
+    """
+    exact = values.astype(np.float64)
+    low, high = float(exact.min()), float(exact.max())
+    offset = 0.0 if low <= 0 <= high else low
+    scale = float(np.abs(exact - offset).max()) or 1.0
+    return ((exact - offset) / scale).astype(np.float16), scale, offset
+
+
 class MapArchive:
-    """maps/KEY.npz, one file per cell."""
+    """maps/KEY.npz, one compressed file per cell: float16 with a scale and an offset for each map."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "maps"
+    def __init__(self, folder: Location) -> None:
+        self.files = RunFolder(folder)
 
-    def path(self, key: str) -> Path:
+    @staticmethod
+    def _name(key: str) -> str:
+        return f"maps/{key[:32]}.npz"
+
+    def path(self, key: str) -> Location:
         """Where a cell's maps lie."""
-        return self.folder / f"{key[:32]}.npz"
+        return self.files.full(self._name(key))
+
+    def exists(self, key: str) -> bool:
+        """Whether there are maps of a cell, readable or not."""
+        return self.files.exists(self._name(key))
 
     def holds(self, key: str) -> bool:
         """Whether the maps of a cell are there and can be read."""
@@ -57,35 +80,47 @@ class MapArchive:
     def write(self, key: str, model: str, method: str, maps: dict[str, Tensor], classes: dict[str, str]) -> None:
         """Save the maps of one cell."""
         names = list(maps)
-        arrays: dict[str, NDArray[np.generic]] = {f"map{i}": maps[name].cpu().numpy() for i, name in enumerate(names)}
+        halves = [to_half(maps[name].cpu().numpy()) for name in names]
+        arrays: dict[str, NDArray[np.generic]] = {f"map{i}": half for i, (half, _, _) in enumerate(halves)}
+        arrays["scales"] = np.array([(scale, offset) for _, scale, offset in halves], dtype=np.float64).reshape(-1, 2)
         arrays["names"] = np.array(names, dtype=np.str_)
         arrays["classes"] = np.array([classes[name] for name in names], dtype=np.str_)
         arrays["who"] = np.array([model, method], dtype=np.str_)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        write_atomically(self.path(key), buffer.getvalue())
+        self.files.write(self._name(key), buffer.getvalue())
 
     def read(self, key: str) -> SavedMaps:
-        """Load the maps of one cell."""
+        """Load the maps of one cell, also those of earlier versions, which were float32 as they are."""
         try:
-            with np.load(self.path(key), allow_pickle=False) as stored:
+            with np.load(io.BytesIO(self.files.read(self._name(key))), allow_pickle=False) as stored:
                 names = [str(name) for name in stored["names"]]
                 model, method = (str(word) for word in stored["who"])
-                maps = {name: stored[f"map{i}"].astype(np.float32) for i, name in enumerate(names)}
+                halves = any(stored[f"map{i}"].dtype == np.float16 for i in range(len(names)))
+                scales = stored["scales"] if halves else [(1.0, 0.0)] * len(names)
+                maps = {
+                    name: (stored[f"map{i}"].astype(np.float64) * scale + offset).astype(np.float32)
+                    for i, (name, (scale, offset)) in enumerate(zip(names, scales, strict=True))
+                }
                 return SavedMaps(model, method, maps, dict(zip(names, map(str, stored["classes"]), strict=True)))
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        except DAMAGE as error:
             raise ResultFormatError(
                 f"maps of cell {key[:12]} cannot be read: {error}; run the benchmark again"
             ) from error
 
 
-def image_path(folder: Path, model: str, name: str) -> Path:
-    """Where the picture that a model saw lies."""
-    return folder / "images" / slug(model) / f"{slug(name)}.png"
+def _image_name(model: str, name: str) -> str:
+    return f"images/{slug(model)}/{slug(name)}.png"
 
 
-def save_image(folder: Path, model: str, name: str, picture: NDArray[np.uint8]) -> None:
+def load_image(folder: Location, model: str, name: str) -> NDArray[np.uint8]:
+    """(H,W,3) the picture that a model saw."""
+    content = RunFolder(folder).read(_image_name(model, name))
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def save_image(folder: Location, model: str, name: str, picture: NDArray[np.uint8]) -> None:
     """Keep the picture that a model saw."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
-    write_atomically(image_path(folder, model, name), buffer.getvalue())  # another picture may have had that name
+    RunFolder(folder).write(_image_name(model, name), buffer.getvalue())  # another picture may have had that name

@@ -1,19 +1,17 @@
-"""A run folder: run.json, and one checksummed Parquet file per finished cell, written atomically."""
+"""The records of a run: run.json, and one sealed Parquet file per finished cell, written atomically."""
 
-import hashlib
 import json
-import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from attncompare.benchmark.records import Record
+from attncompare.benchmark import seal
+from attncompare.benchmark.folder import Location, RunFolder
+from attncompare.benchmark.records import SCHEMA_VERSION, Record
 from attncompare.errors import ResultFormatError
 
 SCHEMA = pa.schema(
@@ -36,113 +34,123 @@ SCHEMA = pa.schema(
     ]
 )
 
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """All or nothing: a temporary file, flushed to disk, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 # Failures that another try may not meet, such as memory running out; the project's own errors are for good.
 ACCIDENT = re.compile(r"(?!CaptureError|Unsupported|ImageError|SpecError|UnknownName)\w*(Error|Exception)\w*: ")
-DIGEST = b"attncompare.sha256"
 
 
-def _digest(table: pa.Table) -> bytes:
-    """sha256 of column names and values."""
-    content = json.dumps([table.column_names, table.to_pylist()], separators=(",", ":"))
-    return hashlib.sha256(content.encode()).hexdigest().encode()
-
-
-def _read_verified(path: Path) -> pa.Table:
-    """Read a shard; OSError or ArrowException unless every byte that matters is as it was written.
-
-    Page checksums cover the values but not the footer (names, counts, encodings), hence the digest of the content.
-    """
-    table = pq.read_table(path, page_checksum_verification=True)
-    expected = (table.schema.metadata or {}).get(DIGEST)
-    try:
-        found = _digest(table)
-    except (ValueError, TypeError) as error:
-        raise OSError(f"its content cannot be decoded: {error}") from error
-    if found != expected:
-        raise OSError("its content does not match its checksum")
-    return table.replace_schema_metadata(None)
+def is_final(records: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a cell with these rows is done: it has some, and none that failed by accident."""
+    rows = list(records)
+    return bool(rows) and not any(row["status"] == "failed" and ACCIDENT.match(row["detail"]) for row in rows)
 
 
 class ResultStore:
-    """The records of a run, one file per cell; a file is there only when its cell is finished."""
+    """The records of a run, one file per cell; a file is there only when its cell is finished.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: a local path, or a URL that fsspec knows.
+    """
 
-    def path(self, key: str) -> Path:
+    def __init__(self, folder: Location) -> None:
+        self.files = RunFolder(folder)
+        self.folder = self.files.location
+
+    @staticmethod
+    def _name(key: str) -> str:
+        return f"records/{key[:32]}.parquet"
+
+    def path(self, key: str) -> Location:
         """Where a cell's records lie."""
-        return self.folder / "records" / f"{key[:32]}.parquet"
+        return self.files.full(self._name(key))
 
     def holds(self, key: str) -> bool:
-        """Whether a cell is finished and readable; a damaged file is set aside in quarantine/ and counts as missing.
+        """Whether a cell is finished and readable; see `held`."""
+        return key in self.held([key])
 
-        So does a cell that failed by accident: it is tried again.
+    def held(self, keys: Sequence[str]) -> set[str]:
+        """Those of some cells that are finished; every byte of their files is checked.
+
+        A damaged file is set aside in quarantine/ and counts as missing. So does a cell that failed by accident: it is
+        tried again.
         """
-        path = self.path(key)
-        if not path.exists():
-            return False
-        try:
-            stored = _read_verified(path)
-        except (OSError, pa.ArrowException) as error:
-            aside = self.folder / "quarantine" / path.name
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, aside)
-            aside.with_suffix(".reason.txt").write_text(f"{error}\n")
-            return False
-        return bool(stored.num_rows) and not any(
-            status == "failed" and ACCIDENT.match(detail)
-            for status, detail in zip(stored["status"].to_pylist(), stored["detail"].to_pylist(), strict=True)
-        )
+        names = {self._name(key): key for key in keys}
+        done = set()
+        for name, content in self.files.read_those_there(list(names)).items():
+            try:
+                final = seal.state(content, names[name])
+                if final is None:
+                    final = is_final(seal.read_unsealed(content).select(["status", "detail"]).to_pylist())
+            except (OSError, pa.ArrowException) as error:
+                self._set_aside(name, str(error))
+                continue
+            if final:
+                done.add(names[name])
+        return done
 
-    def write(self, key: str, records: Iterable[Record], columns: dict[str, Any]) -> None:
+    def present(self, keys: Sequence[str]) -> list[str]:
+        """Those of some cells whose file is there, finished or failed, in the given order."""
+        there = set(self.files.names("records"))
+        return [key for key in keys if f"{key[:32]}.parquet" in there]
+
+    def _set_aside(self, name: str, reason: str) -> None:
+        """Move a damaged file to quarantine/, beside what was set aside before, and write down why."""
+        stem, taken = name.removeprefix("records/").removesuffix(".parquet"), self.quarantined()
+        tries = (stem if not i else f"{stem}.{i}" for i in range(len(taken) + 1))
+        free = next(one for one in tries if f"{one}.parquet" not in taken)
+        self.files.move(name, f"quarantine/{free}.parquet")
+        self.files.write(f"quarantine/{free}.reason.txt", f"{reason}\n".encode())
+
+    def quarantined(self) -> list[str]:
+        """The damaged files that were set aside."""
+        return [name for name in self.files.names("quarantine") if name.endswith(".parquet")]
+
+    def write(self, key: str, records: Iterable[Record], columns: Mapping[str, Any]) -> None:
         """Finish a cell. columns: device, threads, batch_size, which are no part of the key."""
-        rows = [asdict(record) | columns for record in records]
-        table = pa.Table.from_pylist(rows, schema=SCHEMA)
-        table = table.replace_schema_metadata({DIGEST: _digest(table)})
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, write_page_checksum=True, compression="zstd")
-        write_atomically(self.path(key), sink.getvalue().to_pybytes())
+        rows = [asdict(record) | dict(columns) for record in records]
+        content = seal.encode(pa.Table.from_pylist(rows, schema=SCHEMA), key, is_final(rows))
+        self.files.write(self._name(key), content)
+
+    def table(self, keys: Sequence[str] | None = None) -> pa.Table:
+        """All records (or those of some cells), in no particular order; ResultFormatError for a damaged file."""
+        if keys is None:
+            keys = [name.removesuffix(".parquet") for name in self.files.names("records") if name.endswith(".parquet")]
+        if not keys:
+            raise ResultFormatError(f"{self.folder} holds no finished records; run the benchmark again to go on")
+        tables = []
+        for key in keys:
+            try:
+                tables.append(seal.decode(self.files.read(self._name(key)), key))
+            except (OSError, pa.ArrowException) as error:
+                raise ResultFormatError(
+                    f"{self.path(key)} cannot be read: {error}; run the benchmark again to replace it"
+                ) from error
+        # columns that an earlier schema lacks are empty
+        return pa.concat_tables([SCHEMA.empty_table(), *tables], promote_options="default")
 
     def read(self, keys: Sequence[str] | None = None) -> pd.DataFrame:
         """All records (or those of some cells) as one frame, in a fixed order."""
-        folder = self.folder / "records"
-        paths = sorted(folder.glob("*.parquet")) if keys is None else [self.path(key) for key in keys]
-        if not paths:
-            raise ResultFormatError(f"{self.folder} holds no finished records; run the benchmark again to go on")
-        try:
-            tables = [_read_verified(path) for path in paths]
-            frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()
-        except (OSError, pa.ArrowException) as error:
-            raise ResultFormatError(
-                f"a record file of {self.folder} cannot be read: {error}; run the benchmark again"
-            ) from error
+        frame: pd.DataFrame = self.table(keys).to_pandas()
         order = ["model", "method", "measure", "protocol", "image"]
         return frame.sort_values(order, kind="stable").reset_index(drop=True)
 
-    def write_manifest(self, manifest: dict[str, Any], name: str = "run.json") -> None:
-        """Write run.json, or the file of that name which describes a shard."""
-        write_atomically(self.folder / name, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
+    def write_manifest(self, manifest: Mapping[str, Any], name: str = "run.json") -> None:
+        """Write run.json, or the file of that name which describes a shard, with the schema that the records have."""
+        text = json.dumps({"schema": SCHEMA_VERSION, **manifest}, indent=2, sort_keys=True) + "\n"
+        self.files.write(name, text.encode())
 
     def manifest(self, name: str = "run.json") -> dict[str, Any]:
-        """Read run.json, or the file of that name which describes a shard."""
-        path = self.folder / name
+        """Read run.json, or a shard's file; ResultFormatError when it cannot be read or comes from a later version."""
+        path = self.files.full(name)
         try:
-            read: dict[str, Any] = json.loads(path.read_text())
-        except (OSError, json.JSONDecodeError) as error:
+            read = json.loads(self.files.read(name))
+            schema = read.get("schema", 1)
+        except (OSError, ValueError, AttributeError) as error:
             raise ResultFormatError(f"{path} cannot be read: {error}") from error
-        return read
+        if schema > SCHEMA_VERSION:
+            raise ResultFormatError(
+                f"{path} has schema {schema}; this version reads up to {SCHEMA_VERSION}: update attncompare"
+            )
+        found: dict[str, Any] = read
+        return found
 
 
 assert [field.name for field in fields(Record)][:10] == SCHEMA.names[:10]

@@ -19,7 +19,7 @@ def bench(
     data: Annotated[str | None, typer.Option(help="shapes, photos or a folder.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many images.")] = None,
     target: TargetOption = None,
-    out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/bench"),
+    out: Annotated[str, typer.Option(help="The run's folder, or a URL such as s3://bucket/run.")] = "runs/bench",
     option: Options = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
@@ -73,5 +73,5 @@ def bench(
         from attncompare.reporting.tables import table
 
         typer.echo(table(out, "md"))
-        typer.echo(f"{run.computed} cells computed, {run.reused} reused; records in {out / 'records'}")
+        typer.echo(f"{run.computed} cells computed, {run.reused} reused; records in {out}/records")
     finish(run)

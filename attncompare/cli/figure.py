@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
+from attncompare.cli.options import RunArgument
 from attncompare.errors import SpecError
 
 
 def figure(
-    folder: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    folder: RunArgument,
     kind: Annotated[str, typer.Argument(help="grid, curves, bars, cost or ranks.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="PDF, SVG or PNG.")] = Path("figure.pdf"),
     venue: Annotated[str, typer.Option(help="cvpr, icml, neurips, iclr, ieee or a4: sets the width.")] = "a4",

@@ -21,6 +21,7 @@ TargetOption = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, or its URL.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -1,12 +1,11 @@
 """attncompare report."""
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
+from attncompare.cli.options import RunArgument
 
-def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
+
+def report(folder: RunArgument) -> None:
     """Write report.html for a run.
 
     Example: attncompare report runs/first

@@ -44,7 +44,7 @@ def progress_bar() -> "Iterator[Callable[[Tick], None]]":
         bar.stop()
 
 
-def run_spec(spec: "BenchmarkSpec", out: Path, execution: "Execution | None" = None) -> "Run":
+def run_spec(spec: "BenchmarkSpec", out: str | Path, execution: "Execution | None" = None) -> "Run":
     """Run with a progress bar in a process that keeps its memory; Ctrl-C says how to go on."""
     from attncompare.benchmark.execution import Execution
     from attncompare.benchmark.run import run_benchmark

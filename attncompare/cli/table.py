@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
+from attncompare.cli.options import RunArgument
+
 
 def table(
-    folder: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    folder: RunArgument,
     kind: Annotated[str, typer.Argument(help="tex, csv or md.")] = "md",
     out: Annotated[Path | None, typer.Option("-o", "--out", help="A file; standard output when not given.")] = None,
 ) -> None:

@@ -7,6 +7,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from attncompare.benchmark.folder import Location
 from attncompare.errors import ResultFormatError, unknown_name
 from attncompare.methods._base import methods
 from attncompare.reporting.gallery import Gallery
@@ -199,7 +200,7 @@ KINDS: dict[str, Callable[[Gallery, float], Figure]] = {
 }
 
 
-def draw(folder: Path, kind: str, *, venue: str = "a4") -> Figure:
+def draw(folder: Location, kind: str, *, venue: str = "a4") -> Figure:
     """A matplotlib figure of a run: grid, curves, bars, cost or ranks, at the width of a venue."""
     if kind not in KINDS:
         raise unknown_name("figure", kind, KINDS)

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from attncompare.benchmark.saved import MapArchive, SavedMaps, image_path
+from attncompare.benchmark.folder import Location
+from attncompare.benchmark.saved import MapArchive, SavedMaps, load_image
 from attncompare.benchmark.statistics import summarise
 from attncompare.benchmark.store import ResultStore
 from attncompare.maps import resize_map
@@ -22,13 +21,13 @@ from attncompare.methods._base import methods
 class Gallery:
     """The records of a run and the maps beside them."""
 
-    folder: Path
+    folder: Location
     records: pd.DataFrame
     manifest: dict[str, object]
     maps: dict[tuple[str, str], list[SavedMaps]] = field(default_factory=dict)
 
     @staticmethod
-    def open(folder: Path) -> "Gallery":
+    def open(folder: Location) -> "Gallery":
         """Read a run folder; ResultFormatError when it is none."""
         store = ResultStore(folder)
         manifest = store.manifest()
@@ -36,7 +35,7 @@ class Gallery:
         archive = MapArchive(folder)
         maps: dict[tuple[str, str], list[SavedMaps]] = {}
         for key in records["key"].drop_duplicates():
-            if archive.path(key).exists():
+            if archive.exists(key):
                 saved = archive.read(key)
                 maps.setdefault((saved.model, saved.method), []).append(saved)
         return Gallery(folder, records, manifest, maps)
@@ -64,7 +63,7 @@ class Gallery:
 
     def picture(self, model: str, image: str) -> NDArray[np.uint8]:
         """(H,W,3) what the model saw."""
-        return np.asarray(Image.open(image_path(self.folder, model, image)).convert("RGB"))
+        return load_image(self.folder, model, image)
 
     def map(self, model: str, method: str, image: str) -> NDArray[np.float32] | None:
         """(h,w) the raw map, or None."""

@@ -1,13 +1,12 @@
 """report.html: one self-contained file that opens from disk and asks the network for nothing."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from attncompare.benchmark.store import write_atomically
+from attncompare.benchmark.folder import Location, RunFolder
 from attncompare.methods._base import methods
 from attncompare.metrics._base import metrics
 from attncompare.reporting import charts
@@ -24,8 +23,8 @@ ABOUT = {
 }
 
 
-def write_report(folder: Path, *, also: Sequence[Path] = ()) -> Path:
-    """Write report.html for a run (and further runs, such as the demo's photos) and return its path."""
+def write_report(folder: Location, *, also: Sequence[Location] = ()) -> Location:
+    """Write report.html into a run (with further runs, such as the demo's photos) and return its path or URL."""
     runs = [Gallery.open(path) for path in (folder, *also)]
     environment = Environment(loader=PackageLoader("attncompare.reporting"), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("report.html.j2").render(
@@ -34,9 +33,9 @@ def write_report(folder: Path, *, also: Sequence[Path] = ()) -> Path:
         browser=[entry for run in runs for entry in _browser(run)],
         charts=[chart for run in runs for chart in _charts(run)],
     )
-    path = folder / "report.html"
-    write_atomically(path, page.encode())
-    return path
+    files = RunFolder(folder)
+    files.write("report.html", page.encode())
+    return files.full("report.html")
 
 
 def _section(run: Gallery) -> dict[str, Any]:

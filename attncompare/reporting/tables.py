@@ -4,10 +4,10 @@ import csv
 import io
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pandas as pd
 
+from attncompare.benchmark.folder import Location
 from attncompare.errors import unknown_name
 from attncompare.methods._base import methods
 from attncompare.metrics._base import metrics
@@ -143,7 +143,7 @@ def markdown(run: Gallery) -> str:
 FORMATS: dict[str, Callable[[Gallery], str]] = {"tex": latex, "csv": comma_separated, "md": markdown}
 
 
-def table(folder: Path, kind: str) -> str:
+def table(folder: Location, kind: str) -> str:
     """The results of a run as "tex", "csv" or "md"."""
     if kind not in FORMATS:
         raise unknown_name("table format", kind, FORMATS)

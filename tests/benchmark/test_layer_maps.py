@@ -6,7 +6,7 @@ import torch
 
 import attncompare as ac
 from attncompare.benchmark import layer_maps
-from attncompare.benchmark.layer_maps import CHANNELS, LayerArchive, LayerMaps, record_layers
+from attncompare.benchmark.layer_maps import CHANNELS, LayerMaps, record_layers
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.data.datasets import open_dataset
@@ -121,7 +121,7 @@ def test_a_model_that_cannot_be_recorded_keeps_the_reason(tmp_path, monkeypatch)
 
 def test_nothing_is_kept_unless_maps_are(tmp_path):
     run_benchmark(SPEC.model_copy(update={"save_maps": False}), tmp_path)
-    assert not LayerArchive(tmp_path).folder.exists()
+    assert not (tmp_path / "layers").exists()
 
 
 def test_every_tiny_model_has_layers_that_lie_on_the_image(each_tiny, pictures):

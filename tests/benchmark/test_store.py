@@ -4,7 +4,7 @@ import hashlib
 import pandas as pd
 import pytest
 
-from attncompare.benchmark.records import Record, cell_key
+from attncompare.benchmark.records import SCHEMA_VERSION, Record, cell_key
 from attncompare.benchmark.store import SCHEMA, ResultStore
 from attncompare.errors import ResultFormatError
 
@@ -103,6 +103,32 @@ def test_a_truncated_file_is_set_aside_and_counts_as_missing(tmp_path, share):
     assert store.holds(key) and len(store.read()) == 3
 
 
+def test_damage_is_kept_beside_what_was_set_aside_before(tmp_path):
+    store, key = stored(tmp_path)
+    for content in (b"", b"first", b"second"):
+        store.path(key).write_bytes(content)
+        assert not store.holds(key)
+        store.write(key, some_records(), COLUMNS)
+    aside = [f"{key[:32]}.parquet", f"{key[:32]}.1.parquet", f"{key[:32]}.2.parquet"]
+    assert sorted(store.quarantined()) == sorted(aside)
+    assert [(tmp_path / "quarantine" / name).read_bytes() for name in aside] == [b"", b"first", b"second"]
+    assert store.holds(key)
+
+
+def test_the_file_of_one_cell_is_not_taken_for_another(tmp_path):
+    store, key = stored(tmp_path)
+    other = key_of("rise")
+    store.path(other).write_bytes(store.path(key).read_bytes())
+    assert store.held([key, other]) == {key}
+
+
+def test_a_manifest_of_a_later_version_is_refused(tmp_path):
+    store = ResultStore(tmp_path)
+    store.write_manifest({"schema": SCHEMA_VERSION + 1})
+    with pytest.raises(ResultFormatError, match=f"schema {SCHEMA_VERSION + 1}; this version reads up to"):
+        store.manifest()
+
+
 def test_a_flipped_byte_in_the_values_is_noticed(tmp_path):
     store, key = stored(tmp_path)
     path = store.path(key)
@@ -117,7 +143,7 @@ def test_a_flipped_bit_anywhere_is_noticed_or_harmless(tmp_path):
     store, key = stored(tmp_path)
     path, before = store.path(key), store.read()
     whole, noticed, changed = path.read_bytes(), 0, []
-    for place in range(0, len(whole), 5):
+    for place in range(0, len(whole), 17):
         content = bytearray(whole)
         content[place] ^= 0x01
         path.write_bytes(content)
@@ -130,7 +156,7 @@ def test_a_flipped_bit_anywhere_is_noticed_or_harmless(tmp_path):
             same = False
         if not same:
             changed.append(place)
-    assert noticed > len(whole) / 5 / 4
+    assert noticed > len(whole) / 17 / 4
     assert changed == []
 
 
@@ -187,7 +213,8 @@ def test_a_cell_that_is_asked_for_and_missing_is_refused(tmp_path):
 def test_the_manifest_is_read_as_it_was_written(tmp_path):
     store = ResultStore(tmp_path / "new" / "run")
     store.write_manifest({"seed": 3, "spec": {"models": ["demo/cnn"]}, "finished": None})
-    assert store.manifest() == {"seed": 3, "spec": {"models": ["demo/cnn"]}, "finished": None}
+    written = {"seed": 3, "spec": {"models": ["demo/cnn"]}, "finished": None}
+    assert store.manifest() == written | {"schema": SCHEMA_VERSION}
 
 
 @pytest.mark.parametrize("content", [None, "{", ""])
