@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attncompare.adapters.batch_norm import ContiguousNorms
+from attncompare.adapters.structure import structure_hash
 from attncompare.errors import SpecError, UnsupportedMethodError, UnsupportedModelError
 from attncompare.signals import Signal, TokenLayout, WindowGeometry
 
@@ -209,12 +210,19 @@ class ModelAdapter:
 
     @cached_property
     def weights_hash(self) -> str:
-        """sha256 over the names, shapes and bytes of all parameters and buffers."""
+        """sha256 over the names, shapes and bytes of all parameters and buffers, also of those no checkpoint holds."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
+        tensors: dict[str, Tensor] = dict(self.model.named_parameters(remove_duplicate=False))
+        tensors |= dict(self.model.named_buffers(remove_duplicate=False))
+        for name, tensor in sorted(tensors.items()):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def structure_hash(self) -> str:
+        """What tells two modules of the same weights apart: see `structure_hash` in adapters/structure.py."""
+        return structure_hash(self.model)
 
     @cached_property
     def _has_batch_norm(self) -> bool:

@@ -1,19 +1,21 @@
 """The grid of a benchmark, cell by cell, each with the key that decides whether it is already done."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
-from attncompare.adapters.base import ModelAdapter
+from attncompare.adapters.base import Anatomy, ModelAdapter
 from attncompare.benchmark.records import cell_key
 from attncompare.benchmark.scoring import MetricRequest, choose_metrics
 from attncompare.benchmark.spec import BenchmarkSpec
-from attncompare.capture.targets import TargetScore, prompts_of, text_key
-from attncompare.data.datasets import Dataset, Sample, open_dataset
+from attncompare.capture.targets import CLASS, TargetScore, prompts_of, text_key
+from attncompare.data.datasets import Dataset, Sample
 from attncompare.errors import AttnCompareError, ImageError, SpecError, UnsupportedMethodError
 from attncompare.explainer import make_job
-from attncompare.loading import load_model
 from attncompare.methods._base import Method, methods
 from attncompare.metrics._base import Metric, metrics
 from attncompare.metrics.protocols import get_protocol
@@ -111,63 +113,88 @@ def support(model: ModelAdapter, method: Method, options: Mapping[str, object]) 
     return ""
 
 
-def plan_chunk(spec: BenchmarkSpec, model: ModelAdapter, chunk: Chunk) -> list[Cell]:
-    """The cells of a model on a chunk. Host, device, threads and batch size are no part of a key."""
-    images = [sample.content_hash for sample in chunk.samples] + sorted(
-        f"unreadable {name}" for name in chunk.unreadable
-    )
-    names = [sample.name for sample in chunk.samples]
-    wanted = chosen_metrics(spec)
-    described = model.describe()
-    parts = ("feature_layer", "tokens", "attention_blocks", "channel_attention", "classifier")
-    anatomy = {part: described[part] for part in parts}
-    prompts = prompts_of(spec.target, 1)
-    cells = []
-    for method in chosen_methods(spec):
-        options = options_of(spec, method)
-        key = cell_key(
-            {
-                "kind": "score",
-                "model": model.name,
-                "weights": model.weights_hash,
-                "preprocessing": vars(model.source.preprocessing),
-                "anatomy": anatomy,
-                "method": method.name,
-                "version": method.version,
-                "options": options,
-                "metrics": [metric.describe() for metric in wanted],
-                "protocol": get_protocol(spec.protocol).describe(),
-                "images": images,
-                "names": names,
-                "target": text_key(model, prompts) if prompts else spec.target,
-                "dtype": spec.dtype,
-                "seed": spec.seed,
-                "maps": spec.save_maps,
-            }
-        )
-        cells.append(Cell(method, options, key, support(model, method, options)))
-    return cells
+@dataclass(frozen=True)
+class ModelPlan:
+    """The cells of one model: what they have in common is worked out once, since a run may have 100,000s of them."""
+
+    spec: BenchmarkSpec
+    model: ModelAdapter
+
+    @cached_property
+    def _common(self) -> dict[str, object]:
+        """What the keys of all cells name. Host, device, threads and batch size decide no value and are left out.
+
+        So is `save_maps`: a cell is the same with and without its maps, which `MapArchive` knows by the cell's key.
+        """
+        spec, model = self.spec, self.model
+        prompts = prompts_of(spec.target, 1)
+        named = isinstance(spec.target, str) and spec.target.startswith(CLASS)
+        return {
+            "kind": "score",
+            "model": model.name,
+            "weights": model.weights_hash,
+            "structure": model.structure_hash,
+            "preprocessing": vars(model.source.preprocessing),
+            "anatomy": anatomy_hash(model.anatomy),
+            "embedding": model.embedding,
+            "metrics": [metric.describe() for metric in chosen_metrics(spec)],
+            "protocol": get_protocol(spec.protocol).describe(),
+            "target": text_key(model, prompts) if prompts else spec.target,
+            "class": model.class_index(str(spec.target).removeprefix(CLASS)) if named else None,
+            "dtype": spec.dtype,
+            "seed": spec.seed,
+        }
+
+    @cached_property
+    def _rows(self) -> list[Cell]:
+        """A cell without a key for each method."""
+        cells = []
+        for method in chosen_methods(self.spec):
+            options = options_of(self.spec, method)
+            cells.append(Cell(method, options, "", support(self.model, method, options)))
+        return cells
+
+    def cells(self, chunk: Chunk) -> list[Cell]:
+        """The cells of a chunk, one for each method."""
+        content = self._common | self._content(chunk)
+        return [
+            replace(
+                cell,
+                key=cell_key(
+                    content
+                    | {"method": cell.method.name, "version": cell.method.version, "options": dict(cell.options)}
+                ),
+            )
+            for cell in self._rows
+        ]
+
+    def _content(self, chunk: Chunk) -> dict[str, object]:
+        """The images, and what else of them the spec makes use of."""
+        samples = chunk.samples
+        found: dict[str, object] = {
+            "images": [sample.content_hash for sample in samples]
+            + sorted(f"unreadable {name}" for name in chunk.unreadable),
+            "names": [sample.name for sample in samples],
+        }
+        if self.spec.target == "label":
+            found["labels"] = [sample.label for sample in samples]
+        if any(metric.needs_mask for metric in chosen_metrics(self.spec)):
+            found["masks"] = [sample.mask_hash for sample in samples]
+        return found
 
 
-def describe_plan(spec: BenchmarkSpec) -> dict[str, object]:
-    """The grid of a spec without running it: cells and, for perturbation metrics, forward passes per image and method."""
-    check_names(spec)
-    dataset = open_dataset(spec.data, spec.limit)
-    chunks = -(-len(dataset.names) // spec.chunk_size)
-    rows = []
-    for name in spec.models:
-        model = load_model(name, device=spec.device)
-        usable = [m for m in chosen_methods(spec) if not support(model, m, options_of(spec, m))]
-        protocol = get_protocol(spec.protocol)
-        between = min(protocol.count(model.size) - 1, protocol.last(model.size))
-        curves = {curve for metric in chosen_metrics(spec) for curve in metric.curves}
-        rows.append(
-            {
-                "model": name,
-                "methods": [m.name for m in usable],
-                "refused": [m.name for m in chosen_methods(spec) if m not in usable],
-                "cells": chunks * len(chosen_methods(spec)),
-                "scoring_passes": len(dataset.names) * len(usable) * len(curves) * between,
-            }
-        )
-    return {"images": len(dataset.names), "models": rows, "cells": sum(int(str(row["cells"])) for row in rows)}
+def anatomy_hash(anatomy: Anatomy) -> str:
+    """sha256 of all that a model was found to supply; not of the wording of what it lacks."""
+    parts = vars(anatomy) | {
+        "missing": sorted(map(str, anatomy.missing)),
+        "windows": [
+            [block.path, block.axes, *(_plain(value) for value in vars(block.geometry).values())]
+            for block in anatomy.windows
+        ],
+    }
+    text = json.dumps(parts, default=vars, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: object) -> object:
+    return value.tolist() if isinstance(value, torch.Tensor) else value

@@ -12,6 +12,7 @@ from attncompare.benchmark.engines.local import local_engine
 from attncompare.benchmark.execution import Execution
 from attncompare.benchmark.folder import Location, is_url
 from attncompare.benchmark.plan import check_names, chosen_methods
+from attncompare.benchmark.query import query_run
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.statistics import summarise
 from attncompare.benchmark.store import ResultStore
@@ -37,6 +38,10 @@ class Run:
     def records(self) -> pd.DataFrame:
         """One row per value, with the columns of Record and device, threads and batch_size."""
         return ResultStore(self.folder).read(self.manifest()["keys"])
+
+    def query(self, sql: str) -> pd.DataFrame:
+        """The answer to one SQL statement over the view `records`; SpecError when it is wrong. Changes nothing."""
+        return query_run(self.folder, sql, self.name)
 
     def summary(self) -> pd.DataFrame:
         """One row per model, method and measure: mean with its 95 % interval, n, failures."""

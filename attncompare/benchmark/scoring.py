@@ -220,6 +220,7 @@ def score(
         {
             "kind": "single",
             "weights": model.weights_hash,
+            "structure": model.structure_hash,
             "preprocessing": vars(model.source.preprocessing),
             "method": attribution.method,
             "options": dict(attribution.options),

@@ -111,6 +111,7 @@ def _key(spec: BenchmarkSpec, model: ModelAdapter, jobs: list[Job], job: Job) ->
         {
             "kind": "timing",
             "weights": model.weights_hash,
+            "structure": model.structure_hash,
             "preprocessing": vars(model.source.preprocessing),
             "model": model.name,
             "method": method.name,

@@ -12,7 +12,7 @@ from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import Scene, target_scorer
 from attncompare.benchmark.explained import explain_cells, reason_of
 from attncompare.benchmark.layer_maps import LayerArchive, keep_layers
-from attncompare.benchmark.plan import Cell, Chunk, chosen_metrics, plan_chunk
+from attncompare.benchmark.plan import Cell, Chunk, ModelPlan, chosen_metrics
 from attncompare.benchmark.records import Record, Status
 from attncompare.benchmark.saved import MapArchive, save_image
 from attncompare.benchmark.scoring import again_of, as_records, score_maps
@@ -64,6 +64,7 @@ class Worker:
         self.protocol = get_protocol(spec.protocol)
         self.metrics = {metric.name: metric for metric in chosen_metrics(spec)}
         self.tally = Tally()
+        self.plans: dict[str, ModelPlan] = {}
         self.done = 0
 
     def tick(self, steps: int, what: str) -> None:
@@ -84,11 +85,11 @@ class Worker:
 
     def run_chunk(self, model: ModelAdapter, chunk: Chunk) -> None:
         """Compute the missing cells of one model on one chunk."""
-        cells = plan_chunk(self.spec, model, chunk)
+        cells = self._plan(model).cells(chunk)
         self.tally.keys += [cell.key for cell in cells]
         if self.spec.save_maps:
             keep_layers(LayerArchive(self.store.folder), cells[0].key, model, chunk.samples, self.spec.batch_size)
-        missing = [cell for cell in cells if not self._is_done(cell, model)]
+        missing = self._missing(cells)
         size = len(chunk.samples) + len(chunk.unreadable)
         self.tally.reused += len(cells) - len(missing)
         self.tick((len(cells) - len(missing)) * size, model.name)
@@ -108,10 +109,14 @@ class Worker:
         for cell in work:
             self.finish(cell.key, rows[cell.key])
 
-    def _is_done(self, cell: Cell, model: ModelAdapter) -> bool:
-        archive = MapArchive(self.store.folder)
-        mapped = not self.spec.save_maps or bool(cell.unsupported) or archive.holds(cell.key)
-        return self.store.holds(cell.key) and mapped
+    def _plan(self, model: ModelAdapter) -> ModelPlan:
+        return self.plans.setdefault(model.name, ModelPlan(self.spec, model))
+
+    def _missing(self, cells: Sequence[Cell]) -> list[Cell]:
+        """The cells to compute: those without good records, and where maps are kept those without good maps."""
+        archive, held = MapArchive(self.store.folder), self.store.held([cell.key for cell in cells])
+        mapped = {c.key for c in cells if not self.spec.save_maps or c.unsupported or archive.holds(c.key)}
+        return [cell for cell in cells if cell.key not in held & mapped]
 
     def _rows(self, model: ModelAdapter, cell: Cell, names: Sequence[str], status: Status, detail: str) -> list[Record]:
         """The same status for every measure of some images."""

@@ -8,6 +8,7 @@ from attncompare.cli.doctor import doctor
 from attncompare.cli.explain import explain
 from attncompare.cli.figure import figure
 from attncompare.cli.list import list_
+from attncompare.cli.query import query
 from attncompare.cli.report import report
 from attncompare.cli.running import EXIT_INTERRUPTED, EXIT_WRONG
 from attncompare.cli.table import table
@@ -27,6 +28,7 @@ for command in (
     report,
     figure,
     table,
+    query,
     list_,
     doctor,
 ):

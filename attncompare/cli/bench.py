@@ -32,7 +32,9 @@ def bench(
     shard: Annotated[
         str | None, typer.Option(help="i/n: every n-th chunk from the i-th on; a run without it unites them.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the grid and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print cells, passes and estimated time, and stop.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Score and time methods on models; a second call computes only what is missing.
@@ -56,9 +58,10 @@ def bench(
     values |= {"timing_only": True} if timing_only else {}
     spec = make_spec(values)
     if dry_run:
-        from attncompare.benchmark.plan import describe_plan
+        from attncompare.benchmark import dry_run as costs
 
-        typer.echo(json.dumps(describe_plan(spec), indent=2))
+        found = costs.dry_run(spec, out)
+        typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else costs.describe(found, spec, out))
         return
     run = run_spec(spec, out, execution)
     if shard:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,10 +28,19 @@ class Sample:
     label: int | None = None
     mask: NDArray[np.bool_] | None = None
 
-    @property
+    @cached_property
     def content_hash(self) -> str:
         """sha256 of the pixels and their shape."""
-        return hashlib.sha256(str(self.image.shape).encode() + self.image.tobytes()).hexdigest()
+        return _sha256(self.image)
+
+    @cached_property
+    def mask_hash(self) -> str | None:
+        """The same of the mask; None where there is none."""
+        return None if self.mask is None else _sha256(self.mask)
+
+
+def _sha256(pixels: NDArray[np.generic]) -> str:
+    return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)

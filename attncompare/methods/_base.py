@@ -19,8 +19,9 @@ class Method:
     needs: signals, in the order of the function's parameters. options: the function's own and those of its signals.
     version: part of every result's key; raise it when the maps change. class_sensitive: whether the map depends on the
     target. control: whether it ignores the model. space: "image" for (B,h,w) maps, "channel" for (B,C). many_passes:
-    whether it takes hundreds of passes with its default options. first_pass_is_clean: whether it reads its target only
-    after a first pass over the images as they are, which then fixes the model's own choice.
+    whether it takes hundreds of passes with its default options. passes_option: the option that counts its passes.
+    first_pass_is_clean: whether it reads its target only after a first pass over the images as they are, which then
+    fixes the model's own choice.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Method:
     control: bool = False
     space: str = "image"
     many_passes: bool = False
+    passes_option: str = ""
     first_pass_is_clean: bool = False
 
     @property
@@ -91,6 +93,7 @@ def method(  # noqa: PLR0913  (one keyword for each fact of a method)
     control: bool = False,
     space: str = "image",
     many_passes: bool = False,
+    passes_option: str = "",
     first_pass_is_clean: bool = False,
     choices: Mapping[str, tuple[object, ...]] | None = None,
     meaning: Mapping[str, str] | None = None,
@@ -118,6 +121,7 @@ def method(  # noqa: PLR0913  (one keyword for each fact of a method)
             "control": control,
             "space": space,
             "many_passes": many_passes,
+            "passes_option": passes_option,
             "first_pass_is_clean": first_pass_is_clean,
         }
         methods.add(name, Method(name, compute, tuple(needs), tuple(options), reference, version, **flags))  # type: ignore[arg-type]

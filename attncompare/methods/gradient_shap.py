@@ -8,6 +8,7 @@ from attncompare.methods._base import method
 
 @method(
     reference="Erion et al., arXiv:1906.10670, equation 3; the sampling is that of GradientSHAP (arXiv:1705.07874)",
+    passes_option="samples",
     meaning={
         "samples": "random points for each image",
         "sigma": "standard deviation of noise added to the image, as a share of the range [0, 1] of pixels",

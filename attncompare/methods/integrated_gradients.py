@@ -8,6 +8,7 @@ from attncompare.methods._base import method
 @method(
     reference="Sundararajan et al., arXiv:1703.01365, equation 1",
     choices={"rule": ("gausslegendre", "riemann_trapezoid", "riemann_middle")},
+    passes_option="steps",
     meaning={
         "steps": "points on the path from the baseline to the image",
         "baseline": "grey level of the uniform baseline image, in [0, 1]",

@@ -12,6 +12,7 @@ from attncompare.methods._base import method
 @method(
     reference="Lundberg & Lee, arXiv:1705.07874, theorem 2",
     many_passes=True,
+    passes_option="samples",
     meaning={
         "samples": "random coalitions of superpixels",
         "baseline": "grey level of superpixels that are off, in [0, 1]",

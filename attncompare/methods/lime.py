@@ -14,6 +14,7 @@ RIDGE = 1.0  # penalty of the linear model
 @method(
     reference="Ribeiro et al., arXiv:1602.04938, algorithm 1; kernel, width and ridge as in the authors' image code",
     many_passes=True,
+    passes_option="samples",
     meaning={
         "samples": "random sets of superpixels",
         "width": "width of the exponential kernel over the cosine distance to the whole image",

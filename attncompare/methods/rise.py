@@ -28,6 +28,7 @@ def random_masks(count: int, size: tuple[int, int], cells: int, keep: float, see
 @method(
     reference="Petsiuk et al., arXiv:1806.07421, equation 6 and section 3.2",
     many_passes=True,
+    passes_option="masks",
     meaning={
         "masks": "random masks, the same for every image",
         "cells": "cells a side of a mask before it is enlarged",

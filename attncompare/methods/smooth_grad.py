@@ -8,6 +8,7 @@ from attncompare.methods._base import method
 
 @method(
     reference="Smilkov et al., arXiv:1706.03825, section 3",
+    passes_option="samples",
     meaning={
         "samples": "noisy copies of each image",
         "sigma": "standard deviation of the noise, as a share of the range [0, 1] of pixels",

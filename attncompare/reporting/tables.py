@@ -1,7 +1,5 @@
 """Tables for print: LaTeX (booktabs), CSV and Markdown, from a run folder."""
 
-import csv
-import io
 import math
 from collections.abc import Callable, Iterator
 
@@ -12,6 +10,7 @@ from attncompare.errors import unknown_name
 from attncompare.methods._base import methods
 from attncompare.metrics._base import metrics
 from attncompare.reporting.gallery import Gallery
+from attncompare.reporting.spreadsheet import frame_as_csv
 
 TIMING = ("latency_median", "latency_ratio", "passes_forward", "passes_backward")
 HEADS = {"latency_median": "ms", "latency_ratio": "x fwd", "passes_forward": "fwd", "passes_backward": "bwd"}
@@ -112,19 +111,9 @@ def _escape(text: str) -> str:
     return "".join(special.get(c) or (f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 
 
-def _safe(text: object) -> object:
-    """A CSV cell that no spreadsheet takes for a formula."""
-    return f"'{text}" if isinstance(text, str) and text[:1] in ("=", "+", "-", "@") else text
-
-
 def comma_separated(run: Gallery) -> str:
     """The whole summary, one row per model, method and measure, with failures and reasons."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(run.summary.columns)
-    for row in run.summary.itertuples(index=False):
-        writer.writerow([_safe(value) if not (isinstance(value, float) and math.isnan(value)) else "" for value in row])
-    return buffer.getvalue()
+    return frame_as_csv(run.summary)
 
 
 def markdown(run: Gallery) -> str:

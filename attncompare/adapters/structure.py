@@ -1,0 +1,91 @@
+"""What a module computes apart from its weights: its classes, their plain settings and, of a user's own, their code.
+
+Two modules with the same weights may still differ: in a number of heads, in an activation, in how `forward` puts the
+parts together. Whatever is stored under a key that names the weights needs this beside them.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from types import CodeType, FunctionType, MethodType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+LIBRARIES = ("torch", "torchvision", "timm", "transformers", "attncompare")
+"""Packages whose code has a version of its own, which a run records: their classes count by name."""
+
+
+def structure_hash(module: nn.Module) -> str:
+    """sha256 of what a module is made of: class and settings of every part, and the code of classes outside LIBRARIES.
+
+    Settings: attributes that are numbers, texts, tensors, functions or collections of these. Code: the bytecode of a
+    class's methods and of the functions and constants that they name, so that another version of Python counts as
+    another structure.
+    """
+    digest = hashlib.sha256()
+    for line in _lines(module):
+        digest.update(line.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _lines(module: nn.Module) -> Iterator[str]:
+    seen: set[int] = set()
+    for path, part in module.named_modules(remove_duplicate=False):
+        settings = {name: value for name, value in vars(part).items() if name[0] != "_" and name != "training"}
+        hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
+        yield f"{path}: {_name(type(part))} {_say(settings, seen)} {_say(hooks, seen)}"
+        for cls in type(part).__mro__:
+            if not _of_library(cls) and id(cls) not in seen:
+                seen.add(id(cls))
+                yield f"{_name(cls)} {_say(dict(vars(cls)), seen)}"
+
+
+def _name(thing: type | FunctionType) -> str:
+    return f"{thing.__module__}.{thing.__qualname__}"
+
+
+def _of_library(thing: type | FunctionType) -> bool:
+    return (thing.__module__ or "builtins").partition(".")[0] in (*LIBRARIES, "builtins")
+
+
+def _say(value: object, seen: set[int]) -> str:
+    """A value in words that are the same in every process; "" for what cannot be said."""
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype):
+        return repr(value)
+    if isinstance(value, Tensor | np.ndarray):
+        array = value.detach().cpu().float().numpy() if isinstance(value, Tensor) else value
+        return f"{array.shape} {hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_say(one, seen) for one in value) + "]"
+    if isinstance(value, set | frozenset):
+        return "{" + ",".join(sorted(_say(one, seen) for one in value)) + "}"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_say(value[key], seen)}" for key in sorted(value, key=str)) + "}"
+    if isinstance(value, staticmethod | classmethod | MethodType):
+        return _say(value.__func__, seen)
+    if isinstance(value, property):
+        return _say(value.fget, seen)
+    if isinstance(value, FunctionType):
+        return _name(value) if _of_library(value) else _code(value, seen)
+    if isinstance(value, CodeType):
+        return f"{value.co_code.hex()} {value.co_names} {_say(value.co_consts, seen)}"
+    return getattr(value, "__qualname__", "")  # builtin functions and types
+
+
+def _code(function: FunctionType, seen: set[int]) -> str:
+    """A function's bytecode, what it has closed over, and the functions and constants that it names."""
+    if id(function) in seen:
+        return function.__qualname__
+    seen.add(id(function))
+    cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+    used = {name: function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__}
+    parts = (function.__code__, function.__defaults__, function.__kwdefaults__, cells, used)
+    return " ".join(_say(part, seen) for part in parts)
+
+
+def _is_filled(cell: object) -> bool:
+    try:
+        return hasattr(cell, "cell_contents")
+    except ValueError:
+        return False

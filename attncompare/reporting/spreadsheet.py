@@ -1,0 +1,22 @@
+"""CSV that a spreadsheet opens without running anything in it."""
+
+import csv
+import io
+import math
+
+import pandas as pd
+
+
+def _safe(text: object) -> object:
+    """A CSV cell that no spreadsheet takes for a formula."""
+    return f"'{text}" if isinstance(text, str) and text[:1] in ("=", "+", "-", "@") else text
+
+
+def frame_as_csv(frame: pd.DataFrame) -> str:
+    """CSV of any frame: nothing in it is a formula, and what is missing is empty."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([_safe(name) for name in frame.columns])
+    for row in frame.itertuples(index=False):
+        writer.writerow([_safe(value) if not (isinstance(value, float) and math.isnan(value)) else "" for value in row])
+    return buffer.getvalue()
