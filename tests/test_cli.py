@@ -71,7 +71,9 @@ def test_wrong_words_give_one_clear_line_and_exit_1(arguments, expected, tmp_pat
     assert not (tmp_path / "run" / "records").exists()
 
 
-@pytest.mark.parametrize("command", ["demo", "explain", "bench", "report", "figure", "table", "list", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["demo", "explain", "bench", "report", "figure", "table", "query", "list", "doctor"]
+)
 def test_every_command_shows_an_example(command):
     found = run(command, "--help")
     assert found.returncode == 0
