@@ -8,17 +8,24 @@ from typing import Literal
 
 SCHEMA_VERSION = 1
 Status = Literal["ok", "unsupported", "failed"]
+Variant = Literal["fp32", "bf16", "compile"]
+"""What models are timed as."""
+
 TIMING_MEASURES = (
     "latency_median",
     "latency_iqr",
     "latency_p10",
     "latency_p90",
     "latency_ratio",
+    "latency_ratio_iqr",
     "latency_n",
     "passes_forward",
     "passes_backward",
+    "peak_bytes",
 )
-"""Seconds, but latency_ratio (to the plain forward of the same batch) and passes (per image)."""
+"""Seconds, but latency_ratio (to the plain forward of the same batch), passes (per image) and bytes beyond those in use
+before. Their protocol is the variant that was timed: fp32, bf16 or compile. Some timings have more: latency_device_median
+on CUDA, logit_deviation (from fp32) of the other variants."""
 
 
 @dataclass(frozen=True)

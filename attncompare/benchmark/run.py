@@ -16,6 +16,7 @@ from attncompare.benchmark.query import query_run
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.statistics import summarise
 from attncompare.benchmark.store import ResultStore
+from attncompare.benchmark.timed import timing_steps
 from attncompare.benchmark.worker import Progress, Worker
 from attncompare.data.datasets import open_dataset
 from attncompare.errors import SpecError
@@ -109,4 +110,4 @@ def _total(spec: BenchmarkSpec, images: int, chunks: Sequence[int], timing: bool
     """Progress steps of a run: one per method and image, and one per timed repeat."""
     count = len(chosen_methods(spec))
     scored = sum(min(spec.chunk_size, images - index * spec.chunk_size) for index in chunks)
-    return len(spec.models) * (scored * count + (spec.repeats + 1) * (count + 1) * timing)
+    return len(spec.models) * (scored * count + timing_steps(spec) * timing)

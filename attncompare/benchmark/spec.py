@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from attncompare.benchmark.records import Variant
 from attncompare.errors import SpecError
 
 
@@ -17,7 +18,8 @@ class BenchmarkSpec(BaseModel):
     image files; limit: at most so many images.
     target: "argmax" (the model's choice on the clean image), "label", a class index, "class:NAME", "embedding" or
     "text:PROMPT" (an image-text pair such as CLIP). timing: also time every method, `repeats` times and at least
-    `timing_seconds`. save_maps: keep maps, heads of every block, channels of every stage, and thumbnails for the report.
+    `timing_seconds`, `timing_batch` images at once, under each of `timing_variants` (fp32, bf16, compile). save_maps: keep
+    maps, heads of every block, channels of every stage, and thumbnails for the report.
 
     >>> BenchmarkSpec(models=["demo/cnn"], methods=["cam"], limit=4).protocol
     'rise'
@@ -44,6 +46,7 @@ class BenchmarkSpec(BaseModel):
     timing_batch: int = Field(default=1, ge=1)
     repeats: int = Field(default=10, ge=3)
     timing_seconds: float = Field(default=1.0, ge=0)
+    timing_variants: tuple[Variant, ...] = Field(default=("fp32",), min_length=1)
     save_maps: bool = False
 
     @field_validator("target", mode="before")
@@ -57,7 +60,7 @@ class BenchmarkSpec(BaseModel):
             raise ValueError('write argmax, label, embedding, a class index, "class:NAME" or "text:PROMPT"')
         return value
 
-    @field_validator("models", "methods", "metrics", mode="before")
+    @field_validator("models", "methods", "metrics", "timing_variants", mode="before")
     @classmethod
     def _no_duplicates(cls, value: Any) -> Any:
         names = [value] if isinstance(value, str) else value

@@ -1,127 +1,155 @@
-"""The timing pass of a model: every method alone, in interleaved rounds with the plain forward."""
+"""The timing pass of a model: what is missing is measured in fresh processes and becomes records."""
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
+from attncompare import tuning
 from attncompare.adapters.base import ModelAdapter
-from attncompare.benchmark.explained import reason_of
-from attncompare.benchmark.plan import Chunk, chosen_methods, options_of, support
-from attncompare.benchmark.records import TIMING_MEASURES, Record, Status, cell_key
-from attncompare.benchmark.scoring import fixed_target
+from attncompare.benchmark.explained import explain_cells
+from attncompare.benchmark.isolated import measure_apart
+from attncompare.benchmark.plan import Cell, Chunk, chosen_methods, options_of, support
+from attncompare.benchmark.records import Variant, cell_key
 from attncompare.benchmark.spec import BenchmarkSpec
-from attncompare.benchmark.timing import Timing, device_clock, time_interleaved
+from attncompare.benchmark.timed_process import Request
+from attncompare.benchmark.timed_records import as_timing_records, reasons
+from attncompare.benchmark.variants import refusal
 from attncompare.benchmark.worker import Worker
 from attncompare.capture.capture import left_as_found
-from attncompare.capture.targets import Target
+from attncompare.capture.targets import Target, TargetScore
 from attncompare.data.images import fit_image, to_tensor
-from attncompare.errors import UnsupportedMethodError
-from attncompare.explainer import explain_together
-from attncompare.methods._base import Method
 
-PLAIN = "(plain forward)"
+PROTOCOL_VERSION = 1
+"""Raised when a change of the pass changes what its numbers mean; part of every key."""
 
-Job = tuple[Method, Mapping[str, object]]
+
+@dataclass(frozen=True)
+class Scene:
+    """What a model is timed on: images (B,3,H,W), their target, and per method the maps that scoring would see.
+
+    maps: one per image, or the reason why there is none.
+    """
+
+    images: Tensor
+    target: list[int] | str
+    maps: dict[str, list[Tensor | str]]
 
 
 def time_model(worker: Worker, model: ModelAdapter, sample: Chunk) -> None:
-    """Time every method that the model supports; a method that raises becomes a failed record."""
-    spec = worker.spec
-    jobs: list[Job] = [(m, options_of(spec, m)) for m in chosen_methods(spec)]
-    jobs = [(method, options) for method, options in jobs if not support(model, method, options)]
-    steps, before = (spec.repeats + 1) * (len(chosen_methods(spec)) + 1), worker.done
-    keys = {method.name: _key(spec, model, jobs, (method, options)) for method, options in jobs}
-    worker.tally.keys += list(keys.values())
-    if all(worker.store.holds(key) for key in keys.values()):
-        worker.tally.reused += len(keys)
-        worker.tick(steps, model.name)
-        return
-    images = _images(spec, model, sample)
-    with torch.no_grad(), left_as_found(model.model):
-        target: Target = "embedding" if model.embedding else fixed_target(model, images, None).target
+    """Time every method on a model under every variant; what cannot be timed becomes records with the reason."""
+    spec, store, end = worker.spec, worker.store, worker.done + timing_steps(worker.spec)
+    work: dict[Variant, list[Cell]] = {}
+    for variant in spec.timing_variants:
+        cells = _cells(spec, model, sample, variant)
+        worker.tally.keys += [cell.key for cell in cells]
+        missing = [cell for cell in cells if not store.holds(cell.key)]
+        worker.tally.reused += len(cells) - len(missing)
+        for cell in [cell for cell in missing if cell.unsupported]:
+            worker.finish(cell.key, reasons(model.name, cell, variant, "unsupported", cell.unsupported))
+        work[variant] = [cell for cell in missing if not cell.unsupported]
+    needed = {cell.method.name: cell for cells in work.values() for cell in cells}
+    if needed:
+        scene = _scene(spec, model, sample, list(needed.values()))
 
-    def plain() -> object:
-        with torch.no_grad():
-            return model.forward(images)
+        def tick(running: str) -> None:
+            worker.tick(int(worker.done + 1 < end), f"timing {model.name} {running}")
 
-    runs: dict[str, Callable[[], object]] = {PLAIN: plain}
-    passes: dict[str, tuple[float, float]] = {}
-    for method, options in jobs:
+        for variant, cells in work.items():
+            _time_cells(worker, model, scene, cells, variant, tick)
+    worker.tick(end - worker.done, model.name)
 
-        def run(name: str = method.name, options: Mapping[str, object] = options) -> object:
-            found = explain_together(model, [(name, options)], images, target)[name]
-            passes[name] = (found.passes_forward, found.passes_backward)
-            return found
 
-        try:
-            run()
-        except Exception as error:
-            key = keys[method.name]
-            status: Status = "unsupported" if isinstance(error, UnsupportedMethodError) else "failed"
-            why = reason_of(error)
-            rows = [Record(model.name, method.name, "", -1, m, "", None, status, why, key) for m in TIMING_MEASURES]
-            worker.finish(key, rows)
-            continue
-        runs[method.name] = run
-    taken = time_interleaved(
-        runs,
-        device_clock(model.device),
+def timing_steps(spec: BenchmarkSpec) -> int:
+    """Progress steps of one model: a warm-up and the repeats of every method and of the plain forward."""
+    return len(spec.timing_variants) * (spec.repeats + 1) * (len(chosen_methods(spec)) + 1)
+
+
+def _time_cells(
+    worker: Worker,
+    model: ModelAdapter,
+    scene: Scene,
+    cells: Sequence[Cell],
+    variant: Variant,
+    tick: Callable[[str], None],
+) -> None:
+    """Measure some methods under one variant; each becomes a finished cell."""
+    faults = {c.key: [one for one in scene.maps[c.method.name] if isinstance(one, str)] for c in cells}
+    alive = [cell for cell in cells if not faults[cell.key]]
+    request = _request(worker.spec, model, scene, alive, variant)
+    found = measure_apart(request, scene.images, tick)
+    for cell in cells:
+        if faults[cell.key]:
+            reason = faults[cell.key][0]
+            status = "unsupported" if reason.startswith("UnsupportedMethodError") else "failed"
+            worker.finish(cell.key, reasons(model.name, cell, variant, status, reason))  # type: ignore[arg-type]
+        else:
+            maps = [one for one in scene.maps[cell.method.name] if isinstance(one, Tensor)]
+            worker.finish(cell.key, as_timing_records(model.name, cell, variant, found, torch.stack(maps)))
+
+
+def _request(
+    spec: BenchmarkSpec, model: ModelAdapter, scene: Scene, cells: Sequence[Cell], variant: Variant
+) -> Request:
+    return Request(
+        model=model.name,
+        weights=model.weights_hash,
+        device=spec.device,
+        threads=torch.get_num_threads(),
+        variant=variant,
+        jobs={cell.method.name: cell.options for cell in cells},
+        target=scene.target,
         repeats=spec.repeats,
         seconds=spec.timing_seconds,
-        tick=lambda: worker.tick(1, f"timing {model.name}"),
+        tuning=asdict(tuning.applied()),
     )
-    for name in passes:
-        values = _measures(taken[name], taken[PLAIN]) | dict(
-            zip(("passes_forward", "passes_backward"), passes[name], strict=True)
-        )
-        note = "unstable" if taken[name].unstable else ""
-        worker.finish(keys[name], [_row(model, name, m, value, keys[name], note) for m, value in values.items()])
-    worker.tick(before + steps - worker.done, model.name)
 
 
-def _row(model: ModelAdapter, method: str, measure: str, value: float, key: str, note: str) -> Record:
-    return Record(model.name, method, "", -1, measure, "", value, "ok", note, key)
-
-
-def _measures(timing: Timing, plain: Timing) -> dict[str, float]:
-    return {
-        "latency_median": timing.median,
-        "latency_iqr": timing.iqr,
-        "latency_p10": timing.quantile(0.1),
-        "latency_p90": timing.quantile(0.9),
-        "latency_ratio": timing.median / plain.median,
-        "latency_n": float(len(timing.seconds)),
-    }
-
-
-def _images(spec: BenchmarkSpec, model: ModelAdapter, sample: Chunk) -> Tensor:
-    """(timing_batch,3,H,W): the first images of the data, filled up with noise when there are too few."""
+def _scene(spec: BenchmarkSpec, model: ModelAdapter, sample: Chunk, cells: Sequence[Cell]) -> Scene:
+    """The first images of the data, filled up with noise when there are too few; maps as the scoring pass makes them."""
     images = torch.rand(spec.timing_batch, 3, *model.size, generator=torch.Generator().manual_seed(spec.seed))
     for i, one in enumerate(sample.samples):
         images[i] = to_tensor(fit_image(one.image, model.source.preprocessing))
-    return images.to(model.device)
+    images = images.to(model.device)
+    with torch.no_grad(), left_as_found(model.model):
+        outputs = model.forward(images)
+    asked: Target = spec.target if spec.target not in ("argmax", "label", "embedding") else None
+    score = TargetScore.of(model, outputs, "embedding" if model.embedding and asked is None else asked)
+    classes = score.target.tolist()
+    if spec.target == "label":  # noise has none: it keeps the model's choice
+        classes[: len(sample.samples)] = [one.label for one in sample.samples]
+    target: list[int] | str = str(asked) if score.prompts else "embedding" if model.embedding else classes
+    fixed = target if isinstance(target, str) else torch.tensor(target, device=images.device)
+    maps = explain_cells(model, cells, images, fixed, lambda count, what: None)
+    return Scene(images, target, {cell.method.name: maps[cell.key] for cell in cells})
 
 
-def _key(spec: BenchmarkSpec, model: ModelAdapter, jobs: list[Job], job: Job) -> str:
-    """Unlike a score's, a timing's key names the machine and the methods it was interleaved with."""
-    method, options = job
-    return cell_key(
-        {
-            "kind": "timing",
-            "weights": model.weights_hash,
-            "structure": model.structure_hash,
-            "preprocessing": vars(model.source.preprocessing),
-            "model": model.name,
-            "method": method.name,
-            "version": method.version,
-            "options": options,
-            "among": [other.name for other, _ in jobs],
-            "batch": spec.timing_batch,
-            "repeats": [spec.repeats, spec.timing_seconds],
-            "host": platform.node(),
-            "device": spec.device,
-            "threads": torch.get_num_threads(),
-        }
-    )
+def _cells(spec: BenchmarkSpec, model: ModelAdapter, sample: Chunk, variant: Variant) -> list[Cell]:
+    """The timings of a model under a variant. Unlike a score's, their keys name the machine and its settings."""
+    shared = {
+        "kind": "timing",
+        "protocol": PROTOCOL_VERSION,
+        "model": model.name,
+        "weights": model.weights_hash,
+        "structure": model.structure_hash,
+        "preprocessing": vars(model.source.preprocessing),
+        "images": [one.content_hash for one in sample.samples],
+        "target": spec.target,
+        "seed": spec.seed,
+        "batch": spec.timing_batch,
+        "repeats": [spec.repeats, spec.timing_seconds],
+        "variant": variant,
+        "host": platform.node(),
+        "device": spec.device,
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "tuning": tuning.describe(),
+    }
+    cells = []
+    for method in chosen_methods(spec):
+        options = options_of(spec, method)
+        key = cell_key(shared | {"method": method.name, "version": method.version, "options": options})
+        cells.append(Cell(method, options, key, support(model, method, options) or refusal(variant, method)))
+    return cells

@@ -29,6 +29,12 @@ def bench(
     ] = None,
     timing: Annotated[bool | None, typer.Option("--timing/--no-timing", help="Time every method.")] = None,
     timing_only: Annotated[bool, typer.Option("--timing-only", help="Time, score nothing.")] = False,
+    timing_variant: Annotated[
+        list[str] | None,
+        typer.Option(help="Time as fp32, bf16 (autocast) or compile (torch.compile); repeat for more."),
+    ] = None,
+    timing_batch: Annotated[int | None, typer.Option(help="Images in a timed batch.")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Timed runs of every method, at least.")] = None,
     shard: Annotated[
         str | None, typer.Option(help="i/n: every n-th chunk from the i-th on; a run without it unites them.")
     ] = None,
@@ -49,6 +55,7 @@ def bench(
     flags = {
         "models": model, "methods": method, "metrics": metric, "protocol": protocol, "data": data, "limit": limit,
         "target": target, "device": device, "seed": seed, "threads": threads, "save_maps": save_maps, "timing": timing,
+        "timing_variants": timing_variant, "timing_batch": timing_batch, "repeats": repeats,
     }  # fmt: skip
     values |= {
         name: tuple(value) if isinstance(value, list) else value for name, value in flags.items() if value is not None

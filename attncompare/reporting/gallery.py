@@ -31,7 +31,7 @@ class Gallery:
         """Read a run folder; ResultFormatError when it is none."""
         store = ResultStore(folder)
         manifest = store.manifest()
-        records = store.read(manifest["keys"])
+        records = _variants_apart(store.read(manifest["keys"]))
         archive = MapArchive(folder)
         maps: dict[tuple[str, str], list[SavedMaps]] = {}
         for key in records["key"].drop_duplicates():
@@ -97,6 +97,23 @@ class Gallery:
         """Those of some measures that have values here."""
         seen = set(self.records.loc[self.records.status == "ok", "measure"])
         return [name for name in names if name in seen]
+
+    def timing_names(self, names: Sequence[str]) -> list[str]:
+        """Those of some timing measures that have values here, first of the main variant, then of the others."""
+        found = list(dict.fromkeys(self.records.loc[self.records.status == "ok", "measure"]))
+        others = sorted({measure.partition(" ")[2] for measure in found if " " in measure})
+        return self.measures([*names, *(f"{name} {variant}" for variant in others for name in names)])
+
+
+def _variants_apart(records: pd.DataFrame) -> pd.DataFrame:
+    """Timings of a further variant get measures of their own, "latency_median bf16", so that none is mixed with another.
+
+    The main variant is fp32, or the only one that there is.
+    """
+    variants = sorted(set(records.loc[records.measure == "latency_median", "protocol"]))
+    main = "fp32" if "fp32" in variants or len(variants) != 1 else variants[0]
+    further = records.protocol.isin(variants) & (records.protocol != main)
+    return records.assign(measure=records.measure.where(~further, records.measure + " " + records.protocol))
 
 
 def enlarged(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from attncompare.metrics._base import metrics
 from attncompare.reporting import charts
 from attncompare.reporting.gallery import Gallery
 from attncompare.reporting.overlay import colourise, data_uri, is_signed
-from attncompare.reporting.tables import HEADS, TIMING
+from attncompare.reporting.tables import HEADS, SCALE, head, is_timing
 
 MAX_IMAGES = 32
 ABOUT = {
@@ -20,6 +20,8 @@ ABOUT = {
     "latency_ratio": "latency as a multiple of the plain forward pass of the same batch",
     "passes_forward": "forward passes per image",
     "passes_backward": "backward passes per image",
+    "peak_bytes": "peak memory beyond the loaded model",
+    "logit_deviation": "largest difference of a logit from float32",
 }
 
 
@@ -41,7 +43,7 @@ def write_report(folder: Location, *, also: Sequence[Location] = ()) -> Location
 def _section(run: Gallery) -> dict[str, Any]:
     """What was run, the ranking of each model, and what is missing with its reason."""
     names = run.metric_names()
-    timing = run.measures(list(TIMING))
+    timing = run.timing_names(list(HEADS))
     rankings = []
     for model in run.models:
         rows = []
@@ -53,7 +55,7 @@ def _section(run: Gallery) -> dict[str, Any]:
     problems = run.records[run.records.status != "ok"]
     problems = problems[["model", "method", "status", "detail"]].drop_duplicates()
     heads = [{"name": name, "better": metrics.get(name).better, "about": metrics.get(name).summary} for name in names]
-    heads += [{"name": HEADS[name], "better": "", "about": ABOUT[name]} for name in timing]
+    heads += [{"name": head(name), "better": "", "about": ABOUT[name.partition(" ")[0]]} for name in timing]
     return {
         "spec": run.manifest["spec"],
         "environment": run.manifest["environment"],
@@ -83,10 +85,10 @@ def _cell(run: Gallery, model: str, method: str, measure: str) -> dict[str, Any]
         return {"value": None, "text": "", "title": str(rows.iloc[0]["detail"]) if len(rows) else ""}
     row = rows.iloc[0]
     title = f"n = {row['n']}, failed {row['failed']}, degenerate {row['degenerate']}"
-    if measure == "latency_median":
-        return {"value": row["mean"], "text": f"{row['mean'] * 1e3:.1f} ms", "interval": "", "title": title}
-    if measure in TIMING:
-        return {"value": row["mean"], "text": f"{row['mean']:.3g}", "interval": "", "title": title}
+    if is_timing(measure):
+        base = measure.partition(" ")[0]
+        text = f"{row['mean'] * SCALE.get(base, 1):.3g}"
+        return {"value": row["mean"], "text": text, "interval": "", "title": title}
     interval = f"{row['low']:.3f} – {row['high']:.3f}"
     return {"value": row["mean"], "text": f"{row['mean']:.3f}", "interval": interval, "title": title}
 

@@ -12,12 +12,36 @@ from attncompare.metrics._base import metrics
 from attncompare.reporting.gallery import Gallery
 from attncompare.reporting.spreadsheet import frame_as_csv
 
-TIMING = ("latency_median", "latency_ratio", "passes_forward", "passes_backward")
-HEADS = {"latency_median": "ms", "latency_ratio": "x fwd", "passes_forward": "fwd", "passes_backward": "bwd"}
+HEADS = {
+    "latency_median": "ms",
+    "latency_ratio": "x fwd",
+    "passes_forward": "fwd",
+    "passes_backward": "bwd",
+    "peak_bytes": "MB",
+    "logit_deviation": "logits",
+}
+"""Timing measure -> head of its column; measures of a further variant carry its name behind theirs."""
+
+SCALE = {"latency_median": 1e3, "peak_bytes": 1e-6}
+
+
+def head(measure: str) -> str:
+    """The head of a column.
+
+    >>> head("latency_median"), head("latency_median bf16"), head("insertion")
+    ('ms', 'ms bf16', 'insertion')
+    """
+    base, space, variant = measure.partition(" ")
+    return HEADS.get(base, base) + space + variant
+
+
+def is_timing(measure: str) -> bool:
+    """Whether a column is of the timing pass."""
+    return measure.partition(" ")[0] in HEADS
 
 
 def _columns(run: Gallery) -> list[str]:
-    return [*run.metric_names(), *run.measures(list(TIMING))]
+    return [*run.metric_names(), *run.timing_names(list(HEADS))]
 
 
 def _rows(run: Gallery, model: str) -> list[str]:
@@ -56,9 +80,11 @@ def _batch(run: Gallery) -> object:
 
 
 def _number(value: float, measure: str) -> str:
-    if measure == "latency_median":
-        return f"{value * 1e3:.1f}"
-    return f"{value:.0f}" if measure.startswith("passes") else f"{value:.1f}" if measure in TIMING else f"{value:.3f}"
+    base = measure.partition(" ")[0]
+    if base == "logit_deviation":
+        return f"{value:.0e}"
+    digits = 0 if base.startswith("passes") else 1 if base in HEADS else 3
+    return f"{value * SCALE.get(base, 1):.{digits}f}"
 
 
 def _body(
@@ -75,25 +101,26 @@ def _latex_cell(row: pd.Series, measure: str, place: int | None) -> str:
     text = _number(row["mean"], measure)
     text = rf"\textbf{{{text}}}" if place == 1 else rf"\underline{{{text}}}" if place == 2 else text
     half = (row["high"] - row["low"]) / 2
-    return text if measure in TIMING or math.isnan(half) else rf"{text} {{\tiny$\pm${half:.3f}}}"
+    return text if is_timing(measure) or math.isnan(half) else rf"{text} {{\tiny$\pm${half:.3f}}}"
 
 
 def _markdown_cell(row: pd.Series, measure: str, place: int | None) -> str:
     text = _number(row["mean"], measure)
     text = f"**{text}**" if place == 1 else text
-    return text if measure in TIMING else f"{text} [{row['low']:.3f}, {row['high']:.3f}]"
+    return text if is_timing(measure) else f"{text} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
 def latex(run: Gallery) -> str:
     """A booktabs table: best bold, second underlined, half width of the interval in small type."""
     columns = _columns(run)
     arrows = {"lower": r"$\downarrow$", "higher": r"$\uparrow$"}
-    heads = [HEADS.get(c) or f"{_escape(c)} {arrows[metrics.get(c).better]}" for c in columns]
+    heads = [head(c) if is_timing(c) else f"{_escape(c)} {arrows[metrics.get(c).better]}" for c in columns]
     lines = [
         r"% needs \usepackage{booktabs}",
         r"\begin{table}",
         r"\centering\small",
-        rf"\caption{{{_escape(_protocol(run))}. Latency in ms at batch {_batch(run)}; fwd, bwd: passes per image.}}",
+        rf"\caption{{{_escape(_protocol(run))}. Latency in ms at batch {_batch(run)}; "
+        r"fwd, bwd: passes per image; MB: peak memory beyond the loaded model.}",
         r"\begin{tabular}{l" + "r" * len(columns) + "}",
         r"\toprule",
         "method & " + " & ".join(heads) + r" \\",
@@ -121,7 +148,7 @@ def markdown(run: Gallery) -> str:
     parts = [_protocol(run), ""]
     columns = _columns(run)
     for model in run.models:
-        parts += [f"**{model}**", "", "| method | " + " | ".join(HEADS.get(c, c) for c in columns) + " |"]
+        parts += [f"**{model}**", "", "| method | " + " | ".join(head(c) for c in columns) + " |"]
         parts.append("|---|" + "---:|" * len(columns))
         for method, cells in _body(run, model, columns, _markdown_cell, ""):
             parts.append(f"| {method} | " + " | ".join(cells) + " |")

@@ -40,14 +40,14 @@ def test_table_marks_the_best_mean_of_each_metric(folder):
         rows = run.summary[(run.summary.model == model) & (run.summary.measure == "deletion") & (run.summary.n > 0)]
         best = rows["mean"].min()
         assert rf"\textbf{{{best:.3f}}}" in text
-    assert r"\multicolumn{8}{l}{\textbf{demo/cnn}}" in text
+    assert r"\multicolumn{9}{l}{\textbf{demo/cnn}}" in text
     assert "3 images of 'shapes', protocol rise" in text
     assert text.count(r"\\") == 1 + 2 + len(re.findall(r"^(cam|gradient|hires|center)", text, re.M))
 
 
 def test_table_columns_follow_the_spec(folder):
     head = next(line for line in table(folder, "md").splitlines() if line.startswith("| method"))
-    assert head == "| method | insertion | deletion | pointing_game | ms | x fwd | fwd | bwd |"
+    assert head == "| method | insertion | deletion | pointing_game | ms | x fwd | fwd | bwd | MB |"
 
 
 def test_csv_holds_refusals_with_their_reasons_and_no_formula(folder):

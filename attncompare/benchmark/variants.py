@@ -1,0 +1,48 @@
+"""The precisions and compilers that models are timed under, beside plain float32."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attncompare.adapters.base import ModelAdapter
+from attncompare.benchmark.records import Variant
+from attncompare.capture.capture import UNRECORDED
+from attncompare.methods._base import Method
+from attncompare.signals import Signal
+
+FROM_OUTSIDE = UNRECORDED | {Signal.FORWARD, Signal.TARGET_SCORE}
+"""Signals that need nothing but the model's input and output."""
+
+
+def refusal(variant: Variant, method: Method) -> str:
+    """Why a method cannot run under a variant, or "".
+
+    Hooks that are set after torch.compile never run (torch._dynamo.config.skip_nnmodule_hook_guards), so what reads
+    inside the model would silently get nothing, or what an earlier call recorded.
+    """
+    inside = sorted(set(method.needs) - FROM_OUTSIDE)
+    if variant == "compile" and inside:
+        return f"{method.name} reads {', '.join(inside)} inside the model, where torch.compile leaves nothing to read"
+    return ""
+
+
+def in_variant(model: ModelAdapter, variant: Variant) -> ModelAdapter:
+    """The model under a variant, its outputs float32. The module itself is changed for good: for a process of its own.
+
+    bf16 is autocast around the model's forward pass, not around a method's formula. compile is torch.compile with its
+    defaults and fixed shapes.
+    """
+    if variant == "fp32":
+        return model
+    if variant == "bf16":
+        model.model.forward = torch.autocast(model.device.type, torch.bfloat16)(model.model.forward)
+    else:
+        model.model.compile(dynamic=False)
+    plain = model.source.readout
+
+    def readout(output: Any) -> Tensor:
+        return plain(output).float()
+
+    return replace(model, source=replace(model.source, readout=readout), verified=set())
