@@ -18,7 +18,7 @@ import resource
 import textwrap
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from multiprocessing.connection import Connection, wait
@@ -28,24 +28,14 @@ from typing import Any
 
 import pandas as pd
 import torch
-from coverage_checks import CHECKS, COLUMNS, SIGNALS, examine
+from coverage_checks import CHECKS, COLUMNS, examine
 from coverage_models import Case
+from coverage_table import CAPABILITIES, README, read_rows, summary, write_capabilities, write_readme, write_rows
 from torch import nn
 
 from attncompare.adapters import torchvision as torchvision_adapter
 
 HERE = Path(__file__).parent
-CAPABILITIES = HERE.parent / "attncompare" / "capabilities.csv"
-WORDS = {
-    "features": "features",
-    "classifier": "cam",
-    "class_attention": "class-attention",
-    "rollout": "rollout",
-    "window_attention": "windows",
-    "hierarchical_rollout": "hierarchy",
-    "channel_attention": "gates",
-}
-"""Column of the table -> what `attncompare list models` calls it."""
 LIBRARIES = ("transformers", "torchvision", "timm")
 PRELOADED = ["torch", "timm", "torchvision", "transformers", "captum.attr", "pandas", "attncompare.explainer"]
 
@@ -233,74 +223,6 @@ def sweep(cases: Sequence[Case], workers: int, limit: float, gigabytes: float) -
             yield job.close(f"over {allowed:.0f} s" if late else f"the process ended with code {job.process.exitcode}")
 
 
-def read_rows(path: Path) -> dict[str, dict[str, str]]:
-    """The rows of an earlier sweep by "library/model"."""
-    if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        return {f"{row['library']}/{row['model']}": row for row in csv.DictReader(file)}
-
-
-def write_rows(path: Path, rows: Mapping[str, Mapping[str, str]]) -> None:
-    """The table, sorted."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows[key] for key in sorted(rows))
-
-
-def capabilities_of(row: Mapping[str, str]) -> str:
-    """What a model supplies, in the words of WORDS; "-" when it is refused altogether."""
-    found = [word for column, word in WORDS.items() if row[column] == "ok"]
-    return " ".join([*found, *(["embedding"] if row["output"] == "embedding" else [])]) or "-"
-
-
-def write_capabilities(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
-    """One line per torchvision and timm model that ran to its end."""
-    done = [row for row in rows if row["library"] != "transformers" and "failed: over" not in row["logits_difference"]]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["model", "capabilities"])
-        writer.writerows(sorted([f"{row['library']}/{row['model']}", capabilities_of(row)] for row in done))
-
-
-# The summary
-
-
-def _count(cells: pd.Series) -> str:
-    kinds = cells.str.partition(":")[0].value_counts()
-    ok, refused, failed = (int(kinds.get(kind, 0)) for kind in ("ok", "refused", "failed"))
-    return f"{ok} / {refused} / {failed} ({100 * ok / len(cells):.0f} %)"
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def summary(table: pd.DataFrame) -> str:
-    """Two markdown tables: per library what is ok, refused and failed, and the reasons with examples."""
-    columns = [*SIGNALS, "localised"]
-    per_library = [
-        [str(library), str(len(part)), *(_count(part[column]) for column in columns)]
-        for library, part in table.groupby("library")
-    ]
-    long = table.melt(["library", "model"], columns, "signal", "cell")
-    long = long[long["cell"] != "ok"]
-    reasons = [
-        [
-            str(text).replace("|", "\\|"),
-            ", ".join(sorted(set(part["signal"]))),
-            str(part["model"].nunique()),
-            ", ".join(sorted(set(part["model"]))[:3]),
-        ]
-        for text, part in sorted(long.groupby("cell"), key=lambda item: -item[1]["model"].nunique())
-    ]
-    first = _markdown(["library", "models", *columns], per_library)
-    second = _markdown(["reason", "signals", "models", "such as"], reasons)
-    return f"ok / refused / failed (share ok)\n\n{first}\n\n{second}"
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=["*"], nargs="+", help="shell patterns of library/model; other rows stay")
@@ -313,6 +235,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--capabilities", action="store_true", help=f"write {CAPABILITIES.name} from the table and stop"
     )
+    parser.add_argument("--readme", action="store_true", help="write the table of README.md from the table and stop")
     parser.add_argument("--choose", action="store_true", help="print SMALLEST anew and stop")
     return parser.parse_args()
 
@@ -325,6 +248,9 @@ def main() -> None:
         return
     if options.capabilities:
         write_capabilities(CAPABILITIES, read_rows(options.out).values())
+        return
+    if options.readme:
+        write_readme(README, read_rows(options.out).values(), list_cases())
         return
     cases = list_cases(options.library, options.only)
     rows = read_rows(options.out)

@@ -85,7 +85,7 @@ def test_a_model_of_this_family_works_unconfigured_or_says_why_not(name, benchma
         warnings.simplefilter("ignore")
         row = dict(checks.examine(coverage.Case(library, model, "")))
     assert not {column: cell for column, cell in row.items() if cell.startswith("failed")}
-    found = coverage.capabilities_of({"output": "logits", **row})
+    found = benchmark_script("coverage_table").capabilities_of({"output": "logits", **row})
     assert found == SUPPLIED[name]
     refused = {column for column in ALWAYS if row[column].startswith("refused")}
     assert refused == (set(ALWAYS) if found == "-" else set())

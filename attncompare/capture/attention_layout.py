@@ -3,11 +3,9 @@
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-import torch
-from torch import Tensor, nn
-
 from attncompare.adapters.base import Source, WindowBlock
 from attncompare.capture.capture import left_as_found
+from attncompare.capture.graph import Graph
 from attncompare.capture.trace import BATCH, AttentionCall, Trace
 from attncompare.capture.windows import attends_to_tokens, find_windows
 from attncompare.signals import Signal, TokenLayout
@@ -23,7 +21,7 @@ GLOBAL = (*FLOW, Signal.CLASS_ATTENTION, Signal.TOKENS)
 WINDOWED = (Signal.WINDOW_ATTENTION, Signal.ATTENTION_HIERARCHY)
 HEADS = ("num_heads", "num_attention_heads")  # what modules of attention call themselves
 NO_ATTENTION = "it has no softmax attention between image positions"
-UNSEEN = "its attention is no softmax with axes for heads and positions (but linear, additive or folded): not seen"
+UNSEEN = "its attention cannot be seen: it is no softmax over positions, or folds the heads into the batch"
 SIDE_BY_SIDE = "attention blocks run side by side, so their attention does not multiply; use "
 USE_GLOBAL = "its attention is global on one grid; use class_attention, attention_rollout or gradient_rollout"
 SEVERAL = "one attention module runs several softmaxes in a pass; which of them is meant is not defined"
@@ -46,14 +44,14 @@ def _none(reason: str) -> AttentionLayout:
 
 
 def find_attention(
-    seen: Trace, source: Source, given: TokenLayout | None, sequences: list[TokenLayout]
+    seen: Trace, graph: Graph, source: Source, given: TokenLayout | None, sequences: list[TokenLayout]
 ) -> AttentionLayout:
     """Global attention on one grid, class attention behind something else, windows, or none.
 
     given: the layout of the token sequence, if the user states it. sequences: how sequences were seen to lie; with
     `given` among them.
     """
-    calls = _on_the_scores_path(seen)
+    calls = _on_the_scores_path(seen, graph)
     if not calls:
         hidden = any(hasattr(call.module, name) for call in seen.calls for name in HEADS)
         return _none(UNSEEN if hidden else NO_ATTENTION)
@@ -69,27 +67,19 @@ def find_attention(
     if len(set(ours)) != len(ours):
         return _none(SEVERAL)
     if layout is not None and not rest and len(alike) == len(square) and _fits(readers, layout):
-        return _whole(seen, layout, alike, readers, given)
+        return _whole(seen, graph, layout, alike, readers, given)
     if readers:
         return _read_by_class_attention(readers, sequences)
     if layout is not None and layout.prefix and square[-1] is calls[-1]:
-        return _last_stage(seen, layout, alike)
-    return _windowed(seen, source, sequences, calls)
+        return _last_stage(seen, graph, layout, alike)
+    return _windowed(seen, graph, source, sequences, calls)
 
 
-def _on_the_scores_path(seen: Trace) -> list[AttentionCall]:
-    """The attentions whose module's output leads to the score: SigLIP's pooling head runs in its classifier too.
-
-    By the graph, not by value: behind a norm or head that starts at zero every gradient is zero.
-    """
-    assert seen.logits is not None
-    given = {path: seen.call_of(path) for path in dict.fromkeys(c.path for c in seen.attention)}
-    tensors = {path: c.tensor for path, c in given.items() if c is not None and c.tensor.requires_grad}
-    if not tensors or not seen.logits.requires_grad:
-        return seen.attention
-    found = torch.autograd.grad(seen.logits.sum(), list(tensors.values()), retain_graph=True, allow_unused=True)
-    reached = {path for path, gradient in zip(tensors, found, strict=True) if gradient is not None}
-    return [c for c in seen.attention if given[c.path] is None or c.path in reached]
+def _on_the_scores_path(seen: Trace, graph: Graph) -> list[AttentionCall]:
+    """The attentions whose module's output leads to the score: SigLIP's pooling head runs in its classifier too."""
+    calls = [call for path in dict.fromkeys(c.path for c in seen.attention) if (call := seen.call_of(path))]
+    aside = {call.path for call, leads in zip(calls, graph.leads_to_score(calls), strict=True) if not leads}
+    return [c for c in seen.attention if c.path not in aside]
 
 
 def _is_global(call: AttentionCall) -> bool:
@@ -100,12 +90,14 @@ def _over_tokens(seen: Trace, source: Source, attention: AttentionCall) -> bool:
     """Whether as many tokens go into the module as its weights have rows: attention between channels looks alike."""
     call = seen.call_of(attention.path)
     fed = None if call is None else call.fed
-    if fed is None or fed.ndim not in (3, 4):
+    if fed is None or len(fed.shape) not in (3, 4):
         return False
-    if fed.ndim == 3 and fed.shape[-1] == attention.keys * attention.shape[1]:  # as many channels per head as tokens
+    if (
+        len(fed.shape) == 3 and fed.shape[-1] == attention.keys * attention.shape[1]
+    ):  # as many channels per head as tokens
         with left_as_found(source.model):
             return attends_to_tokens(seen, source.model, attention)
-    if fed.ndim == 3:
+    if len(fed.shape) == 3:
         return attention.keys in fed.shape[:2]
     cells = (fed.shape[2] * fed.shape[3], fed.shape[1] * fed.shape[2])  # a pool may add the mean as a token
     return attention.keys in cells or attention.keys - 1 in cells
@@ -123,6 +115,7 @@ def _sequence(tokens: int, sequences: list[TokenLayout]) -> TokenLayout | None:
 
 def _whole(
     seen: Trace,
+    graph: Graph,
     layout: TokenLayout,
     square: list[AttentionCall],
     readers: list[AttentionCall],
@@ -131,32 +124,21 @@ def _whole(
     """Every attention of the model is over the same tokens, but for readers at the end."""
     missing = dict.fromkeys(WINDOWED, USE_GLOBAL)
     blocks = tuple(c.path for c in (*square, *readers))
-    if not _one_after_the_other(seen, blocks):
+    if not _one_after_the_other(seen, graph, blocks):
         missing |= dict.fromkeys(FLOW, SIDE_BY_SIDE + "class_attention")
     if readers:
         around = TokenLayout(layout.prefix + 1, layout.grid, 0)
         return AttentionLayout(layout, around, blocks, tuple(c.path for c in readers), missing=missing)
     if layout is not given:
-        class_token, reason = read_out(seen, layout)
+        class_token, reason = read_out(seen, graph, layout)
         layout = replace(layout, class_token=class_token)
         missing |= dict.fromkeys(GLOBAL, reason) if reason else {}
     return AttentionLayout(layout, None, blocks, missing=missing)
 
 
-def _one_after_the_other(seen: Trace, blocks: tuple[str, ...]) -> bool:
+def _one_after_the_other(seen: Trace, graph: Graph, blocks: tuple[str, ...]) -> bool:
     """Whether what goes into each block depends on what came out of the one before."""
-    for before, after in pairwise(blocks):
-        given, fed = seen.call_of(before), seen.call_of(after)
-        if given is None or fed is None or not given.tensor.requires_grad:
-            return False
-        # All that goes in: the query of a pooling head is a parameter, its keys are the tokens.
-        tensors = [x for x in (*fed.inputs, *fed.options.values()) if isinstance(x, Tensor) and x.requires_grad]
-        if not tensors:
-            return False
-        ends = [x.sum() for x in tensors]
-        if torch.autograd.grad(ends, given.tensor, retain_graph=True, allow_unused=True)[0] is None:
-            return False
-    return True
+    return all(graph.follows(seen.call_of(before), seen.call_of(after)) for before, after in pairwise(blocks))
 
 
 def _read_by_class_attention(readers: list[AttentionCall], sequences: list[TokenLayout]) -> AttentionLayout:
@@ -173,10 +155,10 @@ def _read_by_class_attention(readers: list[AttentionCall], sequences: list[Token
     return AttentionLayout(None, replace(around, class_token=0), paths, paths, missing=missing)
 
 
-def _last_stage(seen: Trace, layout: TokenLayout, blocks: list[AttentionCall]) -> AttentionLayout:
+def _last_stage(seen: Trace, graph: Graph, layout: TokenLayout, blocks: list[AttentionCall]) -> AttentionLayout:
     """A class token that walks through several grids: on the last of them its attention is defined, the flow is not."""
     reason = "not all of its blocks have one plain attention over the same tokens; use class_attention"
-    class_token, unread = read_out(seen, layout)
+    class_token, unread = read_out(seen, graph, layout)
     missing = dict.fromkeys((*FLOW, *WINDOWED), reason)
     missing |= dict.fromkeys(GLOBAL, unread) if unread else {}
     return AttentionLayout(
@@ -184,7 +166,9 @@ def _last_stage(seen: Trace, layout: TokenLayout, blocks: list[AttentionCall]) -
     )
 
 
-def _windowed(seen: Trace, source: Source, sequences: list[TokenLayout], calls: list[AttentionCall]) -> AttentionLayout:
+def _windowed(
+    seen: Trace, graph: Graph, source: Source, sequences: list[TokenLayout], calls: list[AttentionCall]
+) -> AttentionLayout:
     """Attention inside windows, or global at several resolutions."""
     reason = (
         "its attention lies in windows or on several grids, so plain rollout is not defined; "
@@ -207,31 +191,24 @@ def _windowed(seen: Trace, source: Source, sequences: list[TokenLayout], calls: 
         return _none(f"plain attention maps are not defined: {refused[0]}")
     missing = dict.fromkeys(GLOBAL, reason)
     if refused:
-        share = f"{len(refused)} of its {len(found)} attention blocks have no place on the image: {refused[0]}"
-        missing[Signal.ATTENTION_HIERARCHY] = share
-    elif not _one_after_the_other(seen, tuple(paths)):
+        share = f"{len(refused)} of its {len(found)} attention blocks have no place on the image"
+        missing[Signal.ATTENTION_HIERARCHY] = f"{share}; of the first of them, {refused[0]}"
+    elif not _one_after_the_other(seen, graph, tuple(paths)):
         missing[Signal.ATTENTION_HIERARCHY] = SIDE_BY_SIDE + "window_attention"
     return AttentionLayout(windows=windows, missing=missing)
 
 
-def read_out(seen: Trace, layout: TokenLayout) -> tuple[int | tuple[int, ...] | None, str]:
+def read_out(seen: Trace, graph: Graph, layout: TokenLayout) -> tuple[int | tuple[int, ...] | None, str]:
     """(class_token, reason why there is none): the rows of the last token tensor that the output depends on."""
-    assert seen.logits is not None
-    last = next(
-        (
-            c.tensor
-            for c in reversed(seen.calls)
-            if c.tensor.ndim == 3 and c.tensor.requires_grad and c.tensor.shape[1] == layout.length
-        ),
-        None,
-    )
+    sequences = (c for c in reversed(seen.calls) if len(c.output.shape) == 3 and c.output.shape[1] == layout.length)
+    last = next((c for c in sequences if graph.output(c) is not None), None)
     if last is None:
         return None, "no module returns the token sequence"
-    gradient = score_gradients(seen, [last])[0]
-    strength = gradient.abs().sum(dim=(0, 2))
-    used = (strength > 1e-6 * strength.max()).nonzero().flatten().tolist() if bool(strength.max() > 0) else []
-    if not used:
+    gradient = graph.score_gradients([last], lambda arrived: arrived)[0]
+    if gradient is None:
         return None, "the output does not depend on the tokens"
+    strength = gradient.abs().sum(dim=(0, 2))
+    used = (strength > 1e-6 * strength.max()).nonzero().flatten().tolist()
     if max(used) < layout.prefix:
         return (used[0] if len(used) == 1 else tuple(used)), ""
     patches = gradient[:, layout.prefix :]
@@ -245,19 +222,3 @@ def read_out(seen: Trace, layout: TokenLayout) -> tuple[int | tuple[int, ...] | 
     return None, "" if bool(
         even
     ) else "its score is read from the tokens by neither a class token, a mean nor attention"
-
-
-def score_gradients(seen: Trace, tensors: list[Tensor]) -> list[Tensor]:
-    """The gradient of a random mix of the outputs with respect to each tensor; zeros where none arrives."""
-    assert seen.logits is not None
-    mix = torch.randn(seen.logits.shape[1], generator=torch.Generator().manual_seed(0)).to(seen.logits.device)
-    outputs = [seen.logits.float() @ mix]
-    linear = next((c for c in reversed(seen.calls) if isinstance(c.module, nn.Linear)), None)
-    if linear is not None and linear.fed is not None:
-        outputs.append(linear.fed.flatten(1).sum(1))  # a zero-initialised head passes no gradient
-    for output in outputs:
-        if tensors and output.requires_grad:
-            found = torch.autograd.grad(output.sum(), tensors, retain_graph=True, allow_unused=True)
-            if any(g is not None and bool(g.any()) for g in found):
-                return [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found, strict=True)]
-    return [torch.zeros_like(t) for t in tensors]

@@ -10,7 +10,7 @@ from attncompare.adapters.base import Anatomy, ModelAdapter, Source
 from attncompare.capture.attention import slow_attention_path
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.features import Layout, find_layout, token_grid
-from attncompare.capture.trace import BATCH, Call, Trace
+from attncompare.capture.trace import BATCH, Call, Trace, first_input, version_of
 from attncompare.signals import TokenLayout
 
 MOST_ADDED = 64  # prefix tokens before a grid
@@ -24,41 +24,41 @@ Grid = tuple[int, int]
 
 def grid_of(call: Call, size: Grid, sequences: Iterable[TokenLayout]) -> Grid | None:
     """The grid on which an output lies."""
-    shape, layout = call.tensor.shape, find_layout(call.tensor.shape, size, sequences)
+    shape, layout = call.output.shape, find_layout(call.output.shape, size, sequences)
     if layout is None or isinstance(layout, TokenLayout):
         return None if layout is None else layout.grid
     return (int(shape[2]), int(shape[3])) if layout == "nchw" else (int(shape[1]), int(shape[2]))
 
 
 class Changes:
-    """How much every layer's output changes, place by place, where a stripe of a noise image changes a little.
+    """How much outputs change, place by place, where a stripe of a noise image changes a little.
 
     Four horizontal and four vertical stripes. What lies on the image answers most to its own stripes: this tells rows
-    from columns, a grid from its mirror image, and a sequence from itself shifted by a token.
+    from columns, a grid from its mirror image, and a sequence from itself shifted by a token. Maps are judged as they
+    come, because all of them together are large; of sequences every token's change is kept.
     """
 
-    def __init__(self, source: Source, paths: list[str]) -> None:
-        adapter, (height, width) = ModelAdapter(source, Anatomy("cnn", None)), source.preprocessing.size
-        generator = torch.Generator().manual_seed(0)
-        image = torch.rand(3, height, width, generator=generator)
-        other = (image + STEP * torch.randn(image.shape, generator=generator)).clamp(0, 1)
-        images = image.repeat(1 + 2 * STRIPES, 1, 1, 1)
-        for stripe in range(STRIPES):
-            rows, columns = (
-                slice(side * stripe // STRIPES, side * (stripe + 1) // STRIPES) for side in (height, width)
-            )
-            images[1 + stripe, :, rows] = other[:, rows]
-            images[1 + STRIPES + stripe, :, :, columns] = other[:, :, columns]
-        self.found: dict[str, tuple[Tensor, ...]] = {}  # over channels: the last axis, or the second and the last
+    def __init__(self, source: Source, seen: Trace, calls: list[Call]) -> None:
+        size = source.preprocessing.size
+        self.maps = {c.path: find_layout(c.output.shape, size) for c in calls if len(c.output.shape) == 4}
+        self.shares: dict[str, float | None] = {}
+        self.astray: set[str] = set()
+        self.tokens: dict[str, Tensor] = {}  # (8,N)
+        self._latest: tuple[Tensor, int, Tensor] | None = None
+        fed = {c.path for c in seen.calls if c.fed is not None and len(c.fed.shape) == 3}
+        given = {c.path for c in calls if len(c.output.shape) == 3}
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(left_as_found(source.model))
             stack.enter_context(slow_attention_path())
-            for path in paths:
+            for path in dict.fromkeys((*fed, *given, *self.maps)):
                 module = source.model.get_submodule(path)
-                stack.callback(module.register_forward_pre_hook(self._listener(path), with_kwargs=True).remove)
-                stack.callback(module.register_forward_hook(self._keeper(path)).remove)
-            adapter.forward(images.to(adapter.device))
+                if path in fed:
+                    stack.callback(module.register_forward_pre_hook(self._listener(path), with_kwargs=True).remove)
+                if path in given or path in self.maps:
+                    stack.callback(module.register_forward_hook(self._keeper(path)).remove)
+            ModelAdapter(source, Anatomy("cnn", None)).forward(_striped(size).to(seen.images.device))
+        self._latest = None
 
     def _keeper(self, path: str) -> Callable[[nn.Module, object, object], None]:
         def keep(module: nn.Module, args: object, output: object) -> None:
@@ -68,40 +68,66 @@ class Changes:
 
     def _listener(self, path: str) -> Callable[[nn.Module, tuple[object, ...], Mapping[str, object]], None]:
         def listen(module: nn.Module, args: tuple[object, ...], options: Mapping[str, object]) -> None:
-            self._keep(INTO + path, next((x for x in (*args, *options.values()) if isinstance(x, Tensor)), None))
+            self._keep(INTO + path, first_input(args, options))
 
         return listen
 
     def _keep(self, key: str, seen: object) -> None:
-        if isinstance(seen, Tensor) and seen.is_floating_point() and len(seen) == 1 + 2 * STRIPES:
-            change = (seen[1:] - seen[:1]).abs()
-            self.found[key] = tuple(change.mean(axis).float() for axis in {3: (-1,), 4: (1, -1)}.get(seen.ndim, ()))
+        if not isinstance(seen, Tensor) or not seen.is_floating_point() or len(seen) != 1 + 2 * STRIPES:
+            return
+        layout = self.maps.get(key)
+        if seen.ndim == 4 and layout is not None:
+            plain, other = (_change(seen, axis) for axis in ((1, -1) if layout == "nchw" else (-1, 1)))
+            self.shares[key] = _in_place(plain)
+            if _is_turned(plain, other, self.shares[key]):
+                self.astray.add(key)
+        elif seen.ndim == 3 and layout is None:
+            self.tokens[key] = self._of_tokens(seen)
+
+    def _of_tokens(self, seen: Tensor) -> Tensor:
+        """(8,N); what one module returns and the next takes is one tensor, looked at once."""
+        if self._latest is None or self._latest[0] is not seen or self._latest[1] != version_of(seen):
+            self._latest = seen, version_of(seen), _change(seen, -1)
+        return self._latest[2]
 
     def in_place(self, path: str, layout: Layout) -> float | None:
         """The share of places that answer most to the stripes they lie in, if the output has that layout."""
-        change = self.found.get(path)
-        if not change:
-            return None
-        if isinstance(layout, TokenLayout):
-            return _in_place(layout.to_grid(change[0])) if change[0].shape[1] == layout.length else None
-        return _in_place(change[0 if layout == "nchw" else -1])
+        if not isinstance(layout, TokenLayout):
+            return self.shares.get(path)
+        change = self.tokens.get(path)
+        return None if change is None or change.shape[1] != layout.length else _in_place(layout.to_grid(change))
 
-    def turned(self, path: str, layout: Layout) -> bool:
-        """Whether a 4-D output lies on the image mirrored or transposed, or with its channels on another axis."""
-        change, share = self.found.get(path), self.in_place(path, layout)
-        if not change or isinstance(layout, TokenLayout) or share is None or share >= HALF:
-            return False
-        plain, other = change if layout == "nchw" else change[::-1]
-        if min(plain.shape[1:]) < STRIPES:  # too coarse to tell
-            return False
-        turned = [
-            plain.flip(1),
-            plain.flip(2),
-            plain.flip(1, 2),
-            plain.transpose(1, 2),
-            plain.transpose(1, 2).flip(1, 2),
-        ]
-        return max((_in_place(x) or 0.0) for x in (*turned, other)) >= MANY
+
+def _striped(size: Grid) -> Tensor:
+    """(9,3,H,W) a noise image, and eight times the same with a little other noise in one stripe."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(3, *size, generator=generator)
+    other = (image + STEP * torch.randn(image.shape, generator=generator)).clamp(0, 1)
+    images = image.repeat(1 + 2 * STRIPES, 1, 1, 1)
+    for stripe in range(STRIPES):
+        rows, columns = (slice(side * stripe // STRIPES, side * (stripe + 1) // STRIPES) for side in size)
+        images[1 + stripe, :, rows] = other[:, rows]
+        images[1 + STRIPES + stripe, :, :, columns] = other[:, :, columns]
+    return images
+
+
+def _change(seen: Tensor, axis: int) -> Tensor:
+    """(8,...) the mean change over the axis of channels, by each stripe."""
+    return torch.stack([(other - seen[0]).abs().mean(axis if axis < 0 else axis - 1).float() for other in seen[1:]])
+
+
+def _is_turned(plain: Tensor, other: Tensor, share: float | None) -> bool:
+    """Whether a map lies on the image mirrored or transposed, or with its channels on another axis."""
+    if share is None or share >= HALF or min(plain.shape[1:]) < STRIPES:  # too coarse to tell
+        return False
+    turned = [
+        plain.flip(1),
+        plain.flip(2),
+        plain.flip(1, 2),
+        plain.transpose(1, 2),
+        plain.transpose(1, 2).flip(1, 2),
+    ]
+    return max((_in_place(x) or 0.0) for x in (*turned, other)) >= MANY
 
 
 def _in_place(change: Tensor) -> float | None:
@@ -134,11 +160,12 @@ def find_sequences(changes: Changes, seen: Trace, calls: list[Call], size: Grid)
     lengths: dict[str, int] = {}
     for call in seen.calls:
         fed = call.fed
-        if fed is not None and fed.ndim == 3 and fed.shape[0] == BATCH:
+        if fed is not None and len(fed.shape) == 3 and fed.shape[0] == BATCH:
             lengths[INTO + call.path] = int(fed.shape[1])
-        if call.tensor.ndim == 3 and call in calls:
-            lengths[call.path] = int(call.tensor.shape[1])
-    spatial = [grid_of(c, size, ()) for c in calls if c.tensor.ndim == 4]
+        if len(call.output.shape) == 3 and any(call is one for one in calls):
+            lengths[call.path] = int(call.output.shape[1])
+    maps = [c for c in calls if len(c.output.shape) == 4]
+    spatial = [grid_of(c, size, ()) for c in maps]
     grids = [grid for grid in dict.fromkeys([*spatial, *(token_grid(n, size) for n in lengths.values())]) if grid]
     shares: dict[TokenLayout, list[float]] = {}
     for key, length in lengths.items():
@@ -148,8 +175,8 @@ def find_sequences(changes: Changes, seen: Trace, calls: list[Call], size: Grid)
                 shares.setdefault(layout, []).append(share)
     # Strided convolutions see a little to one side: the share that their own output reaches is the measure.
     convolved: dict[Grid | None, float] = {}
-    for call, grid in zip([c for c in calls if c.tensor.ndim == 4], spatial, strict=True):
-        share = changes.in_place(call.path, find_layout(call.tensor.shape, size) or "nchw")
+    for call, grid in zip(maps, spatial, strict=True):
+        share = changes.in_place(call.path, "nchw")
         convolved[grid] = max(share or 0.0, convolved.get(grid, 0.0))
     right = []
     for layout, found in shares.items():

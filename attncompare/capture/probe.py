@@ -5,23 +5,24 @@ its output, as a classifier because its input equals the mean of a feature map, 
 depends on it, and the read-out row is the one that the logits depend on.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from attncompare.adapters.base import Anatomy, Family, Gate, ModelAdapter, Source
 from attncompare.capture.attention import slow_attention_path
-from attncompare.capture.attention_layout import HEADS, NO_ATTENTION, AttentionLayout, find_attention, score_gradients
+from attncompare.capture.attention_layout import HEADS, NO_ATTENTION, AttentionLayout, find_attention
 from attncompare.capture.backward_rules import not_of_relus
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.classifier import find_classifier, outermost
 from attncompare.capture.features import find_layout
+from attncompare.capture.graph import Graph
 from attncompare.capture.lock import LOCK
 from attncompare.capture.placement import Changes, Grid, find_sequences, grid_of
-from attncompare.capture.trace import BATCH, Call, Trace, equal, trace
+from attncompare.capture.trace import BATCH, Call, Note, Trace, equal, trace
 from attncompare.errors import UnsupportedModelError
 from attncompare.signals import Signal, TokenLayout
 
@@ -36,19 +37,18 @@ CHANCE = 1e-3  # largest change of one image's output between passes, relative
 
 def _candidates(seen: Trace, size: Grid) -> list[Call]:
     """Calls whose output may lie on the image, in order; pooling and reshaping modules aside."""
-    runs = Counter(call.path for call in seen.calls)
     # Inside an attention module (N x N) weights can look like an image, and projections are no features.
     attentions = tuple(c.path + "." for c in seen.calls if _is_attention(c) and not c.gate)
     return [
         call
         for call in seen.calls
         if call.direct
-        and call.tensor.ndim in (3, 4)
-        and call.tensor.shape[0] == BATCH
+        and len(call.output.shape) in (3, 4)
+        and call.output.shape[0] == BATCH
         and not isinstance(call.module, POOLERS)
-        and runs[call.path] == 1  # which run of several is meant is not defined
+        and seen.runs[call.path] == 1  # which run of several is meant is not defined
         and not call.path.startswith(attentions)
-        and (call.tensor.ndim == 3 or _has_channels(call.tensor.shape, size))
+        and (len(call.output.shape) == 3 or _has_channels(call.output.shape, size))
     ]
 
 
@@ -63,38 +63,45 @@ def _is_attention(call: Call) -> bool:
     return "attention" in name or ("att" in name and any(hasattr(call.module, heads) for heads in HEADS))
 
 
-def _is_score_map(call: Call, logits: Tensor) -> bool:
+def _is_score_map(graph: Graph, call: Call) -> bool:
     """Whether it holds one channel per class and no features: the logits are its mean, or a linear layer made it."""
-    if call.tensor.ndim == 3 and isinstance(call.module, nn.Linear):
-        return call.tensor.shape[-1] == logits.shape[1]
-    return any(mean.shape == logits.shape and equal(mean, logits) for mean in call.means)
+    if len(call.output.shape) == 3 and isinstance(call.module, nn.Linear):
+        return call.output.shape[-1] == graph.logits.shape[1]
+    return any(mean.shape == graph.logits.shape and equal(mean, graph.logits) for mean in graph.means_of(call).plain)
 
 
-def _on_the_scores_path(seen: Trace, calls: list[Call], sequences: list[TokenLayout]) -> list[Call]:
+def _strength(gradient: Tensor) -> Tensor:
+    """(B,N,...) -> (N,): how strong a gradient is at each token of a sequence, or in each channel of a map."""
+    return gradient.abs().transpose(0, 1).flatten(1).sum(1)
+
+
+def _on_the_scores_path(graph: Graph, calls: list[Call], sequences: list[TokenLayout]) -> list[Call]:
     """Of calls that lie on the image those whose every image position may matter to the score."""
     # What is the same for two images (a position embedding) shows nothing of them.
-    calls = [c for c in calls if c.tensor.requires_grad and not torch.equal(c.tensor[0], c.tensor[1])]
+    calls = [c for c in calls if c.output.varies]
     reached = []
-    for call, gradient in zip(calls, score_gradients(seen, [c.tensor for c in calls]), strict=True):
-        layout = next((s for s in sequences if gradient.ndim == 3 and s.length == gradient.shape[1]), None)
+    for call, strength in zip(calls, graph.score_gradients(calls, _strength), strict=True):
+        shape = call.output.shape
+        layout = next((s for s in sequences if len(shape) == 3 and s.length == shape[1]), None)
         # What only the class token's row of a sequence passes on is no evidence of any place.
-        if bool((gradient if layout is None else gradient[:, layout.prefix :]).any()):
+        if strength is not None and bool(strength[0 if layout is None else layout.prefix :].any()):
             reached.append(call)
     return reached
 
 
-def _stages(seen: Trace, calls: list[Call], source: Source, sequences: list[TokenLayout]) -> tuple[str, ...]:
+def _stages(
+    seen: Trace, graph: Graph, calls: list[Call], source: Source, sequences: list[TokenLayout]
+) -> tuple[str, ...]:
     """One layer per resolution, shallow to deep, of those the score depends on.
 
     On the last grid the last module to finish; on those before it the outermost one, of equals the last, because what
     opens the next stage still has the resolution of the stage before.
     """
-    assert seen.logits is not None
     size = source.preprocessing.size
     with torch.no_grad():
-        calls = [c for c in calls if source.embedding or not _is_score_map(c, seen.logits)]
+        calls = [c for c in calls if source.embedding or not _is_score_map(graph, c)]
     best: dict[Grid, tuple[int, int, str]] = {}
-    calls = _on_the_scores_path(seen, calls, sequences)
+    calls = _on_the_scores_path(graph, calls, sequences)
     for order, call in enumerate(calls):
         grid = grid_of(call, size, sequences)
         assert grid is not None
@@ -113,18 +120,18 @@ def _attention_input(seen: Trace, block: str) -> str | None:
     fed = None if call is None else call.fed
     if fed is None or fed.shape[0] != BATCH:
         return None
-    return next((c.path for c in seen.calls if c.tensor is fed and c.direct), None)
+    return next((c.path for c in seen.calls if c.output.number == fed.number and c.direct), None)
 
 
 def _refuse_chance(seen: Trace, source: Source) -> None:
     """Raise UnsupportedModelError when the output for an image changes with the random state or the rest of the batch."""
-    assert seen.logits is not None and seen.images is not None
+    assert seen.logits is not None
     other = torch.rand(seen.images.shape, generator=torch.Generator().manual_seed(1)).to(seen.images)
-    images = torch.cat([seen.images[:1].detach(), other[1:]])
+    images = torch.cat([seen.images[:1], other[1:]])
     with torch.no_grad(), left_as_found(source.model), slow_attention_path():
         torch.manual_seed(1)
         again = ModelAdapter(source, Anatomy("cnn", None)).forward(images)
-    first = seen.logits[0].detach()
+    first = seen.logits[0]
     if float((again[0] - first).abs().max()) > CHANCE * max(float(first.abs().max()), 1e-6):
         raise UnsupportedModelError(
             f"{source.name} gives one image another output in another pass: it draws random numbers, or mixes the images "
@@ -134,10 +141,9 @@ def _refuse_chance(seen: Trace, source: Source) -> None:
 
 def _gates(seen: Trace) -> tuple[Gate, ...]:
     """Layers that multiply their channels by gates, each once, whose modules run once."""
-    runs = Counter(call.path for call in seen.calls)
     found: dict[str, Gate] = {}
     for call in seen.calls:
-        if call.gate and runs[call.path] == runs[call.gate] == 1:
+        if call.gate and seen.runs[call.path] == seen.runs[call.gate] == 1:
             found.setdefault(call.gate, Gate(call.path, call.gate))
     return tuple(found.values())
 
@@ -149,7 +155,7 @@ def _family_and_layer(
     over_tokens = [path for path in attention.blocks if path not in attention.readers]
     inputs = [_attention_input(seen, path) for path in over_tokens]
     fed = None if not over_tokens else seen.call_of(over_tokens[-1])
-    if attention.tokens is not None and fed is not None and fed.fed is not None and fed.fed.ndim == 3:
+    if attention.tokens is not None and fed is not None and fed.fed is not None and len(fed.fed.shape) == 3:
         return "vit", inputs[-1] or (stages[-1] if stages else None), tuple(path for path in inputs if path)
     plain = attention.missing.get(Signal.CLASS_ATTENTION) == NO_ATTENTION or (
         attention.blocks and not attention.readers
@@ -167,12 +173,18 @@ def _token_blocks(seen: Trace, attention: AttentionLayout) -> tuple[str, ...]:
         if len(set(around)) < len(paths) or not all(path[depth - 1][-1:].isdigit() for path in paths):
             continue
         calls = [seen.call_of(path) for path in around]
-        if all(c is not None and c.tensor.ndim == 3 and c.tensor.shape[1] == layout.length for c in calls):
-            tokens = [c.tensor for c in calls if c is not None]
-            fed = [c.fed for c in calls[1:] if c is not None]
-            chained = (f is not None and (f is t or torch.equal(f, t)) for f, t in zip(fed, tokens, strict=False))
+        if all(c is not None and len(c.output.shape) == 3 and c.output.shape[1] == layout.length for c in calls):
+            notes = [(c.fed, c.output) for c in calls if c is not None]
+            chained = (_same(output, fed) for (_, output), (fed, _) in pairwise(notes))
             return tuple(around) if all(chained) else ()
     return ()
+
+
+def _same(tokens: Note, fed: Note | None) -> bool:
+    """Whether what goes in is what came out, the tensor itself or its equal."""
+    if fed is None or tokens.marks is None or fed.marks is None:
+        return False
+    return fed.number == tokens.number or (fed.shape == tokens.shape and torch.equal(fed.marks, tokens.marks))
 
 
 def _missing(no_classifier: str, gates: tuple[Gate, ...], layer: str | None) -> dict[Signal, str]:
@@ -216,23 +228,24 @@ def _anatomy(source: Source) -> Anatomy:
     given = known.get("tokens")
     given = given if isinstance(given, TokenLayout) else None
     candidates = _candidates(seen, size)
-    changes = Changes(source, list(dict.fromkeys(c.path for c in seen.calls)))
+    changes = Changes(source, seen, candidates)
     sequences = find_sequences(changes, seen, candidates, size) if given is None else [given]
     with torch.inference_mode(False), torch.enable_grad():
-        attention = find_attention(seen, source, given, sequences)
+        graph = Graph(source, seen)
+        attention = find_attention(seen, graph, source, given, sequences)
         reduced = (TokenLayout(0, block.geometry.query_grid) for block in attention.windows)
         sequences = list({layout.length: layout for layout in (*reduced, *sequences)}.values())
         if attention.tokens is not None:
             sequences = [s for s in sequences if s.length != attention.tokens.length]
         every = [*sequences, *([attention.tokens] if attention.tokens else [])]
-        layouts = [find_layout(c.tensor.shape, size, every) for c in candidates]
-        calls = [c for c, found in zip(candidates, layouts, strict=True) if found and not changes.turned(c.path, found)]
-        family, layer, stages = _family_and_layer(seen, attention, _stages(seen, calls, source, every))
-    with torch.no_grad():
+        calls = [c for c in candidates if find_layout(c.output.shape, size, every) and c.path not in changes.astray]
+        family, layer, stages = _family_and_layer(seen, attention, _stages(seen, graph, calls, source, every))
         prefixed = {layout.length for layout in every if layout.prefix}
-        averaged = [c for c in calls if c.tensor.ndim == 4 or c.tensor.shape[1] not in prefixed]
-        classifier, no_classifier = find_classifier(seen, averaged, size)
-        gates = _gates(seen)
+        averaged = [c for c in calls if len(c.output.shape) == 4 or c.output.shape[1] not in prefixed]
+        with torch.no_grad():
+            classifier, no_classifier = find_classifier(seen, graph, averaged, size)
+        del graph
+    gates = _gates(seen)
     if classifier is not None and family != "vit":
         layer = classifier.features  # what CAM reads, so that CAM and Grad-CAM are of the same features
         stages = (*stages[:-1], layer)

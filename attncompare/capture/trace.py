@@ -1,11 +1,16 @@
 """One probing pass: every module call and every attention call of a model, with what is needed to read its anatomy."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import count
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from attncompare.adapters.base import Anatomy, ModelAdapter, Source
 from attncompare.capture.attention import AttentionCalls, kernel, slow_attention_path
@@ -16,30 +21,46 @@ BATCH = 2  # images in the probing pass
 TOLERANCE = 1e-4
 
 
+@dataclass(frozen=True, eq=False)
+class Note:
+    """What is kept of a tensor: to hold every one of them would take the memory of training.
+
+    number: which tensor it was; another for every tensor. varies: whether it differs between the two images. blank: whether
+    it is zero. values: the tensor itself where it holds one vector per image. marks: (B,N) of a sequence of tokens, one mix
+    of the channels of each, by which tokens are told apart.
+    """
+
+    shape: torch.Size
+    number: int
+    varies: bool = False
+    blank: bool = False
+    values: Tensor | None = None
+    marks: Tensor | None = None
+
+
 @dataclass
 class Call:
-    """One run of a module: its path, what went in and what came out.
+    """One run of a module: its path, which of its runs, what went in and what came out.
 
-    means: the spatial means (B,C) of an output, 4-D as read in NCHW and in NHWC or 3-D as tokens, taken at once: what
-    follows may write into the output in place. positive_means: the same of its positive part. gate: the path of the inner
+    inputs, options: all that went in, of modules in which attention ran; empty for others. gate: the path of the inner
     module whose output is the ratio of output to input. direct: whether the output is the tensor itself (or a tuple that
     starts with it), so that it can be tapped.
     """
 
     path: str
+    run: int
     module: nn.Module
-    inputs: tuple[object, ...]
-    options: Mapping[str, object]
-    tensor: Tensor
-    means: tuple[Tensor, ...] = ()
-    positive_means: tuple[Tensor, ...] = ()
+    fed: Note | None
+    output: Note
+    inputs: tuple[object, ...] = ()
+    options: Mapping[str, object] = field(default_factory=dict)
     gate: str | None = None
     direct: bool = True
 
     @property
-    def fed(self) -> Tensor | None:
-        """The first tensor that went in, by position or by name."""
-        return next((x for x in (*self.inputs, *self.options.values()) if isinstance(x, Tensor)), None)
+    def given(self) -> Tensor | None:
+        """The first tensor that went in, where inputs are kept."""
+        return first_input(self.inputs, self.options)
 
 
 @dataclass(frozen=True)
@@ -60,20 +81,40 @@ class AttentionCall:
         return self.shape[-1]
 
 
+class Running(NamedTuple):
+    """A module that is running. attended: how many attention calls there were when it began."""
+
+    path: str
+    module: nn.Module
+    attended: int
+    fed: Note | None
+
+
 @dataclass
 class Trace:
     """Everything one probing pass saw, in the order in which the modules finished."""
 
+    images: Tensor
     calls: list[Call] = field(default_factory=list)
     attention: list[AttentionCall] = field(default_factory=list)
     logits: Tensor | None = None
-    images: Tensor | None = None
-    running: list[tuple[str, nn.Module]] = field(default_factory=list)
+    running: list[Running] = field(default_factory=list)
     activations: set[str] = field(default_factory=set)
+    runs: Counter[str] = field(default_factory=Counter)
+    noted: MutableMapping[Tensor, tuple[int, Note]] = field(default_factory=WeakTensorKeyDictionary)
+    numbers: Iterator[int] = field(default_factory=count)
+
+    def note(self, tensor: Tensor) -> Note:
+        """What is kept of a tensor; the same note until something writes into it."""
+        version, known = version_of(tensor), self.noted.get(tensor)
+        if known is None or known[0] != version:
+            known = version, _note(tensor, next(self.numbers) if known is None else known[1].number)
+            self.noted[tensor] = known
+        return known[1]
 
     def where(self) -> str:
         """The module that is running; a softmax that is a module belongs to the one around it."""
-        around = [path for path, module in self.running if not isinstance(module, nn.Softmax)]
+        around = [one.path for one in self.running if not isinstance(one.module, nn.Softmax)]
         return around[-1] if around else ""
 
     def kernel(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Tensor:
@@ -91,31 +132,66 @@ class Trace:
         return next((call for call in self.calls if call.path == path), None)
 
 
-def _first_tensor(output: object) -> Tensor | None:
+@cache
+def _mix(channels: int) -> Tensor:
+    return torch.randn(channels, generator=torch.Generator().manual_seed(0))
+
+
+def marks_of(tokens: Tensor) -> Tensor:
+    """(...,C) -> (...): one fixed mix of the channels of each token."""
+    return tokens.detach().contiguous() @ _mix(tokens.shape[-1]).to(tokens)
+
+
+def _note(tensor: Tensor, number: int) -> Note:
+    shape = tensor.shape
+    if len(shape) < 2 or shape[0] != BATCH or not tensor.numel() or not tensor.is_floating_point():
+        return Note(shape, number)
+    vector = tensor.numel() == BATCH * max(shape[1:])
+    return Note(
+        shape,
+        number,
+        varies=not torch.equal(tensor[0], tensor[1]),
+        blank=not bool(tensor.any()),
+        values=tensor if vector else None,
+        marks=marks_of(tensor) if len(shape) == 3 else None,
+    )
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often something was written into a tensor, as far as that is counted."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def first_input(inputs: tuple[object, ...], options: Mapping[str, object]) -> Tensor | None:
+    """The first tensor that goes into a module, by position or by name."""
+    return next((x for x in (*inputs, *options.values()) if isinstance(x, Tensor)), None)
+
+
+def first_tensor(output: object) -> Tensor | None:
+    """The tensor of floating-point numbers that a module returns, alone, first of several or as its main output."""
     if isinstance(output, tuple | list) and output:
         output = output[0]
     for name in ("last_hidden_state", "logits"):
         if isinstance(getattr(output, name, None), Tensor):
             output = getattr(output, name)
-    return output if isinstance(output, Tensor) else None
+    return output if isinstance(output, Tensor) and output.is_floating_point() else None
 
 
 def trace(source: Source) -> Trace:
     """Run the model on two seeded images and note every module call and every attention call."""
-    seen = Trace()
     adapter = ModelAdapter(source, Anatomy("cnn", None))
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.no_grad())
         stack.enter_context(left_as_found(source.model))
         stack.enter_context(slow_attention_path())
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(BATCH, 3, *source.preprocessing.size, generator=generator)
+        seen = Trace(images.to(adapter.device))
         for path, module in source.model.named_modules():
             if path:
                 _watch(stack, seen, path, module)
         with ActivationNames() as names, AttentionCalls(seen):
-            generator = torch.Generator().manual_seed(0)
-            images = torch.rand(BATCH, 3, *source.preprocessing.size, generator=generator).to(adapter.device)
-            seen.images = images.requires_grad_(True)
             seen.logits = adapter.forward(seen.images)
         seen.activations = names.seen
         _wake_silent_gates(seen)
@@ -125,24 +201,32 @@ def trace(source: Source) -> Trace:
 def _watch(stack: ExitStack, seen: Trace, path: str, module: nn.Module) -> None:
     """Note every run of one module, for as long as the stack is open."""
 
-    def enter(module: nn.Module, args: object) -> None:
-        seen.running.append((path, module))
+    def enter(module: nn.Module, args: tuple[object, ...], options: Mapping[str, object]) -> None:
+        fed = first_input(args, options)  # noted now: the module may write into it
+        seen.running.append(Running(path, module, len(seen.attention), None if fed is None else seen.note(fed)))
 
     def leave(module: nn.Module, args: tuple[object, ...], options: Mapping[str, object], output: object) -> None:
-        seen.running.pop()
-        tensor = _first_tensor(output)
-        if tensor is not None and tensor.is_floating_point():
-            with torch.no_grad():
-                axes = {4: ((2, 3), (1, 2)), 3: ((1,),)}.get(tensor.ndim, ())
-                means = tuple(tensor.mean(over) for over in axes)
-                positive = tuple(tensor.clamp(min=0).mean(over) for over in axes)
-                gate = _gate_values(seen, path, args, tensor)
-            # A module that hands on one of several tensors unchanged is no place to tap it: it may have been used before.
-            handed_on = isinstance(output, tuple) and any(tensor is x for x in (*args, *options.values()))
-            direct = isinstance(output, Tensor | tuple) and not handed_on
-            seen.calls.append(Call(path, module, args, options, tensor, means, positive, gate, direct))
+        began, tensor = seen.running.pop(), first_tensor(output)
+        if tensor is None:
+            return
+        attended = len(seen.attention) > began.attended
+        # A module that hands on one of several tensors unchanged is no place to tap it: it may have been used before.
+        handed_on = isinstance(output, tuple) and any(tensor is x for x in (*args, *options.values()))
+        call = Call(
+            path,
+            seen.runs[path],
+            module,
+            fed=began.fed,
+            output=seen.note(tensor),
+            inputs=args if attended else (),
+            options=options if attended else {},
+            gate=_gate_values(seen, path, args, tensor),
+            direct=isinstance(output, Tensor | tuple) and not handed_on,
+        )
+        seen.runs[path] += 1
+        seen.calls.append(call)
 
-    stack.callback(module.register_forward_pre_hook(enter).remove)
+    stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
     stack.callback(module.register_forward_hook(leave, with_kwargs=True).remove)
 
 
@@ -152,16 +236,15 @@ def _wake_silent_gates(seen: Trace) -> None:
     Their hooks are still installed: what they note of the trial is read and then dropped.
     """
     for call in list(seen.calls):
-        x = call.inputs[0] if call.inputs else None
-        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape != call.tensor.shape:
+        x = call.fed
+        if x is None or len(x.shape) != 4 or x.shape != call.output.shape:
             continue
-        # By its means: the tensor itself may have been written into since.
-        if not call.means[0].any() and any(True for _ in call.module.children()):
-            before = len(seen.calls)
-            with torch.no_grad():
-                call.module(torch.rand(x.shape, device=x.device))
+        if call.output.blank and any(True for _ in call.module.children()):
+            before, runs = len(seen.calls), seen.runs.copy()
+            call.module(torch.rand(x.shape, device=seen.images.device))
             call.gate = seen.calls[-1].gate if seen.calls[-1].path == call.path else None
             del seen.calls[before:]
+            seen.runs = runs
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
@@ -178,11 +261,11 @@ def _gate_values(seen: Trace, path: str, args: tuple[object, ...], output: Tenso
     for inner in reversed(seen.calls):
         if not inner.path.startswith(path + "."):
             return None
-        values = inner.tensor
-        per_channel = values.numel() == x.shape[0] * x.shape[1] and values.shape[0] == x.shape[0]
+        values = inner.output.values
         # The gates of two images differ (a learned scale's do not) and lie in [0, 1].
         if (
-            not per_channel
+            values is None
+            or values.numel() != x.shape[0] * x.shape[1]
             or torch.equal(values[0], values[1])
             or not 0 <= float(values.min()) <= float(values.max()) <= 1
         ):

@@ -26,7 +26,10 @@ from attncompare.signals import TokenLayout, WindowGeometry
 MOST_AROUND = 8  # readings of the modules around an attention that are tried
 TOLERANCE = 1e-3  # of the distance between the two values
 AXES: tuple[Literal["bw", "bhw", "bwh"], ...] = ("bw", "bhw", "bwh")
-MIXED = "its weights are not between positions, or positions are mixed before it (a convolution, a reduction of keys)"
+MIXED = (
+    "its weights are not between positions, or positions are mixed before it by a convolution or a reduction of keys"
+)
+FOLDED = "it folds the heads into the batch, so that heads, windows and images cannot be told apart"
 
 
 class _HeardError(Exception):
@@ -91,7 +94,7 @@ class _Block:
     def run(self, masks: Tensor) -> _Ear:
         """Run on (B,h*w) masks that choose one of the two values for each position, up to its attention."""
         tokens = self.values[masks.long()]  # (B, h*w, C)
-        fed = self.outer.fed
+        fed = self.outer.given
         assert fed is not None
         x = tokens.movedim(-1, 1).reshape(fed.shape) if self.channels_first else tokens.reshape(fed.shape)
         inputs = tuple(x if value is fed else value for value in self.outer.inputs)
@@ -172,7 +175,7 @@ def _enclosing(
         if first != inner:  # what it attends to has been through another attention
             return
         call = seen.call_of(path)
-        fed = None if call is None else call.fed
+        fed = None if call is None else call.given
         if call is not None and fed is not None and fed.shape[0] == BATCH:
             layout = find_layout(fed.shape, size, sequences)
             if isinstance(layout, TokenLayout):
@@ -191,10 +194,12 @@ def find_windows(
 
     sequences: how sequences of tokens may lie. The model must be frozen and in evaluation mode.
     """
+    if len(attention.shape) < 4:
+        return FOLDED
     generator = torch.Generator().manual_seed(0)
     reason = f"its {attention.keys} tokens do not lie on the image row by row in any module around it"
     for call, grid, channels_first in islice(_enclosing(seen, attention.path, size, sequences), MOST_AROUND):
-        fed = call.fed
+        fed = call.given
         assert fed is not None
         values = torch.randn(2, fed.shape[1 if channels_first else -1], generator=generator).to(fed)
         block = _Block(model, attention, call, grid, channels_first, values)
@@ -233,7 +238,7 @@ def attends_to_tokens(seen: Trace, model: nn.Module, attention: AttentionCall) -
     logarithms may only shift together where it is left out.
     """
     call = seen.call_of(attention.path)
-    fed = None if call is None else call.fed
+    fed = None if call is None else call.given
     if call is None or fed is None or fed.ndim != 3 or fed.shape[1] != attention.keys:
         return False
     values = torch.randn(2, fed.shape[-1], generator=torch.Generator().manual_seed(0)).to(fed)

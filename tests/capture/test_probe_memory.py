@@ -1,0 +1,82 @@
+"""The probe's memory: of what goes through a model the trace keeps notes, and one image's pass is kept for its gradients."""
+
+import gc
+
+import torch
+from torch import Tensor, nn
+
+from attncompare.adapters import timm as timm_adapter
+from attncompare.adapters.base import Preprocessing, Source
+from attncompare.capture.graph import Graph
+from attncompare.capture.placement import Changes
+from attncompare.capture.probe import _candidates
+from attncompare.capture.trace import BATCH, trace
+
+
+def _held() -> int:
+    """Bytes of all tensors that are alive."""
+    gc.collect()
+    alive = (found for found in gc.get_objects() if isinstance(found, Tensor))
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in alive}
+    return sum(storages.values())
+
+
+def _returned(source: Source) -> int:
+    """Bytes of all that the modules return for the images of the probe."""
+    sizes: list[int] = []
+
+    def note(module: nn.Module, args: object, output: Tensor) -> None:
+        sizes.append(output.numel() * output.element_size())
+
+    handles = [module.register_forward_hook(note) for module in source.model.modules()]
+    with torch.no_grad():
+        source.model(torch.zeros(BATCH, 3, *source.preprocessing.size))
+    for handle in handles:
+        handle.remove()
+    return sum(sizes)
+
+
+def test_the_trace_and_the_changes_hold_a_small_share_of_what_went_through():
+    source = timm_adapter.load("resnet18", random=True)
+    total, before = _returned(source), _held()
+    seen = trace(source)
+    assert len(seen.calls) > 60
+    assert _held() - before < total / 50
+    kept = Changes(source, seen, _candidates(seen, source.preprocessing.size))
+    assert kept.shares
+    assert _held() - before < total / 50
+
+
+def test_the_graph_is_that_of_one_image_and_agrees_with_the_trace():
+    source = timm_adapter.load("test_vit", random=True)
+    seen = trace(source)
+    with torch.enable_grad():
+        graph = Graph(source, seen)
+    assert graph.logits.shape == (1, 1000)
+    for call in seen.calls:
+        assert graph.outputs[call.path][call.run].shape == (1, *call.output.shape[1:])
+    assert seen.logits is not None
+    assert torch.allclose(graph.logits, seen.logits[:1], atol=1e-5)
+
+
+class _Rewritten(nn.Module):
+    """Writes into its input, twice through the same module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act, self.head = nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(inplace=True), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.conv(x))
+        return self.head(self.act(x - 0.1).mean((2, 3)))
+
+
+def test_a_tensor_keeps_its_number_when_something_is_written_into_it_and_a_run_its_own():
+    torch.manual_seed(0)
+    seen = trace(Source("mine", _Rewritten().eval(), Preprocessing((16, 16))))
+    conv, first, second, head = seen.calls
+    assert [call.path for call in seen.calls] == ["conv", "act", "act", "head"]
+    assert conv.output.number == first.output.number
+    assert first.output.number != second.output.number
+    assert (first.run, second.run, seen.runs["act"]) == (0, 1, 2)
+    assert head.fed is not None and head.fed.values is not None and head.fed.shape == (BATCH, 4)
