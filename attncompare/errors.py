@@ -3,9 +3,24 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST = 2000  # characters of a message; a value that someone gave may be longer
+
+
+def one_line(text: str) -> str:
+    r"""Text that can be shown anywhere: what cannot be printed (line breaks, terminal codes, text direction) is escaped.
+
+    >>> one_line("a\nb \x1b[31mé")
+    'a\\nb \\x1b[31mé'
+    """
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 300]} ... {shown[-290:]}"
+
 
 class AttnCompareError(Exception):
     """Base of all errors raised on purpose; the message is one line that says what to change."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class UnknownNameError(AttnCompareError):
@@ -34,6 +49,15 @@ class ImageError(AttnCompareError):
 
 class ResultFormatError(AttnCompareError):
     """A run folder or record file that cannot be read."""
+
+
+def reason_of(error: BaseException) -> str:
+    r"""The kind of an error and the first line of what it says.
+
+    >>> reason_of(ValueError("no\nyes")), reason_of(MemoryError())
+    ('ValueError: no', 'MemoryError: no message')
+    """
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
 
 
 def _plain(name: str) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.altered import altered, prerequisites
+from attncompare.capture.arguments import check_images, check_model
 from attncompare.capture.capture import Capture, capture, left_as_found
 from attncompare.capture.features import Tap, tapped
 from attncompare.capture.listening import resolve_layer
@@ -20,10 +21,8 @@ from attncompare.capture.values import free_signal
 from attncompare.errors import CaptureError, SpecError
 from attncompare.maps import AttributionMap
 from attncompare.methods._base import Method, methods
+from attncompare.registry import Request, listed, split_request
 from attncompare.signals import ALTERED, FREE, GRADIENTS, OWN_PASSES, SIGNAL_OPTIONS, Signal
-
-Request = str | tuple[str, Mapping[str, object]]
-"""A method's name, or (name, options)."""
 
 
 class Explainer(Protocol):
@@ -56,7 +55,8 @@ class Job:
 
 def make_job(model: ModelAdapter, request: Request) -> Job:
     """Look up a method, check its options and that the model supplies what it needs."""
-    name, given = (request, {}) if isinstance(request, str) else request
+    check_model(model)
+    name, given = split_request(request)
     found = methods.get(name)
     job = Job(found, found.resolve(given))
     model.require(frozenset(found.needs), name)
@@ -90,24 +90,6 @@ def make_explainer(model: ModelAdapter, name: str, **options: object) -> MethodE
     return MethodExplainer(model, name, make_job(model, (name, options)).options)
 
 
-def check_images(model: ModelAdapter, images: Tensor) -> Tensor:
-    """The images as float32 on the model's device, or an error that says what is wrong with them."""
-    if images.ndim != 4 or tuple(images.shape[1:]) != (3, *model.size):
-        raise SpecError(
-            f"images have shape {tuple(images.shape)}; {model.name} needs (B, 3, {model.size[0]}, {model.size[1]})"
-        )
-    if not images.is_floating_point():
-        raise SpecError(f"images are {images.dtype}; float32 in [0, 1] is needed (divide by 255)")
-    if not len(images):
-        raise SpecError("no images were given")
-    low, high = float(images.min()), float(images.max())
-    if not (low >= -1e-6 and high <= 1 + 1e-6):
-        raise SpecError(f"images range from {low:.3g} to {high:.3g}; [0, 1] is needed (do not normalise them yourself)")
-    with torch.inference_mode(False):  # a caller's inference tensors cannot carry gradients; a copy can
-        images = images.clone() if images.is_inference() else images.detach()
-        return images.to(model.device, torch.float32)
-
-
 def explain_together(
     model: ModelAdapter, requests: Sequence[Request], images: Tensor, target: Target = None
 ) -> dict[str, AttributionMap]:
@@ -122,7 +104,7 @@ def explain_together(
     {'layer_cam': (1, 8, 8), 'saliency': (1, 64, 64)}
     """
     images = check_images(model, images)
-    found = _explain(model, [make_job(model, request) for request in requests], images, target, 1)
+    found = _explain(model, [make_job(model, request) for request in listed(requests)], images, target, 1)
     prompts = prompts_of(target, len(images))
     return {name: replace(shown, prompts=prompts) for name, shown in found.items()}
 
@@ -140,13 +122,13 @@ def explain_targets(
     >>> tuple(maps["grad_cam"].values.shape)
     (3, 8, 8)
     """
+    image = check_images(model, image)
     if len(image) != 1:
         raise SpecError(f"{len(image)} images were given; explain_targets takes one, (1, 3, H, W)")
     flat = getattr(targets, "ndim", 1) == 1 and hasattr(targets, "__len__") and not isinstance(targets, str)
     if not flat or not len(targets):
         raise SpecError(f"targets {targets!r}: a sequence of class indices or strings is needed")
-    image = check_images(model, image)
-    found = _explain(model, [make_job(model, request) for request in requests], image, targets, len(targets))
+    found = _explain(model, [make_job(model, request) for request in listed(requests)], image, targets, len(targets))
     prompts = prompts_of(targets, len(targets))
     return {name: replace(shown, prompts=prompts) for name, shown in found.items()}
 
@@ -157,7 +139,7 @@ def _explain(
     """The maps of all jobs: the shared pass first, then those with passes of their own."""
     if len({job.method.name for job in jobs}) != len(jobs):
         raise SpecError("a method is asked for twice; run them in two calls")
-    with LOCK:
+    with LOCK, torch.inference_mode(False):
         return _explained(model, jobs, images, target, repeat)
 
 

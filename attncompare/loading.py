@@ -1,19 +1,21 @@
 """Names to models: load_model, wrap_model, list_models."""
 
+import os
 from dataclasses import replace
 from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
-from attncompare.adapters.base import Anatomy, Classifier, Gate, ModelAdapter, Preprocessing, Source, device_of
+from attncompare.adapters.base import Anatomy, Classifier, Family, Gate, ModelAdapter, Preprocessing, Source, device_of
+from attncompare.adapters.checkpoint import load_checkpoint
 from attncompare.capture.listening import resolve_layer
 from attncompare.capture.probe import probe
-from attncompare.errors import AttnCompareError, SpecError, UnknownNameError, UnsupportedModelError
+from attncompare.errors import SpecError, UnknownNameError, UnsupportedModelError
 from attncompare.signals import TokenLayout
 
 SOURCES = {
@@ -30,27 +32,11 @@ def _adapter_file(prefix: str) -> ModuleType:
     return import_module(f"attncompare.adapters.{SOURCES[prefix]}")
 
 
-def _load_checkpoint(model: nn.Module, path: Path) -> None:
-    """Load weights strictly: safetensors, or a pickle that holds nothing but tensors."""
-    if not path.exists():
-        raise AttnCompareError(f"checkpoint {path} does not exist")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state)
-    except Exception as error:
-        raise AttnCompareError(f"checkpoint {path} cannot be loaded: {str(error).splitlines()[0]}") from error
-
-
 def check_device(device: str | torch.device) -> torch.device:
     """The device, or SpecError when there is none of that name here."""
     try:
         found = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise SpecError(f"device {str(device)!r} is not one; use cpu, cuda or mps") from error
     here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not here.get(found.type, False):
@@ -69,17 +55,22 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> ModelAdapter
     >>> model.tokens
     TokenLayout(prefix=1, grid=(14, 14), class_token=0)
     """
-    folder = name.startswith("hf/") and Path(name.removeprefix("hf/")).expanduser().is_dir()  # may hold an @ itself
-    plain, _, suffix = (name, "", "") if folder else name.partition("@")
+    if not isinstance(name, str):
+        raise UnknownNameError(f"model {name!r} is no name; a module of your own goes to wrap_model")
+    folder = name.startswith("hf/") and os.path.isdir(os.path.expanduser(name.removeprefix("hf/")))  # may hold an @
+    plain, at, suffix = (name, "", "") if folder else name.partition("@")
     prefix, _, rest = plain.partition("/")
+    if at and not suffix:
+        raise UnknownNameError(f"unknown model {name!r}; behind the @ stands random or a checkpoint file")
     if prefix not in SOURCES or not rest:
         allowed = ", ".join(f"{known}/NAME" for known in SOURCES)
         raise UnknownNameError(f"unknown model {name!r}; a model is one of {allowed}")
-    source: Source = _adapter_file(prefix).load(rest, bool(suffix))
-    if suffix and suffix != "random":
-        _load_checkpoint(source.model, Path(suffix))
-        source = replace(source, note=f"checkpoint {suffix}")
-    return _adapt(replace(source, name=name), device)
+    with torch.inference_mode(False):  # weights made inside it could never lead to a gradient
+        source: Source = _adapter_file(prefix).load(rest, bool(suffix))
+        if suffix and suffix != "random":
+            load_checkpoint(source.model, Path(os.path.expanduser(suffix)))
+            source = replace(source, note=f"checkpoint {suffix}")
+        return _adapt(replace(source, name=name), device)
 
 
 def wrap_model(
@@ -104,21 +95,61 @@ def wrap_model(
     {'features': '1', 'linear': '4', 'rectified': False}
     """
     module = getattr(module, "_orig_mod", module)  # what torch.compile wraps: its calls cannot be followed
+    if not isinstance(module, nn.Module):
+        raise UnsupportedModelError(f"{module!r} is no nn.Module; a function goes into the forward of one")
+    if not isinstance(name, str):
+        raise UnsupportedModelError(f"name must be text, not {name!r}")
     embedding, class_names = bool(known.pop("embedding", False)), known.pop("class_names", None)
     encode_text: Any = known.pop("encode_text", None)
     allowed = {"feature_layer", "tokens", "attention_blocks", "classifier", "gates", "stages", "family"}
     if set(known) - allowed:
         raise UnknownNameError(f"wrap_model does not know {sorted(set(known) - allowed)}; known: {sorted(allowed)}")
     _check_overrides(known)
-    names = tuple(str(n) for n in class_names) if isinstance(class_names, list | tuple) else None
-    source = Source(
-        name, module, Preprocessing(size, mean, std), names, embedding=embedding, known=known, encode_text=encode_text
-    )
-    return _adapt(source, device_of(module))
+    if class_names is not None and not isinstance(class_names, list | tuple):
+        raise UnsupportedModelError(f"class_names must be a list with one name per output, not {class_names!r}")
+    names = None if class_names is None else tuple(str(one) for one in class_names)
+    how = _preprocessing(size, mean, std)
+    source = Source(name, module, how, names, embedding=embedding, known=known, encode_text=encode_text)
+    adapter = _adapt(source, device_of(module))
+    if names is not None and len(names) != adapter.anatomy.outputs:
+        raise UnsupportedModelError(f"{len(names)} class_names for a model of {adapter.anatomy.outputs} outputs")
+    return adapter
+
+
+def _preprocessing(size: object, mean: object, std: object) -> Preprocessing:
+    """What a user says of the images, checked."""
+    given: Any = size
+    if not (isinstance(given, list | tuple) and len(given) == 2 and all(type(s) is int and s > 0 for s in given)):
+        raise UnsupportedModelError(f"size must be (height, width) in pixels, not {size!r}")
+    low, high = _three("mean", mean), _three("std", std)
+    if not all(0 <= one <= 1 for one in low) or not all(0 < one < float("inf") for one in high):
+        raise UnsupportedModelError(
+            f"mean {low} and std {high}: of images in [0, 1], so mean in [0, 1] and std above 0"
+        )
+    return Preprocessing((given[0], given[1]), low, high)
+
+
+def _three(what: str, values: Any) -> tuple[float, ...]:
+    """One number for each of red, green and blue."""
+    try:
+        found = tuple(float(one) for one in values)
+    except (TypeError, ValueError) as error:
+        raise UnsupportedModelError(f"{what} must be three numbers, not {values!r}") from error
+    if len(found) != 3:
+        raise UnsupportedModelError(f"{what} must be three numbers, of red, green and blue, not {found}")
+    return found
 
 
 def _check_overrides(known: dict[str, object]) -> None:
     """Raise UnsupportedModelError where a part of the anatomy that the user gives is of another type."""
+    if not isinstance(known.get("feature_layer") or "", str):
+        raise UnsupportedModelError(f"feature_layer must be the path of a module, not {known['feature_layer']!r}")
+    for part in ("attention_blocks", "stages"):
+        paths = known.get(part) or ()
+        if not (isinstance(paths, list | tuple) and all(isinstance(path, str) for path in paths)):
+            raise UnsupportedModelError(f"{part} must be a tuple of module paths, not {paths!r}")
+    if known.get("family", "cnn") not in get_args(Family):
+        raise UnsupportedModelError(f"family must be one of {', '.join(get_args(Family))}, not {known['family']!r}")
     if not isinstance(known.get("tokens", TokenLayout(0, (1, 1))), TokenLayout):
         raise UnsupportedModelError("tokens must be a TokenLayout(prefix, (h, w), class_token)")
     if not isinstance(known.get("classifier", Classifier("", "")), Classifier):
@@ -129,6 +160,14 @@ def _check_overrides(known: dict[str, object]) -> None:
 
 
 def _adapt(source: Source, device: str | torch.device) -> ModelAdapter:
+    if any(nn.parameter.is_lazy(parameter) for parameter in source.model.parameters()):
+        raise UnsupportedModelError(
+            f"{source.name} has lazy layers whose shapes are not known; run it once, then wrap it"
+        )
+    if any(parameter.is_inference() for parameter in source.model.parameters()):
+        raise UnsupportedModelError(
+            f"{source.name}: its weights were made under torch.inference_mode: build it outside"
+        )
     source.model.to(check_device(device))
     bad = [name for name, value in source.model.named_parameters() if not bool(torch.isfinite(value).all())]
     bad += [name for name, value in source.model.named_buffers() if bool(value.isnan().any())]  # limits may be infinite

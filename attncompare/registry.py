@@ -1,13 +1,34 @@
 """Name -> object tables that fill themselves by importing every module of a package."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Generic, TypeVar
 
-from attncompare.errors import unknown_name
+from attncompare.errors import SpecError, unknown_name
 
 T = TypeVar("T")
+Request = str | tuple[str, Mapping[str, object]]
+"""The name of a method or metric, or (name, options)."""
+
+
+def split_request(request: Request) -> tuple[str, Mapping[str, object]]:
+    """Name and options; SpecError for anything else.
+
+    >>> split_request("cam"), split_request(("grad_cam", {"layer": "2"}))
+    (('cam', {}), ('grad_cam', {'layer': '2'}))
+    """
+    if isinstance(request, str):
+        return request, {}
+    pair = tuple(request) if isinstance(request, Sequence) else ()
+    if len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], Mapping):
+        raise SpecError(f"{request!r} is neither a name nor (name, options)")
+    return pair[0], pair[1]
+
+
+def listed(requests: Request | Sequence[Request]) -> list[Request]:
+    """The requests as a list, where one name may stand for a list of one."""
+    return [requests] if isinstance(requests, str) else list(requests)  # type: ignore[arg-type]
 
 
 class Registry(Generic[T]):

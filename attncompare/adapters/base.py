@@ -117,8 +117,10 @@ def output_tensor(output: object) -> Tensor:
         )
     if output.ndim == 4 and output.shape[-2:] == (1, 1):
         output = output.flatten(1)
-    if output.ndim != 2:
+    if output.ndim != 2 or not output.shape[1]:
         raise UnsupportedModelError(f"the model returned shape {tuple(output.shape)}; (B, K) logits are needed")
+    if not output.is_floating_point():
+        raise UnsupportedModelError(f"the model returned {output.dtype}; logits are floating point numbers")
     return output
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from attncompare.adapters.base import Preprocessing
 from attncompare.errors import UnsupportedModelError
 
+LARGEST = 25_000_000  # pixels of a resized picture before the crop: a long thin one would fill the memory
 FILTERS = {resampling.name.lower(): resampling for resampling in Image.Resampling}
 """Pillow's filters by the names that libraries give them: nearest, bilinear, bicubic, lanczos, box, hamming."""
 
@@ -29,9 +30,14 @@ def fit_image(image: NDArray[np.uint8], how: Preprocessing, *, mask: bool = Fals
         return image
     if how.crop is None:
         return np.asarray(picture.resize((width, height), filter_))
-    picture = picture.resize(_resized(picture.size, how.size, how.crop), filter_)
-    left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
-    return np.asarray(picture.crop((left, top, left + width, top + height)))
+    across, down = _resized(picture.size, how.size, how.crop)
+    left, top = round((across - width) / 2), round((down - height) / 2)
+    box = (left, top, left + width, top + height)
+    if across * down <= LARGEST:
+        return np.asarray(picture.resize((across, down), filter_).crop(box))
+    x, y = picture.width / across, picture.height / down  # only what the crop keeps: the same but for rounding
+    kept = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
+    return np.asarray(picture.resize((width, height), filter_, box=kept))
 
 
 def _resized(source: tuple[int, int], size: tuple[int, int], crop: float) -> tuple[int, int]:

@@ -4,10 +4,10 @@ A classifier gives logits. A backbone gives its embedding (see `pooled`). A pair
 embedding of the image, and its text encoder the embedding of a prompt to compare it with.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -169,7 +169,8 @@ def load(name: str, random: bool) -> Source:
     """Load a classifier, a backbone (explained by its embedding) or a pair of encoders from a folder or the hub."""
     from transformers import AutoConfig
 
-    path = name if not Path(name).expanduser().exists() else str(Path(name).expanduser())
+    here = os.path.expanduser(name)
+    path = here if os.path.exists(here) else name  # unlike Path.exists no error for a name that no file can have
     try:
         config: Any = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:

@@ -11,6 +11,7 @@ from attncompare.errors import SpecError
 from attncompare.maps import AttributionMap, resize_map
 from attncompare.metrics._base import Evidence
 from attncompare.metrics._base import metrics as all_metrics
+from attncompare.registry import listed, split_request
 
 PAIRWISE = ("rank_correlation", "ssim", "top_k_overlap")
 
@@ -34,6 +35,10 @@ def compare_maps(
     >>> records[0].measure, records[0].method, -1 <= records[0].value <= 1
     ('rank_correlation', 'saliency | attention_rollout', True)
     """
+    if not isinstance(first, AttributionMap) or not isinstance(second, AttributionMap):
+        raise SpecError(
+            f"{type(first).__name__} and {type(second).__name__} were given; two AttributionMaps are compared"
+        )
     if not first.spatial or not second.spatial:
         raise SpecError("maps over channels do not lie on the image; they cannot be compared there")
     if len(first.values) != len(second.values):
@@ -49,8 +54,8 @@ def compare_maps(
     )
     shown = sha256(b"".join(one.contiguous().numpy().tobytes() for one in both)).hexdigest()
     records = []
-    for request in metrics:
-        name, given = (request, {}) if isinstance(request, str) else request
+    for request in listed(metrics):
+        name, given = split_request(request)
         metric = all_metrics.get(name).with_options(given)
         if not metric.pairwise:
             raise SpecError(f"metric {name} scores one map; use attncompare.score")

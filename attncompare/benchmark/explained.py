@@ -7,12 +7,8 @@ from torch import Tensor
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.plan import Cell
 from attncompare.capture.targets import Target
+from attncompare.errors import reason_of
 from attncompare.explainer import explain_together
-
-
-def reason_of(error: Exception) -> str:
-    """One line that says what went wrong, for a record."""
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
 
 def explain_cells(

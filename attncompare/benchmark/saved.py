@@ -18,15 +18,23 @@ from attncompare.errors import ResultFormatError
 DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, BadZipFile, ZlibError)
 """What numpy raises for an npz file that is not as it was written."""
 
+DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # names of Windows, whatever the ending
+
 
 def slug(name: str) -> str:
     """A name made safe for a file: letters, digits, dots and dashes, and a hash of what was changed.
 
-    >>> slug("demo/vit"), slug("../../etc/passwd")[:10]
-    ('demo-vit-f81d54', 'etc-passwd')
+    Different names stay different where capitals do not count, and no name is one that Windows keeps for a device.
+
+    >>> slug("cat.png"), slug("demo/vit"), slug("../../etc/passwd")[:10], slug("con.png")[:8]
+    ('cat.png', 'demo-vit-f81d54', 'etc-passwd', '_con.png')
     """
     plain = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[:80]
-    return plain if plain == name else f"{plain}-{sha256(name.encode()).hexdigest()[:6]}"
+    plain = f"_{plain}" if DEVICE.match(plain) else plain
+    if plain == name == name.lower():
+        return plain
+    digits = 6 if name.isascii() and len(name) <= 80 else 16  # of long or foreign names little else may be left
+    return f"{plain}-{sha256(name.encode('utf-8', 'backslashreplace')).hexdigest()[:digits]}"
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,10 @@ def _image_name(model: str, name: str) -> str:
 
 def load_image(folder: Location, model: str, name: str) -> NDArray[np.uint8]:
     """(H,W,3) the picture that a model saw."""
-    content = RunFolder(folder).read(_image_name(model, name))
+    files, path = RunFolder(folder), _image_name(model, name)
+    if re.fullmatch("[A-Za-z0-9.-]+", name) and name != name.lower() and not files.exists(path):
+        path = f"images/{slug(model)}/{name}.png"  # of an earlier version
+    content = files.read(path)
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 

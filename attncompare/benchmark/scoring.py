@@ -10,26 +10,27 @@ from torch import Tensor
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import Again, Scene, Witness, measure, target_scorer, with_smaller_batches
 from attncompare.benchmark.records import Record, cell_key
+from attncompare.capture.arguments import check_images
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.targets import Target, TargetScore, text_key
 from attncompare.errors import AttnCompareError, SpecError, UnsupportedMethodError
-from attncompare.explainer import Explainer, check_images, explain_together
+from attncompare.explainer import Explainer, explain_together
 from attncompare.maps import AttributionMap, resize_map
 from attncompare.methods._base import methods
 from attncompare.metrics._base import CURVES, FROM_METHOD, Evidence, Metric
 from attncompare.metrics._base import metrics as all_metrics
 from attncompare.metrics.perturbation import perturbation_curves
 from attncompare.metrics.protocols import Protocol, get_protocol
+from attncompare.registry import Request, listed, split_request
 
-MetricRequest = str | tuple[str, Mapping[str, object]]
-"""A metric's name, or (name, options)."""
+MetricRequest = Request
 
 
 def choose_metrics(requests: Sequence[MetricRequest], protocol: Protocol) -> list[Metric]:
     """Look up metrics and check their options; SpecError for one of two maps or whose curve the protocol lacks."""
     chosen = []
-    for request in requests:
-        name, given = (request, {}) if isinstance(request, str) else request
+    for request in listed(requests):
+        name, given = split_request(request)
         metric = all_metrics.get(name).with_options(given)
         if metric.pairwise:
             raise SpecError(f"metric {name} compares two maps; use attncompare.compare_maps(first, second)")
@@ -201,7 +202,7 @@ def score(
     chosen = get_protocol(protocol)
     wanted = choose_metrics(metrics, chosen)
     images = check_images(model, images)
-    _check(attribution, wanted, masks)
+    _check(model, images, attribution, wanted, masks)
     again = again_of(model, attribution.method, attribution.options, explainer)
     with torch.no_grad(), left_as_found(model.model):
         clean = model.forward(images)
@@ -257,8 +258,20 @@ def _target_of(attribution: AttributionMap, given: Target) -> Target:
     return given if of_function else attribution.prompts or attribution.target
 
 
-def _check(attribution: AttributionMap, wanted: Sequence[Metric], masks: Tensor | None) -> None:
-    """Refuse a map that cannot be scored, and metrics whose object is not known."""
+def _check(
+    model: ModelAdapter, images: Tensor, attribution: AttributionMap, wanted: Sequence[Metric], masks: Tensor | None
+) -> None:
+    """Refuse a map that cannot be scored, metrics whose object is not known, and masks that are not those of the images."""
+    if not isinstance(attribution, AttributionMap):
+        raise SpecError(
+            f"the map is a {type(attribution).__name__}; an AttributionMap is needed, as explain returns it"
+        )
+    if attribution.model not in ("", model.name):
+        raise SpecError(f"the map is of {attribution.model}; {model.name} cannot score it under that name")
+    shape = (len(images), *model.size)
+    if masks is not None and not (isinstance(masks, Tensor) and masks.dtype == torch.bool and masks.shape == shape):
+        found = f"{masks.dtype} {tuple(masks.shape)}" if isinstance(masks, Tensor) else type(masks).__name__
+        raise SpecError(f"masks are {found}; a torch.bool tensor {shape} is needed")
     for metric in wanted:
         if metric.needs_mask and masks is None:
             raise SpecError(f"metric {metric.name} needs masks=(B, H, W), the object that decides the class")

@@ -1,17 +1,20 @@
 """What to run, validated: from TOML, from flags or from Python."""
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from attncompare.benchmark.records import Variant
-from attncompare.errors import SpecError
+from attncompare.errors import SpecError, reason_of
+
+Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]
 
 
 class BenchmarkSpec(BaseModel):
-    """A benchmark, as one immutable value; unknown keys are refused.
+    """A benchmark, as one immutable value; SpecError for an unknown key or a value that is not allowed.
 
     models, methods, metrics: names; "all" stands for every method, "quick" for those that take no hundreds of passes.
     options: method -> its options. protocol: how images are taken apart. data: "shapes", "photos", a folder or a list of
@@ -32,22 +35,37 @@ class BenchmarkSpec(BaseModel):
     metrics: tuple[str, ...] = ("deletion", "insertion")
     protocol: str = "rise"
     data: str | tuple[str, ...] = "shapes"
-    limit: int | None = Field(default=None, ge=1)
+    limit: Count | None = None
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     target: Annotated[int, Field(strict=True, ge=0)] | str = "argmax"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, strict=True, ge=0, le=2**32 - 1)
     device: str = "cpu"
     dtype: Literal["float32"] = "float32"
-    batch_size: int = Field(default=8, ge=1)
-    chunk_size: int = Field(default=16, ge=1)
-    threads: int | None = Field(default=None, ge=1)
+    batch_size: Count = 8
+    chunk_size: Count = 16
+    threads: int | None = Field(default=None, strict=True, ge=1, le=1024)
     timing: bool = True
     timing_only: bool = False
-    timing_batch: int = Field(default=1, ge=1)
-    repeats: int = Field(default=10, ge=3)
-    timing_seconds: float = Field(default=1.0, ge=0)
+    timing_batch: Count = 1
+    repeats: int = Field(default=10, strict=True, ge=3, le=1_000_000)
+    timing_seconds: float = Field(default=1.0, strict=True, ge=0, le=86_400)
     timing_variants: tuple[Variant, ...] = Field(default=("fp32",), min_length=1)
     save_maps: bool = False
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _refusal(error) from error
+
+    @model_validator(mode="after")
+    def _can_be_stored(self) -> "BenchmarkSpec":
+        """Refuse what run.json could not hold: numbers that are none, names that are no UTF-8, other objects."""
+        try:
+            json.dumps(self.model_dump(), allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"it cannot be written down as JSON: {reason_of(error)}") from error
+        return self
 
     @field_validator("target", mode="before")
     @classmethod
@@ -73,22 +91,25 @@ class BenchmarkSpec(BaseModel):
         return tuple(names)
 
 
+def _refusal(error: ValidationError) -> SpecError:
+    """The first wrong key and what is allowed."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "spec"
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(sorted(BenchmarkSpec.model_fields))
+        return SpecError(f"spec: unknown key {where!r}; known: {known}")
+    found = repr(first.get("input")) if first["loc"] else "as a whole"
+    return SpecError(f"spec: {where}: {first['msg']} (found {found})")
+
+
 def make_spec(values: dict[str, Any]) -> BenchmarkSpec:
     """Validate; SpecError names the first wrong key and what is allowed."""
-    try:
-        return BenchmarkSpec(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "spec"
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(sorted(BenchmarkSpec.model_fields))
-            raise SpecError(f"spec: unknown key {where!r}; known: {known}") from error
-        raise SpecError(f"spec: {where}: {first['msg']} (found {first.get('input')!r})") from error
+    return BenchmarkSpec(**values)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The keys of a TOML file, or SpecError."""
     try:
-        return tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:  # also of a number or nesting beyond any use
         raise SpecError(f"spec {path} cannot be read: {error}") from error

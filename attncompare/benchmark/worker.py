@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import Scene, target_scorer
-from attncompare.benchmark.explained import explain_cells, reason_of
+from attncompare.benchmark.explained import explain_cells
 from attncompare.benchmark.layer_maps import LayerArchive, keep_layers
 from attncompare.benchmark.plan import Cell, Chunk, ModelPlan, chosen_metrics
 from attncompare.benchmark.records import Record, Status
@@ -21,7 +21,7 @@ from attncompare.benchmark.store import ResultStore
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.targets import TEXT, Target, TargetScore
 from attncompare.data.images import fit_image, to_tensor
-from attncompare.errors import AttnCompareError, UnsupportedMethodError
+from attncompare.errors import AttnCompareError, UnsupportedMethodError, reason_of
 from attncompare.maps import AttributionMap
 from attncompare.metrics.protocols import get_protocol
 from attncompare.tuning import check_deviation

@@ -23,7 +23,7 @@ from attncompare.capture.graph import Graph
 from attncompare.capture.lock import LOCK
 from attncompare.capture.placement import Changes, Grid, find_sequences, grid_of
 from attncompare.capture.trace import BATCH, Call, Note, Trace, equal, trace
-from attncompare.errors import UnsupportedModelError
+from attncompare.errors import UnsupportedModelError, reason_of
 from attncompare.signals import Signal, TokenLayout
 
 POOLERS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten)
@@ -216,13 +216,23 @@ def probe(source: Source) -> Anatomy:
     except Exception as error:  # a user's module may do anything
         h, w = source.preprocessing.size
         raise UnsupportedModelError(
-            f"{source.name} does not run on ({BATCH}, 3, {h}, {w}), or what it does there cannot be followed: {error}"
+            f"{source.name} does not run on ({BATCH}, 3, {h}, {w}), or what it does there cannot be followed: "
+            f"{reason_of(error)}{_hint(source.model)}"
         ) from error
+
+
+def _hint(model: nn.Module) -> str:
+    """What is probably wrong with a model that does not run."""
+    kinds = {str(p.dtype) for p in model.parameters() if p.is_floating_point() and p.dtype is not torch.float32}
+    return f"; its weights are {', '.join(sorted(kinds))}: call .float() on it first" if kinds else ""
 
 
 def _anatomy(source: Source) -> Anatomy:
     """As `probe`; what the model raises passes through."""
     seen, size = trace(source), source.preprocessing.size
+    assert seen.logits is not None
+    if (rows := len(seen.logits)) != BATCH:
+        raise UnsupportedModelError(f"{source.name} returned {rows} rows for {BATCH} images; one for each is needed")
     _refuse_chance(seen, source)
     known: Mapping[str, object] = source.known
     given = known.get("tokens")

@@ -71,6 +71,7 @@ def _indices(target: object, count: int, device: torch.device) -> Tensor:
         raise refused from error
     if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
         raise SpecError(f"targets are class indices, not {index.dtype}")
+    index = index.clone() if index.is_inference() else index  # a gradient may need it
     index = index.long().expand(count) if index.ndim == 0 else index.long()
     if index.shape != (count,):
         raise SpecError(f"{tuple(index.shape)} targets for {count} images")
@@ -85,6 +86,8 @@ def _check_function(score: Callable[[Tensor], Tensor], clean: Tensor) -> None:
         raise SpecError(
             f"the target function returned {shape} for outputs {tuple(clean.shape)}; ({len(clean)},) is needed"
         )
+    if not bool(torch.isfinite(found).all()):
+        raise SpecError("the target function returned values that are not finite")
     alone = torch.cat([score(row[None]) for row in clean])
     if not torch.allclose(alone, found, rtol=1e-4, atol=1e-5):
         raise SpecError("the target function mixes images: it must make each score from that image's row alone")

@@ -1,5 +1,6 @@
 """attncompare explain."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,7 @@ def explain(
     from attncompare.reporting.figures import draw, save_figure
     from attncompare.reporting.gallery import Gallery
 
-    missing = [str(path) for path in images if not path.is_file()]
+    missing = [str(path) for path in images if not os.path.isfile(path)]
     if missing:
         raise SpecError(f"no such image file: {', '.join(missing)}")
     spec = make_spec(

@@ -41,7 +41,8 @@ def progress_bar() -> "Iterator[Callable[[Tick], None]]":
     try:
         yield show
     finally:
-        bar.stop()
+        if bar.live.is_started:  # else it would print an empty line
+            bar.stop()
 
 
 def run_spec(spec: "BenchmarkSpec", out: str | Path, execution: "Execution | None" = None) -> "Run":

@@ -1,7 +1,10 @@
 """Image files to tensors: read any usual file safely, then the model's own resize and crop."""
 
+import os
+import stat
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,48 +16,97 @@ from torch import Tensor
 from attncompare.adapters.base import ModelAdapter
 from attncompare.adapters.fitting import fit_image as fit_image
 from attncompare.adapters.fitting import to_tensor as to_tensor
-from attncompare.errors import ImageError
+from attncompare.errors import ImageError, reason_of
 
 MAX_PIXELS = 100_000_000
 ALPHA_COLOUR = (255, 255, 255)
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What is read, whatever a file calls itself. Pillow knows more, some of which no decoder for hostile files (EPS)."""
+
+BITS, COLOURS, KIND = 258, 262, 339  # tags of a TIFF: bits per sample, photometric interpretation, sample format
+WHITE_IS_ZERO, UNSIGNED = 0, 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: 16-bit and float greys are scaled (a plain conversion clips them), alpha lies on white."""
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _white(image: Image.Image) -> float:
+    """The value that stands for white in a grey image of more than 8 bits; negative where white is stored as zero.
+
+    Pillow hands on such values as they are stored. A 32-bit or signed integer has no white that a file states.
+    """
+    tags = getattr(image, "tag_v2", None)
+    if tags is None or image.mode == "F":
+        return 1.0 if image.mode == "F" else 65535.0
+    bits, kind = tags.get(BITS, (16,))[0], tags.get(KIND, (UNSIGNED,))[0]
+    if image.mode == "I" or kind != UNSIGNED:
+        raise ImageError(f"its {bits}-bit integers have no known white; save it with 8 or 16 unsigned bits")
+    white = 2.0 ** int(bits) - 1
+    return -white if tags.get(COLOURS) == WHITE_IS_ZERO else white
+
+
+def _eight_bits(image: Image.Image, white: float) -> Image.Image:
+    """Grey of 16 bits, or of floats in [0, 1], scaled to 8 bits; a plain conversion would clip it."""
+    values = np.array(image, dtype=np.float32)
+    low, high = float(values.min()), float(values.max())
+    if not 0 <= low <= high <= abs(white):  # also where one is NaN
+        raise ImageError(f"its pixels range from {low:.4g} to {high:.4g}; 0 to {abs(white):g} is needed")
+    clear = values == image.info["transparency"] if isinstance(image.info.get("transparency"), int) else False
+    values *= 255 / abs(white)
+    np.rint(values, out=values)
+    values = 255 - values if white < 0 else values
+    return Image.fromarray(np.where(clear, ALPHA_COLOUR[0], values).astype(np.uint8))
+
+
+def _to_rgb(image: Image.Image, white: float) -> Image.Image:
+    """Any mode to RGB; what is transparent lies on ALPHA_COLOUR."""
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode.startswith("I") else max(1.0, float(values.max()))
-        return Image.fromarray(np.clip(np.rint(values / top * 255), 0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        return _eight_bits(image, white).convert("RGB")
+    if image.has_transparency_data:
         rgba = image.convert("RGBA")
         ground = Image.new("RGBA", rgba.size, (*ALPHA_COLOUR, 255))
         return Image.alpha_composite(ground, rgba).convert("RGB")
     return image.convert("RGB")
 
 
+def _decode(path: str | Path) -> NDArray[np.uint8]:
+    """As `read_image`; raises whatever a damaged file makes Pillow raise."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for ever
+        raise ImageError("it is no regular file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a file's own tags, and of more pixels than Pillow likes
+        with Image.open(path, formats=_formats()) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise ImageError(f"{opened.width} x {opened.height} pixels; at most {MAX_PIXELS} are read")
+            opened.seek(0)
+            white = _white(opened) if opened.mode.startswith(("I", "F")) else 255.0
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(opened), white), dtype=np.uint8)
+
+
 def read_image(path: str | Path) -> NDArray[np.uint8]:
     """(H,W,3) uint8 RGB of an image file: EXIF rotation applied, first frame, alpha on white.
 
-    Raises ImageError, with the reason, for a file that is missing, no image, truncated, empty or too large.
+    Grey of 16 bits is scaled, floats in [0, 1] too. Raises ImageError, with the reason, for a file that is missing, no
+    image, truncated, empty or too large, or whose values have no known white.
     """
-    path = Path(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                if opened.width * opened.height > MAX_PIXELS:
-                    raise ImageError(f"{path}: {opened.width} x {opened.height} pixels; at most {MAX_PIXELS} are read")
-                opened.seek(0)
-                return np.asarray(_to_rgb(ImageOps.exif_transpose(opened)), dtype=np.uint8)
-    except ImageError:
-        raise
+        return _decode(path)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path}: far too many pixels; at most {MAX_PIXELS} are read") from error
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
-        raise ImageError(f"{path}: cannot be read as an image ({error})") from error
+    except Exception as error:  # decoders raise anything on a damaged file
+        raise ImageError(f"{path}: cannot be read as an image ({reason_of(error)})") from error
 
 
 def load_images(paths: Sequence[str | Path], model: ModelAdapter) -> Tensor:
     """Read files and fit them to a model: (B,3,H,W) float32 in [0, 1]. Raises ImageError for a file it cannot read."""
+    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    if not paths:
+        raise ImageError("no image was given; give a list of paths")
     how = model.source.preprocessing
     return torch.stack([to_tensor(fit_image(read_image(path), how)) for path in paths]).to(model.device)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attncompare.errors import unknown_name
+from attncompare.errors import SpecError, unknown_name
 
 Baseline = Literal["mean", "blur", "black"]
 ScoreKind = Literal["probability", "argmax"]
@@ -84,6 +84,8 @@ PROTOCOLS = {
 
 def get_protocol(name: str) -> Protocol:
     """The protocol of that name, or the one that a TOML file defines; else an error that suggests a name."""
+    if not isinstance(name, str):
+        raise SpecError(f"protocol {name!r} is no name; one of {', '.join(PROTOCOLS)} or the path of a TOML file")
     if name.endswith(".toml"):
         from attncompare.metrics.user_protocols import read_protocol
 

@@ -23,8 +23,8 @@ def read_protocol(path: Path) -> Protocol:
     an unknown key and a value that is not allowed.
     """
     try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        given = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:  # also of a number or nesting beyond any use
         raise SpecError(f"protocol {path} cannot be read: {error}") from error
     for key in given:
         if key not in KEYS:
