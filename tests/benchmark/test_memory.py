@@ -1,4 +1,4 @@
-"""What a method must not hold: nothing from earlier calls, no (N, N) weights for one row, no trunk below the tap."""
+"""How memory is measured. What a method must not hold: earlier calls, (N, N) weights for one row, trunks below the tap."""
 
 import gc
 from pathlib import Path
@@ -10,6 +10,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attncompare as ac
+from attncompare.benchmark import device as device_file
+from attncompare.benchmark.device import open_device, peak_of
+from attncompare.benchmark.run import run_benchmark
+from attncompare.benchmark.spec import BenchmarkSpec
+from attncompare.benchmark.timing import time_interleaved
 
 CALLS, WARM_UP = 200, 5
 SLACK = 16 * 2**20  # bytes by which an allocator may wander; 200 graphs of these models are more
@@ -99,3 +104,54 @@ def test_the_graph_of_grad_cam_starts_at_the_tap(tiny, pictures, name):
     whole = saved_bytes(lambda: ac.explain_together(model, ["saliency"], images, 0))
     head = saved_bytes(lambda: ac.explain_together(model, ["grad_cam"], images, 0))
     assert 0 < head < whole / 2
+
+
+MANY = 64 * 2**20  # bytes; glibc maps blocks of this size and gives them back at once
+
+
+def test_the_peak_of_a_job_is_what_it_held_at_most():
+    device = open_device(torch.device("cpu"))
+    if device.start_peak is None:
+        pytest.skip("this system does not tell the peak of a process")
+
+    def hold(*sizes):
+        for size in sizes:
+            torch.ones(size, dtype=torch.uint8)
+
+    hold(MANY)
+    kept = torch.ones(MANY, dtype=torch.uint8)  # what was there before is not counted
+    # the kernel counts pages in batches of 64 per processor, so the last 256 KiB or so are not exact
+    assert peak_of(lambda: hold(MANY), device) == pytest.approx(MANY, rel=0.05)
+    assert peak_of(lambda: hold(MANY, 2 * MANY, MANY), device) == pytest.approx(2 * MANY, rel=0.05)
+    assert peak_of(lambda: None, device) < 0.05 * MANY
+    assert len(kept) == MANY
+
+
+def test_a_system_that_does_not_tell_has_no_peak(monkeypatch, tmp_path):
+    monkeypatch.setattr(device_file, "CLEAR_REFS", tmp_path / "nowhere" / "clear_refs")
+    device = open_device(torch.device("cpu"))
+    ran = []
+    assert peak_of(lambda: ran.append(1), device) is None and ran == []
+    first = device.now()
+    assert device.synchronise() is None and device.now() >= first
+
+
+@pytest.mark.gpu
+def test_cuda_tells_its_peak_and_its_own_time():
+    device = open_device(torch.device("cuda"))
+    kept = torch.ones(MANY, dtype=torch.uint8, device="cuda")
+    assert peak_of(lambda: torch.ones(2 * MANY, dtype=torch.uint8, device="cuda"), device) == 2 * MANY
+    square = torch.rand(2048, 2048, device="cuda")
+    found = time_interleaved({"matmul": lambda: square @ square}, device, repeats=5, seconds=0)["matmul"]
+    assert len(found.device_seconds) == 5 and len(kept) == MANY
+    assert all(0 < own <= wall for own, wall in zip(found.device_seconds, found.seconds, strict=True))
+
+
+@pytest.mark.gpu
+def test_a_run_on_cuda_has_device_times_and_peaks(tmp_path):
+    spec = BenchmarkSpec(models=("demo/vit@random",), methods=("grad_cam", "saliency"), limit=1, device="cuda",
+                         repeats=3, timing_seconds=0.0, timing_only=True, timing_variants=("fp32", "bf16"))  # fmt: skip
+    rows = run_benchmark(spec, tmp_path).records()
+    assert set(rows.status) == {"ok"}, rows.detail.iloc[0]
+    assert {"latency_device_median", "peak_bytes"} <= set(rows.measure)
+    assert (rows[rows.measure == "peak_bytes"]["value"] > 0).all()
