@@ -31,12 +31,16 @@ _PUBLIC = {
     "wrap_model": "loading",
 }
 
-__all__ = sorted([*_PUBLIC, "__version__"])
+_MODULES = {"figures": "reporting.figures"}
+
+__all__ = sorted([*_PUBLIC, *_MODULES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(f"attncompare.{_PUBLIC[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"attncompare.{_MODULES[name]}")
     raise AttributeError(f"module 'attncompare' has no attribute {name!r}")
 
 
@@ -67,4 +71,5 @@ if TYPE_CHECKING:
     from attncompare.loading import load_model as load_model
     from attncompare.loading import wrap_model as wrap_model
     from attncompare.maps import AttributionMap as AttributionMap
+    from attncompare.reporting import figures as figures
     from attncompare.signals import TokenLayout as TokenLayout

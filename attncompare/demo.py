@@ -94,7 +94,7 @@ def run_demo(out: Path, full: bool, run_spec: RunSpec, say: Callable[[object], o
     say("")
     for ending in ("tex", "csv", "md"):
         path = out / f"table.{ending}"
-        path.write_text(table(out, ending))
+        path.write_text(table(out, ending), encoding="utf-8")
         say(path)
     say(save_figure(draw(second.folder, "grid"), out / "comparison.pdf"))
     for kind in ("grid", "curves"):

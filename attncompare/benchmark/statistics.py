@@ -25,6 +25,19 @@ def mean_interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float, fl
     return float(low), float(high)
 
 
+def mean_band(curves: NDArray[np.float64], seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Pointwise bootstrap 95 % band (percentile) of the mean of curves (images, points): low and high, each (points,).
+
+    >>> low, high = mean_band(np.array([[0.0, 1.0], [0.2, 1.0]]))
+    >>> bool(0 <= low[0] < high[0] <= 0.2), float(low[1])
+    (True, 1.0)
+    """
+    count = len(curves)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    low, high = np.percentile(drawn @ curves / count, [2.5, 97.5], axis=0)
+    return low, high
+
+
 def summarise(records: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """One row per model, method, measure and protocol: mean, low, high (95 % CI), n, failed, unsupported, detail."""
     rows = []
@@ -58,6 +71,21 @@ def cliffs_delta(first: NDArray[np.float64], second: NDArray[np.float64]) -> flo
 def paired_p(difference: NDArray[np.float64]) -> float:
     """Two-sided p of Wilcoxon's signed-rank test that paired differences lie around 0; 1 when all of them are 0."""
     return 1.0 if not difference.any() else float(stats.wilcoxon(difference).pvalue)
+
+
+def alike(values: pd.DataFrame, best: str, level: float = 0.05) -> list[str]:
+    """Methods whose (image x method) values do not differ from those of `best` on the images that both have one of.
+
+    `paired_p` of every method against `best`, Holm over these comparisons.
+
+    >>> values = pd.DataFrame({"a": np.arange(9.0), "b": np.arange(9.0) + 1, "c": np.arange(9.0)})
+    >>> alike(values, "a")
+    ['c']
+    """
+    pairs = {name: values[[best, name]].dropna().to_numpy(dtype=np.float64) for name in values.columns if name != best}
+    p = {name: paired_p(both[:, 0] - both[:, 1]) for name, both in pairs.items() if len(both)}
+    corrected = multipletests(list(p.values()), method="holm")[1] if p else []
+    return [name for name, value in zip(p, corrected, strict=True) if value >= level]
 
 
 def compare_pairs(records: pd.DataFrame, measure: str, seed: int = 0) -> pd.DataFrame:

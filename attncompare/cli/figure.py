@@ -8,12 +8,23 @@ import typer
 from attncompare.cli.options import RunArgument
 from attncompare.errors import SpecError
 
+ONLY = "Only this one; repeat for more."
+
 
 def figure(
     folder: RunArgument,
-    kind: Annotated[str, typer.Argument(help="grid, curves, bars, cost or ranks.")],
+    kind: Annotated[str, typer.Argument(help="A kind of figure: see `attncompare list figures`.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="PDF, SVG or PNG.")] = Path("figure.pdf"),
-    venue: Annotated[str, typer.Option(help="cvpr, icml, neurips, iclr, ieee or a4: sets the width.")] = "a4",
+    venue: Annotated[
+        str,
+        typer.Option(
+            help="cvpr, icml, ieee (a column; -wide for both), neurips, iclr or a4: sets width and font sizes."
+        ),
+    ] = "a4",
+    model: Annotated[list[str] | None, typer.Option("--model", "-m", help=ONLY)] = None,
+    method: Annotated[list[str] | None, typer.Option("--method", help=ONLY)] = None,
+    image: Annotated[list[str] | None, typer.Option("--image", help="Show this picture; repeat for more.")] = None,
+    metric: Annotated[list[str] | None, typer.Option("--metric", help=ONLY)] = None,
 ) -> None:
     """Draw a figure for print.
 
@@ -23,4 +34,5 @@ def figure(
 
     if out.suffix not in (".pdf", ".svg", ".png"):
         raise SpecError(f"figure file {out}: the ending must be .pdf, .svg or .png")
-    typer.echo(save_figure(draw(folder, kind, venue=venue), out))
+    chosen = {"models": model or (), "methods": method or (), "images": image or (), "measures": metric or ()}
+    typer.echo(save_figure(draw(folder, kind, venue=venue, **chosen), out))

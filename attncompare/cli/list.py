@@ -10,11 +10,11 @@ from attncompare.cli.options import Json
 
 
 def list_(
-    kind: Annotated[str, typer.Argument(help="models, methods, metrics or protocols.")],
+    kind: Annotated[str, typer.Argument(help="models, methods, metrics, protocols or figures.")],
     pattern: Annotated[str, typer.Argument(help="A model pattern such as 'timm/vit_*', or a method's name.")] = "",
     as_json: Json = False,
 ) -> None:
-    """List models, methods (one with its options), metrics or protocols.
+    """List models, methods (one with its options), metrics, protocols or kinds of figure.
 
     Example: attncompare list models 'timm/vit_*'
     """
@@ -25,6 +25,7 @@ def list_(
         "methods": _methods,
         "metrics": _metrics,
         "protocols": _protocols,
+        "figures": _figures,
     }
     if kind not in listings:
         raise unknown_name("list", kind, listings)
@@ -79,3 +80,10 @@ def _protocols(pattern: str) -> list[dict[str, Any]]:
     return [
         {"name": p.name, "about": ", ".join(f"{k}={v}" for k, v in p.describe().items() if k != "name")} for p in chosen
     ]
+
+
+def _figures(pattern: str) -> list[dict[str, Any]]:
+    from attncompare.reporting.figures import kinds
+
+    chosen = [kinds.get(pattern)] if pattern else list(kinds)
+    return [{"name": kind.name, "about": kind.summary} for kind in chosen]

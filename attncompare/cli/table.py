@@ -10,7 +10,7 @@ from attncompare.cli.options import RunArgument
 
 def table(
     folder: RunArgument,
-    kind: Annotated[str, typer.Argument(help="tex, csv or md.")] = "md",
+    kind: Annotated[str, typer.Argument(help="tex, csv, md or html.")] = "md",
     out: Annotated[Path | None, typer.Option("-o", "--out", help="A file; standard output when not given.")] = None,
 ) -> None:
     """Print or write a table.
@@ -24,5 +24,5 @@ def table(
         typer.echo(text)
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text)
+        out.write_text(text, encoding="utf-8")
         typer.echo(out)

@@ -36,11 +36,19 @@ def colourise(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.
     return np.asarray(scale(to_unit(enlarged(values, size)))[..., :3] * 255, dtype=np.uint8)
 
 
-def overlay(image: NDArray[np.uint8], values: NDArray[np.float32], opacity: float = 0.55) -> NDArray[np.uint8]:
-    """(H,W,3) the grey image under the coloured map."""
+def overlay(image: NDArray[np.uint8], values: NDArray[np.float32], opacity: float = 0.8) -> NDArray[np.uint8]:
+    """(H,W,3) the grey image under the coloured map, which covers more of it the stronger the evidence is.
+
+    opacity: in [0, 1], where the evidence is strongest; a signed map vanishes at 0, another keeps a third at its minimum,
+    so that the photo can be read wherever the map says little.
+    """
     grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
-    colours = colourise(values, image.shape[:2])
-    return np.asarray(np.clip(grey * (1 - opacity) + colours * opacity, 0, 255), dtype=np.uint8)
+    large = enlarged(values, image.shape[:2])
+    unit, signed = to_unit(large), is_signed(values)
+    strength = np.abs(2 * unit - 1) if signed else (1 + 2 * unit) / 3
+    cover = opacity * strength[..., None]
+    colours = colormaps[DIVERGING if signed else SEQUENTIAL](unit)[..., :3] * 255
+    return np.asarray(np.clip(grey * (1 - cover) + colours * cover, 0, 255), dtype=np.uint8)
 
 
 def data_uri(picture: NDArray[np.uint8]) -> str:

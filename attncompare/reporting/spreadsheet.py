@@ -6,10 +6,13 @@ import math
 
 import pandas as pd
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet takes for the start of a formula; it overlooks spaces before it."""
+
 
 def _safe(text: object) -> object:
     """A CSV cell that no spreadsheet takes for a formula."""
-    return f"'{text}" if isinstance(text, str) and text[:1] in ("=", "+", "-", "@") else text
+    return f"'{text}" if isinstance(text, str) and text.lstrip(" ").startswith(FORMULA) else text
 
 
 def frame_as_csv(frame: pd.DataFrame) -> str:

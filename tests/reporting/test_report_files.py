@@ -5,12 +5,11 @@ import re
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.errors import ResultFormatError, UnknownNameError
-from attncompare.reporting.figures import KINDS, WIDTHS, draw, save_figure
+from attncompare.reporting.figures import draw
 from attncompare.reporting.gallery import Gallery
 from attncompare.reporting.html import write_report
 from attncompare.reporting.overlay import colourise, is_signed, overlay, to_unit
@@ -47,7 +46,7 @@ def test_table_marks_the_best_mean_of_each_metric(folder):
 
 def test_table_columns_follow_the_spec(folder):
     head = next(line for line in table(folder, "md").splitlines() if line.startswith("| method"))
-    assert head == "| method | insertion | deletion | pointing_game | ms | x fwd | fwd | bwd | MB |"
+    assert head == "| method | insertion ↑ | deletion ↓ | pointing_game ↑ | ms | x fwd | fwd | bwd | MB |"
 
 
 def test_csv_holds_refusals_with_their_reasons_and_no_formula(folder):
@@ -56,25 +55,6 @@ def test_csv_holds_refusals_with_their_reasons_and_no_formula(folder):
     assert {(row["model"], row["method"]) for row in refused} == {("demo/cnn", "gradient_rollout"), ("demo/vit", "cam")}
     assert all(row["detail"] and not row["mean"] for row in refused)
     assert not any(value[:1] in ("=", "+", "@") for row in rows for value in row.values())
-
-
-@pytest.mark.parametrize("kind", sorted(KINDS))
-@pytest.mark.parametrize("venue", ["cvpr", "neurips"])
-def test_nothing_is_clipped_at_the_width_of_a_venue(folder, kind, venue):
-    figure = draw(folder, kind, venue=venue)
-    assert figure.get_figwidth() == WIDTHS[venue]
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # lays the panels out
-    drawn = figure.get_tightbbox(canvas.get_renderer())  # inches; what is not drawn does not count
-    width, height = figure.get_size_inches()
-    assert drawn.x0 >= -0.02 and drawn.y0 >= -0.02
-    assert drawn.x1 <= width + 0.02 and drawn.y1 <= height + 0.02
-
-
-def test_figures_are_byte_identical(folder, tmp_path):
-    for ending in ("pdf", "svg", "png"):
-        first, second = (save_figure(draw(folder, "grid"), tmp_path / f"{i}.{ending}").read_bytes() for i in (1, 2))
-        assert first == second
 
 
 def test_figure_without_maps_says_how_to_get_them(tmp_path):
@@ -91,10 +71,15 @@ def test_overlay_keeps_the_hot_spot_and_the_photo():
     image = np.full((64, 64, 3), 128, np.uint8)
     values = np.zeros((8, 8), np.float32)
     values[2, 5] = 1
-    drawn = overlay(image, values, opacity=0.5).astype(int).sum(axis=2)
+    drawn = overlay(image, values, opacity=0.6).astype(int).sum(axis=2)
     row, column = np.unravel_index(drawn.argmax(), drawn.shape)
     assert (row // 8, column // 8) == (2, 5)
-    assert drawn[-1, 0] == pytest.approx(3 * 64 + colourise(values, (64, 64))[-1, 0].astype(int).sum() / 2, abs=3)
+    weak = colourise(values, (64, 64))[-1, 0].astype(int).sum()
+    assert drawn[-1, 0] == pytest.approx(
+        0.8 * 3 * 128 + 0.2 * weak, abs=3
+    )  # a third of the opacity where nothing is seen
+    signed = overlay(image, values - 0.5 * (values == 0) * (np.arange(8) < 2))
+    assert (signed[-1, -1] == 128).all()  # no evidence for or against: the photo itself
 
 
 def test_signed_maps_are_centred():

@@ -1,9 +1,11 @@
+import pandas as pd
 import pytest
 
-from attncompare.benchmark.rankings import rank_methods, score_table
+from attncompare.benchmark.rankings import Ranking, rank_methods, score_table
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.reporting.figures import draw, save_figure
+from attncompare.reporting.figures.critical_difference import cliques
 from attncompare.reporting.gallery import Gallery
 
 
@@ -19,19 +21,20 @@ def folder(tmp_path_factory):
 
 
 def test_the_diagram_shows_every_ranked_method_with_its_mean_rank(folder):
-    figure, run = draw(folder, "ranks"), Gallery.open(folder)
+    figure, run = draw(folder, "critical-difference"), Gallery.open(folder)
     assert len(figure.axes) == 2
     for axes, model in zip(figure.axes, run.models, strict=True):
         words = " ".join(text.get_text() for text in axes.texts)
         ranking = rank_methods(score_table(run.records, model, "energy_inside"))
         assert len(ranking.ranks) >= 3
         for method, rank in ranking.ranks.items():
-            assert f"{method} ({rank:.2g})" in words or f"({rank:.2g}) {method}" in words
-        assert model in axes.get_title() and f"{ranking.images} images" in axes.get_title()
+            assert f"{method} ({rank:.1f})" in words
+        title = axes.get_title().replace("\n", " ")
+        assert model in title and f"{ranking.images} images" in title
 
 
 def test_the_diagram_is_written(folder, tmp_path):
-    assert save_figure(draw(folder, "ranks", venue="cvpr"), tmp_path / "ranks.pdf").stat().st_size > 2000
+    assert save_figure(draw(folder, "critical-difference", venue="cvpr"), tmp_path / "ranks.pdf").stat().st_size > 2000
 
 
 def test_too_few_methods_are_said_to_be_too_few(tmp_path):
@@ -39,5 +42,18 @@ def test_too_few_methods_are_said_to_be_too_few(tmp_path):
         models=("demo/cnn",), methods=("cam", "edge_map"), metrics=("energy_inside",), limit=2, timing=False
     )
     run_benchmark(spec, tmp_path)
-    words = [text.get_text() for axes in draw(tmp_path, "ranks").axes for text in axes.texts]
+    words = [text.get_text() for axes in draw(tmp_path, "critical-difference").axes for text in axes.texts]
     assert words == ["needs three methods and two images"]
+
+
+def test_bars_join_the_largest_groups_that_the_test_cannot_tell_apart():
+    names = list("abcd")
+    p = pd.DataFrame(1.0, index=names, columns=names)
+    for one, other in (("a", "c"), ("a", "d"), ("b", "d")):
+        p.loc[one, other] = p.loc[other, one] = 0.01
+    ranks = pd.Series([1.0, 1.5, 3.0, 4.0], index=names)
+    assert cliques(Ranking(ranks, 9, 0, (), 0.01, 1.2, p)) == [(1.0, 1.5), (1.5, 3.0), (3.0, 4.0)]
+    p[:] = 1.0
+    assert cliques(Ranking(ranks, 9, 0, (), 0.9, 9.0, p)) == [(1.0, 4.0)]
+    p[:] = 0.0
+    assert cliques(Ranking(ranks, 9, 0, (), 0.0, 0.1, p)) == []

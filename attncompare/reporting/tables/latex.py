@@ -1,0 +1,70 @@
+"""A LaTeX table in the manner of booktabs."""
+
+from attncompare.metrics._base import metrics
+from attncompare.reporting.gallery import Gallery
+from attncompare.reporting.tables.content import Content, Entry, content, head, is_timing
+
+ARROWS = {"lower": r"$\downarrow$", "higher": r"$\uparrow$"}
+SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "±": r"$\pm$",
+    "†": r"$\dagger$",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+}
+WIDE = 6  # columns beyond which a table spans the page of a two-column paper
+
+
+def latex(run: Gallery) -> str:
+    """Best bold, second underlined, half width of the interval in small type; a dagger where the best is not better."""
+    found = content(run)
+    star = "*" if len(found.columns) > WIDE else ""
+    lines = [
+        r"% needs \usepackage{booktabs}",
+        rf"\begin{{table{star}}}",
+        r"\centering",
+        rf"\caption{{{_caption(found)}}}",
+        r"\footnotesize\setlength{\tabcolsep}{3pt}",
+        r"\begin{tabular}{l" + "r" * len(found.columns) + "}",
+        r"\toprule",
+        " & ".join(["method", *map(_head, found.columns)]) + r" \\",
+    ]
+    for model, rows in found.sections.items():
+        lines += [r"\midrule", rf"\multicolumn{{{len(found.columns) + 1}}}{{l}}{{\textbf{{{escape(model)}}}}} \\"]
+        lines += [" & ".join([escape(row.method), *map(_cell, row.entries)]) + r" \\" for row in rows]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", rf"\end{{table{star}}}", ""])
+
+
+def escape(text: str) -> str:
+    r"""Any text as LaTeX that prints it; what pdflatex has no glyph for becomes its code point.
+
+    >>> print(escape("50%_of $x"), escape("漢"))
+    50\%\_of \$x U+6F22
+    """
+    return "".join(SPECIAL.get(c) or (c if c.isprintable() and ord(c) < 0x180 else _code(c)) for c in text)
+
+
+def _code(character: str) -> str:
+    return " " if character.isspace() else f"U+{ord(character):04X}"
+
+
+def _caption(found: Content) -> str:
+    text = ". ".join(note[:1].upper() + note[1:] if note[0] != "x" else note for note in found.notes)
+    return escape(text).replace(" \\%", "\\,\\%") + "."
+
+
+def _head(measure: str) -> str:
+    return escape(head(measure)) + ("" if is_timing(measure) else f" {ARROWS[metrics.get(measure).better]}")
+
+
+def _cell(entry: Entry | None) -> str:
+    if entry is None:
+        return "--"
+    text = {1: rf"\textbf{{{entry.number}}}", 2: rf"\underline{{{entry.number}}}"}.get(entry.place, entry.number)
+    mark = r"$^{\dagger}$" if entry.alike else ""
+    return text + mark + (rf" {{\tiny$\pm${entry.half}}}" if entry.half else "")

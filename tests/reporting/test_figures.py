@@ -1,0 +1,112 @@
+"""Figures from a run of formulas: same bytes, embedded fonts, colours that survive print, choices that are obeyed."""
+
+import re
+import shutil
+import subprocess
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import colormaps
+from matplotlib.colors import to_rgb
+from references.synthetic_run import METHODS, MODELS, synthetic_run
+from scipy.stats import spearmanr
+from skimage.color import rgb2lab
+
+import attncompare as ac
+from attncompare.errors import ResultFormatError, SpecError, UnknownNameError
+from attncompare.maps import resize_map
+from attncompare.reporting.agreement import correlations, least_alike
+from attncompare.reporting.figures import COLOURS, draw, kinds, save_figure
+from attncompare.reporting.figures._looks import looks
+from attncompare.reporting.gallery import Gallery
+from attncompare.reporting.overlay import DIVERGING, SEQUENTIAL
+
+ENDINGS = ("pdf", "svg", "png")
+
+
+def lightness(colours):
+    return rgb2lab(np.array([to_rgb(colour) for colour in colours])[None])[0, :, 0]
+
+
+@pytest.mark.parametrize("number", range(len(kinds.names())), ids=kinds.names())
+def test_the_same_run_gives_the_same_bytes(synthetic, tmp_path, number):
+    kind, ending = kinds.names()[number], ENDINGS[number % 3]
+    first, second = (save_figure(draw(synthetic, kind, venue="cvpr"), tmp_path / f"{i}.{ending}") for i in (1, 2))
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.skipif(shutil.which("pdffonts") is None, reason="pdffonts (poppler-utils) is not installed")
+def test_fonts_of_a_pdf_are_embedded_truetype(synthetic, tmp_path):
+    path = save_figure(draw(synthetic, "cost", venue="cvpr"), tmp_path / "cost.pdf")
+    lines = subprocess.run(["pdffonts", path], capture_output=True, text=True, check=True).stdout.splitlines()[2:]
+    assert lines
+    for line in lines:
+        assert "TrueType" in line and re.search(r"\s+yes\s+yes\s+(yes|no)\s", line), line
+
+
+def test_an_svg_needs_no_font(synthetic, tmp_path):
+    text = save_figure(draw(synthetic, "cost", venue="cvpr"), tmp_path / "cost.svg").read_text()
+    assert "<text" not in text and "font-family" not in text
+
+
+def test_methods_stay_apart_in_grey():
+    found = looks(METHODS)
+    assert lightness(COLOURS).max() < 80  # against white paper
+    for one, other in combinations(found, 2):
+        apart = abs(np.subtract(*lightness([found[one]["color"], found[other]["color"]]))) > 8
+        assert apart or found[one]["linestyle"] != found[other]["linestyle"], (one, other)
+        assert found[one]["marker"] != found[other]["marker"] or apart, (one, other)
+
+
+def test_colour_maps_are_perceptually_ordered():
+    sequential = lightness(colormaps[SEQUENTIAL](np.linspace(0, 1, 64))[:, :3])
+    assert (np.diff(sequential) > 0).all() and np.diff(sequential).max() < 3
+    diverging = lightness(colormaps[DIVERGING](np.linspace(0, 1, 65))[:, :3])
+    assert diverging.argmax() == 32
+    assert abs(diverging - diverging[::-1]).max() < 14
+
+
+def test_only_what_was_asked_for_is_shown(synthetic):
+    figure = draw(synthetic, "bars", models=[MODELS[0]], methods=["cam", "edge_map"], measures=["insertion"])
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["edge_map", "cam"]
+    assert len(figure.axes) == 1
+    pictures = draw(synthetic, "grid", methods=["cam", "saliency"], images=["photo_3.png"]).axes
+    assert len(pictures) == 3 + 2  # image, cam, saliency of the CNN; image, saliency of the transformer
+
+
+@pytest.mark.parametrize("option", ["models", "methods", "images", "measures"])
+def test_names_that_the_run_lacks_are_refused(synthetic, option):
+    with pytest.raises(UnknownNameError, match="nonsense"):
+        draw(synthetic, "grid", **{option: ["nonsense"]})
+
+
+def test_every_kind_says_what_it_lacks(tmp_path):
+    bare = synthetic_run(tmp_path, metrics=(), maps=False)
+    for kind in kinds.names():
+        with pytest.raises(ResultFormatError, match=r"(no|not) .*(run|add)"):
+            draw(bare, kind)
+
+
+def test_other_endings_and_venues_are_refused(synthetic, tmp_path):
+    with pytest.raises(SpecError, match="ending"):
+        save_figure(draw(synthetic, "curves"), tmp_path / "curves.jpg")
+    with pytest.raises(UnknownNameError, match="did you mean cvpr"):
+        draw(synthetic, "curves", venue="cvpn")
+
+
+def test_the_public_module_is_the_package():
+    assert ac.figures.draw is draw
+
+
+def test_agreement_is_the_rank_correlation_of_the_maps(synthetic):
+    run, names = Gallery.open(synthetic), [(MODELS[0], "cam"), (MODELS[0], "hires_cam"), (MODELS[0], "edge_map")]
+    found = correlations(run, "photo_2.png", names)
+    maps = [resize_map(torch.from_numpy(run.map(*name, "photo_2.png"))[None], (64, 64))[0] for name in names]
+    for (i, one), (j, other) in combinations(enumerate(maps), 2):
+        assert found.iat[i, j] == pytest.approx(spearmanr(one.ravel(), other.ravel()).statistic, abs=1e-6)
+    cases = list(least_alike(run, names))
+    assert [case[0] for case in cases] == sorted(case[0] for case in cases)
+    worst = [correlations(run, f"photo_{i}.png", names).to_numpy().min() for i in range(6)]
+    assert cases[0][0] == pytest.approx(min(worst)) and len(cases) == 6
