@@ -57,7 +57,8 @@ def test_methods_stay_apart_in_grey():
     for one, other in combinations(found, 2):
         apart = abs(np.subtract(*lightness([found[one]["color"], found[other]["color"]]))) > 8
         assert apart or found[one]["linestyle"] != found[other]["linestyle"], (one, other)
-        assert found[one]["marker"] != found[other]["marker"] or apart, (one, other)
+        shapes = [(found[name]["marker"], found[name].get("markerfacecolor")) for name in (one, other)]
+        assert apart or shapes[0] != shapes[1], (one, other)
 
 
 def test_colour_maps_are_perceptually_ordered():

@@ -5,9 +5,10 @@ from typing import Any
 
 from attncompare.methods._base import methods
 
-# Okabe & Ito without the yellow, which white paper swallows; neighbours differ in lightness.
-COLOURS = ("#0072B2", "#E69F00", "#000000", "#56B4E9", "#D55E00", "#009E73", "#CC79A7")
-DASHES: tuple[Any, ...] = ("-", (0, (4, 1)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 1.5)))
+# Okabe & Ito without the yellow, which white paper swallows; neighbours differ in
+# lightness, so that two methods with the same dash, six places apart, stay apart in grey.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#000000")
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 1.5)), (0, (2, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 CONTROLS = {"random_map": (0, (1, 1.5)), "center_map": (0, (5, 2)), "edge_map": (0, (5, 1.5, 1, 1.5))}
 GREY = "0.55"
