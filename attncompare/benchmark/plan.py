@@ -121,15 +121,16 @@ class ModelPlan:
     model: ModelAdapter
 
     @cached_property
-    def _common(self) -> dict[str, object]:
-        """What the keys of all cells name. Host, device, threads and batch size decide no value and are left out.
+    def _common(self) -> str:
+        """A digest of what all cells of the model depend on.
 
-        So is `save_maps`: a cell is the same with and without its maps, which `MapArchive` knows by the cell's key.
+        Host, device, threads and batch size decide no value and are left out. So is `save_maps`: a cell is the
+        same with and without its maps, which `MapArchive` knows by the cell's key.
         """
         spec, model = self.spec, self.model
         prompts = prompts_of(spec.target, 1)
         named = isinstance(spec.target, str) and spec.target.startswith(CLASS)
-        return {
+        content = {
             "kind": "score",
             "model": model.name,
             "weights": model.weights_hash,
@@ -144,6 +145,11 @@ class ModelPlan:
             "dtype": spec.dtype,
             "seed": spec.seed,
         }
+        return cell_key(content)
+
+    @cached_property
+    def _reads_masks(self) -> bool:
+        return any(metric.needs_mask for metric in chosen_metrics(self.spec))
 
     @cached_property
     def _rows(self) -> list[Cell]:
@@ -156,13 +162,12 @@ class ModelPlan:
 
     def cells(self, chunk: Chunk) -> list[Cell]:
         """The cells of a chunk, one for each method."""
-        content = self._common | self._content(chunk)
+        shared = {"common": self._common, "images": cell_key(self._content(chunk))}
         return [
             replace(
                 cell,
                 key=cell_key(
-                    content
-                    | {"method": cell.method.name, "version": cell.method.version, "options": dict(cell.options)}
+                    shared | {"method": cell.method.name, "version": cell.method.version, "options": cell.options}
                 ),
             )
             for cell in self._rows
@@ -178,7 +183,7 @@ class ModelPlan:
         }
         if self.spec.target == "label":
             found["labels"] = [sample.label for sample in samples]
-        if any(metric.needs_mask for metric in chosen_metrics(self.spec)):
+        if self._reads_masks:
             found["masks"] = [sample.mask_hash for sample in samples]
         return found
 

@@ -131,7 +131,9 @@ def load_image(folder: Location, model: str, name: str) -> NDArray[np.uint8]:
 
 
 def save_image(folder: Location, model: str, name: str, picture: NDArray[np.uint8]) -> None:
-    """Keep the picture that a model saw."""
+    """Keep the picture that a model saw, in place of another of that name; nothing is written where it is there."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
-    RunFolder(folder).write(_image_name(model, name), buffer.getvalue())  # another picture may have had that name
+    files, place = RunFolder(folder), _image_name(model, name)
+    if files.read_those_there([place]).get(place) != buffer.getvalue():
+        files.write(place, buffer.getvalue())

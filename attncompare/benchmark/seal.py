@@ -23,7 +23,11 @@ def encode(table: pa.Table, key: str, final: bool) -> bytes:
     sink = pa.BufferOutputStream()
     marked = table.replace_schema_metadata({b"seal": _MARK + _BLANK + state})
     pq.write_table(marked, sink, write_page_checksum=True, compression="zstd")
-    content: bytes = sink.getvalue().to_pybytes()
+    return stamp(sink.getvalue().to_pybytes(), key)
+
+
+def stamp(content: bytes, key: str) -> bytes:
+    """Seal a file, in place of the seal that it has, as that of one cell."""
     start = content.rindex(_MARK) + len(_MARK)
     return content[:start] + _digest(content, start, key) + content[start + 64 :]
 

@@ -88,6 +88,7 @@ class Worker:
         cells = self._plan(model).cells(chunk)
         self.tally.keys += [cell.key for cell in cells]
         if self.spec.save_maps:
+            self._save_pictures(model, chunk)
             keep_layers(LayerArchive(self.store.folder), cells[0].key, model, chunk.samples, self.spec.batch_size)
         missing = self._missing(cells)
         size = len(chunk.samples) + len(chunk.unreadable)
@@ -178,6 +179,12 @@ class Worker:
                 rows.append(Record(model.name, method, names[i], explained, CLEAN_SCORE, "", score, "ok", "", cell.key))
         return rows
 
+    def _save_pictures(self, model: ModelAdapter, chunk: Chunk) -> None:
+        """Keep the pictures that the model saw, also of finished cells: those of another run may lie in their place."""
+        for sample in chunk.samples:
+            picture = fit_image(sample.image, model.source.preprocessing)
+            save_image(self.store.folder, model.name, sample.name, picture)
+
     def _save(
         self,
         model: ModelAdapter,
@@ -186,9 +193,7 @@ class Worker:
         explained: Mapping[str, Sequence[Tensor | str]],
         classes: Sequence[str],
     ) -> None:
-        """Keep the maps, and the pictures that the model saw."""
-        for name, picture in pictures.items():
-            save_image(self.store.folder, model.name, name, picture)
+        """Keep the maps."""
         named = dict(zip(pictures, classes, strict=True))
         for cell in work:
             kept = {n: v for n, v in zip(pictures, explained[cell.key], strict=True) if isinstance(v, Tensor)}

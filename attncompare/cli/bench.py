@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from attncompare.cli.options import Json, Methods, Models, Options, TargetOption, parse_options
-from attncompare.cli.running import finish, run_spec
+from attncompare.cli.running import finish, report_damage, run_spec
 
 
 def bench(
@@ -84,4 +84,5 @@ def bench(
 
         typer.echo(table(out, "md"))
         typer.echo(f"{run.computed} cells computed, {run.reused} reused; records in {out}/records")
+    report_damage(run)
     finish(run)

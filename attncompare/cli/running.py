@@ -62,6 +62,17 @@ def run_spec(spec: "BenchmarkSpec", out: str | Path, execution: "Execution | Non
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
+def report_damage(run: "Run") -> None:
+    """Say on stderr that damaged files were found in the run's folder, now or earlier."""
+    from attncompare.benchmark.store import ResultStore
+
+    aside = len(ResultStore(run.folder).quarantined())
+    if aside:
+        typer.echo(
+            f"damaged record files were set aside and computed again: {aside} in {run.folder}/quarantine", err=True
+        )
+
+
 def finish(run: "Run") -> None:
     """Exit 3 when cells failed, 1 when nothing could be computed, else 0."""
     records = run.records()

@@ -21,8 +21,8 @@ def small(**changes):
 
 
 def test_a_map_is_shown_on_the_picture_it_was_made_for(tmp_path):
-    for number in (1, 2):
-        (tmp_path / str(number)).mkdir()
+    for number in (1, 2, 1):
+        (tmp_path / str(number)).mkdir(exist_ok=True)
         noise = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(noise).save(tmp_path / str(number) / "same.png")
         spec = small(data=(str(tmp_path / str(number) / "same.png"),), metrics=(), save_maps=True, limit=None)

@@ -1,7 +1,10 @@
 import dataclasses
+import gc
 import hashlib
+import tracemalloc
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from attncompare.benchmark.records import SCHEMA_VERSION, Record, cell_key
@@ -223,6 +226,19 @@ def test_a_manifest_that_cannot_be_read_is_refused_by_path(tmp_path, content):
         (tmp_path / "run.json").write_text(content)
     with pytest.raises(ResultFormatError, match=r"run\.json"):
         ResultStore(tmp_path).manifest()
+
+
+def test_memory_does_not_grow_with_the_records_that_were_written(tmp_path):
+    store = ResultStore(tmp_path)
+    tracemalloc.start()
+    sizes = []
+    for cell in range(200):
+        store.write(key_of(str(cell)), some_records(count=10), COLUMNS)
+        if cell in (20, 199):
+            gc.collect()
+            sizes.append(tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes())
+    tracemalloc.stop()
+    assert sizes[1] - sizes[0] < 50_000  # a single cell kept for each would be 2 MB
 
 
 CONTENT = {
