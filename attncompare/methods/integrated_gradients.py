@@ -1,5 +1,6 @@
 """Integrated gradients, by Captum."""
 
+import torch
 from torch import Tensor, nn
 
 from attncompare.methods._base import method
@@ -13,7 +14,7 @@ from attncompare.methods._base import method
         "steps": "points on the path from the baseline to the image",
         "baseline": "grey level of the uniform baseline image, in [0, 1]",
         "rule": "how the points and weights of the integral are chosen",
-        "batch": "interpolated images in one pass",
+        "batch": "interpolated images in one pass; 3 keep a ResNet-50 below 300 MB and cost no more than 8 on a CPU",
     },
     limits={"steps": (1, 100_000), "baseline": (0, 1), "batch": (1, 100_000)},
 )
@@ -25,7 +26,7 @@ def integrated_gradients(
     steps: int = 50,
     baseline: float = 0.0,
     rule: str = "gausslegendre",
-    batch: int = 8,
+    batch: int = 3,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Gradient integrated from a black image to the image, times their difference, summed over colours.
 
@@ -34,13 +35,18 @@ def integrated_gradients(
     """
     from captum.attr import IntegratedGradients
 
-    attribution, delta = IntegratedGradients(forward).attribute(
-        images,
-        baselines=baseline,
-        target=target,
-        n_steps=steps,
-        method=rule,
-        internal_batch_size=max(batch, len(images)),
-        return_convergence_delta=True,
-    )
-    return attribution.detach().sum(dim=1), {"convergence_delta": delta.detach()}
+    captum = IntegratedGradients(forward)
+    found = [  # image by image, since Captum never makes a pass of fewer images than it is given
+        captum.attribute(
+            images[i : i + 1],
+            baselines=baseline,
+            target=target[i : i + 1],
+            n_steps=steps,
+            method=rule,
+            internal_batch_size=batch,
+            return_convergence_delta=True,
+        )
+        for i in range(len(images))
+    ]
+    attribution, delta = (torch.cat([one.detach() for one in part]) for part in zip(*found, strict=True))
+    return attribution.sum(dim=1), {"convergence_delta": delta}
