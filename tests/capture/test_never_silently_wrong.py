@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import attncompare as ac
+from attncompare.capture.attention import explicit_attention
 from attncompare.errors import AttnCompareError, CaptureError, UnsupportedModelError
 from attncompare.signals import Signal
 
@@ -260,3 +261,19 @@ def test_a_captured_layer_may_run_in_many_passes_but_once_in_each():
     assert torch.equal(first, ac.make_explainer(model, "grad_cam").explain(images, 1).values)
     with pytest.raises(CaptureError, match="several times"):
         ac.make_explainer(wrapped(built(Twice), feature_layer="look"), "hires_cam").explain(images, 1)
+
+
+def twisted_attention(*args, **kwargs):
+    output, probabilities = explicit_attention(*args, **kwargs)
+    return 1.5 * output, probabilities
+
+
+@pytest.mark.parametrize("rounded", [False, True], ids=["float32", "bfloat16"])
+def test_a_recording_that_changes_the_logits_is_refused(rounded, monkeypatch):
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=rounded):
+        found = ac.make_explainer(ac.load_model("demo/vit"), "attention_rollout").explain(images)
+        assert found.values.isfinite().all() and found.values.std() > 0
+        monkeypatch.setattr("attncompare.capture.recorders.explicit_attention", twisted_attention)
+        with pytest.raises(CaptureError, match="recording changes the logits of demo/vit"):
+            ac.make_explainer(ac.load_model("demo/vit"), "attention_rollout").explain(images)
