@@ -51,6 +51,10 @@ class ResultFormatError(AttnCompareError):
     """A run folder or record file that cannot be read."""
 
 
+class StorageError(AttnCompareError):
+    """Results that cannot be written."""
+
+
 def reason_of(error: BaseException) -> str:
     r"""The kind of an error and the first line of what it says.
 

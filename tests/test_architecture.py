@@ -26,6 +26,7 @@ ONLY_IN = {
     "matplotlib": "reporting/",
     "plotly": "reporting/",
     "jinja2": "reporting/",
+    "ray": "benchmark/engines/ray.py",
 }
 
 

@@ -18,6 +18,8 @@ from attncompare.metrics.protocols import ScoreKind
 from attncompare.tuning import arranged
 
 T = TypeVar("T")
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+"""What CUDA and MPS, torch's CPU allocator (two ways) and cuBLAS say."""
 Again = Callable[[Tensor, Target], Tensor]
 """(images, target) -> maps (n,h,w): the explainer whose map is scored, run once more."""
 
@@ -102,7 +104,7 @@ def with_smaller_batches(run: Callable[[int], T], batch_size: int) -> T:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that host or device memory ran out."""
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, MemoryError) or any(sign in text for sign in OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True)

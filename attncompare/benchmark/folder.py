@@ -1,6 +1,8 @@
 """Where a run lies: a local folder, or any place that fsspec knows, such as "s3://bucket/run" or "memory://run"."""
 
+import errno
 import os
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 
 import fsspec
 
-from attncompare.errors import SpecError
+from attncompare.errors import SpecError, StorageError
 
 Location = str | Path
 """A local path, or a URL as text."""
@@ -27,14 +29,28 @@ def is_url(location: Location) -> bool:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """All or nothing: a temporary file, flushed to disk, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """All or nothing: a temporary file, flushed to disk, then renamed. StorageError when the disk is full.
+
+    The temporary name is this process's own, so that two that write the same file do not meet.
+    """
+    temporary = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StorageError(
+            f"no space left for {path.parent}; what is finished is kept: make room, then run the same command again"
+        ) from error
 
 
 class RunFolder:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -27,6 +27,10 @@ class Chunk:
 
     samples: tuple[Sample, ...]
     unreadable: Mapping[str, str]
+
+    def only(self, names: Container[str]) -> "Chunk":
+        """The readable images of some names."""
+        return Chunk(tuple(sample for sample in self.samples if sample.name in names), {})
 
 
 @dataclass(frozen=True)

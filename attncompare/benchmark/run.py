@@ -1,10 +1,11 @@
 """Run a benchmark: what is missing, nothing twice, and every fault a record."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 
@@ -18,8 +19,21 @@ from attncompare.benchmark.statistics import summarise
 from attncompare.benchmark.store import ResultStore
 from attncompare.benchmark.timed import timing_steps
 from attncompare.benchmark.worker import Progress, Worker
-from attncompare.data.datasets import open_dataset
+from attncompare.data.datasets import Dataset, open_dataset
 from attncompare.errors import SpecError
+
+
+class Engine(Protocol):
+    """Who works on the chunks; progress and counts go to the Worker it was made with."""
+
+    def describe(self) -> dict[str, Any]:
+        """What run.json says about where, and with which models, the numbers are made."""
+
+    def score(self, indices: Sequence[int]) -> None:
+        """Score chunks."""
+
+    def time(self) -> None:
+        """Run the timing pass, with nothing beside it."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,7 @@ def run_benchmark(
     chunks = execution.chunks(0 if spec.timing_only else -(-len(dataset.names) // spec.chunk_size))
     timing = (spec.timing or spec.timing_only) and not execution.shard
     worker = Worker(spec, store, progress, _total(spec, len(dataset.names), chunks, timing))
-    with local_engine(spec, dataset, worker) as engine:
+    with _engine(dataset, worker, execution, len(chunks)) as engine:
         manifest = engine.describe() | {
             "spec": spec.model_dump(mode="json"),
             "images": len(dataset.names),
@@ -101,9 +115,18 @@ def run_benchmark(
         finally:  # also when interrupted: what the run folder shows are this run's cells, not an earlier one's
             tally = worker.tally
             done = store.present(tally.keys)
-            counts = {"computed": tally.computed, "reused": tally.reused, "deviation": tally.deviation}
+            counts = {name: value for name, value in vars(tally).items() if name not in ("keys", "failed")}
             store.write_manifest(manifest | {"keys": done} | counts, execution.manifest)
     return Run(store.folder, tally.computed, tally.reused, tally.failed, execution.manifest)
+
+
+def _engine(dataset: Dataset, worker: Worker, execution: Execution, chunks: int) -> AbstractContextManager[Engine]:
+    """The engine asked for; Ray is not imported before."""
+    if execution.engine == "local":
+        return local_engine(dataset, worker)
+    from attncompare.benchmark.engines.ray import ray_engine
+
+    return ray_engine(dataset, worker, execution, chunks)
 
 
 def _total(spec: BenchmarkSpec, images: int, chunks: Sequence[int], timing: bool) -> int:

@@ -1,10 +1,11 @@
 """What one process needs to work on a spec: the data opened, the models loaded, the folder of the results."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -78,10 +79,11 @@ class Session:
             "models": {m.name: m.describe() | {"weights_hash": m.weights_hash} for m in self.models},
         }
 
-    def read(self, index: int) -> Chunk:
-        """The images of a chunk."""
-        start = index * self.spec.chunk_size
-        return read_chunk(self.dataset, self.dataset.names[start : start + self.spec.chunk_size])
+    def read(self, index: int, unreadable: Mapping[str, str] = MappingProxyType({})) -> Chunk:
+        """The images of a chunk. unreadable: those that must not be tried, with the reason."""
+        names = chunk_names(self.spec, self.dataset, index)
+        chunk = read_chunk(self.dataset, [name for name in names if name not in unreadable])
+        return replace(chunk, unreadable={**chunk.unreadable, **unreadable})
 
     def run_chunk(self, worker: Worker, index: int) -> None:
         """Score a chunk under every model, so that its images are read once."""
@@ -89,8 +91,11 @@ class Session:
         for model in self.models:
             worker.run_chunk(model, chunk)
 
-    def time(self, worker: Worker) -> None:
-        """The timing pass, model by model; nothing else may run on the machine."""
-        sample = read_chunk(self.dataset, self.dataset.names[: self.spec.timing_batch])
-        for model in self.models:
-            time_model(worker, model, sample)
+    def time(self, worker: Worker, model: ModelAdapter) -> None:
+        """The timing pass of a model; nothing else may run on the machine."""
+        time_model(worker, model, read_chunk(self.dataset, self.dataset.names[: self.spec.timing_batch]))
+
+
+def chunk_names(spec: BenchmarkSpec, dataset: Dataset, index: int) -> Sequence[str]:
+    """The images of a chunk."""
+    return dataset.names[index * spec.chunk_size : (index + 1) * spec.chunk_size]

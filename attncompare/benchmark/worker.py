@@ -2,32 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.benchmark.evidence import Scene, target_scorer
-from attncompare.benchmark.explained import explain_cells
+from attncompare.benchmark.chunk import ChunkScorer, Part
 from attncompare.benchmark.layer_maps import LayerArchive, keep_layers
-from attncompare.benchmark.plan import Cell, Chunk, ModelPlan, chosen_metrics
-from attncompare.benchmark.records import Record, Status
+from attncompare.benchmark.plan import Cell, Chunk, ModelPlan
+from attncompare.benchmark.records import Record
 from attncompare.benchmark.saved import MapArchive, save_image
-from attncompare.benchmark.scoring import again_of, as_records, score_maps
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.store import ResultStore
-from attncompare.capture.capture import left_as_found
-from attncompare.capture.targets import TEXT, Target, TargetScore
-from attncompare.data.images import fit_image, to_tensor
-from attncompare.errors import AttnCompareError, UnsupportedMethodError, reason_of
-from attncompare.maps import AttributionMap
-from attncompare.metrics.protocols import get_protocol
-from attncompare.tuning import check_deviation
-
-CLEAN_SCORE = "target_score"
-"""Of every clean image: the target's probability; for embeddings the cosine to itself (1) or to the text."""
+from attncompare.data.images import fit_image
 
 
 @dataclass(frozen=True)
@@ -46,7 +33,8 @@ Progress = Callable[[Tick], None]
 class Tally:
     """What a run has come to so far: the cells of its plan, and how many of them were computed or there already.
 
-    failed: records, of those computed. deviation: what tuning changes in a model's scores.
+    failed: records, of those computed. deviation: what tuning changes in a model's scores. deaths: why worker processes
+    ended before their time.
     """
 
     keys: list[str] = field(default_factory=list)
@@ -54,6 +42,15 @@ class Tally:
     reused: int = 0
     failed: int = 0
     deviation: dict[str, float] = field(default_factory=dict)
+    deaths: list[str] = field(default_factory=list)
+
+    def add(self, other: "Tally") -> None:
+        """Count what another process did."""
+        self.keys += other.keys
+        self.computed += other.computed
+        self.reused += other.reused
+        self.failed += other.failed
+        self.deviation.update(other.deviation)
 
 
 class Worker:
@@ -61,11 +58,14 @@ class Worker:
 
     def __init__(self, spec: BenchmarkSpec, store: ResultStore, progress: Progress, total: int) -> None:
         self.spec, self.store, self.progress, self.total = spec, store, progress, total
-        self.protocol = get_protocol(spec.protocol)
-        self.metrics = {metric.name: metric for metric in chosen_metrics(spec)}
-        self.tally = Tally()
+        self.scorer = ChunkScorer(spec, self.tick)
+        self.tally = Tally(deviation=self.scorer.deviation)
         self.plans: dict[str, ModelPlan] = {}
         self.done = 0
+
+    def restart(self) -> None:
+        """Count from nothing again; what was told of the models stays."""
+        self.tally, self.done = Tally(deviation=self.scorer.deviation), 0
 
     def tick(self, steps: int, what: str) -> None:
         """Report progress."""
@@ -83,32 +83,60 @@ class Worker:
         self.tally.computed += 1
         self.tally.failed += sum(record.status == "failed" for record in records)
 
-    def run_chunk(self, model: ModelAdapter, chunk: Chunk) -> None:
-        """Compute the missing cells of one model on one chunk."""
+    def run_chunk(
+        self,
+        model: ModelAdapter,
+        chunk: Chunk,
+        lost: Mapping[str, str] = MappingProxyType({}),
+        pieces: Sequence[Sequence[str]] | None = None,
+    ) -> None:
+        """Compute the missing cells of one model on one chunk.
+
+        lost: the images that must not be tried, with the reason. pieces: the names of the others, as they are to be worked
+        on together; all at once unless told otherwise.
+        """
         cells = self._plan(model).cells(chunk)
-        self.tally.keys += [cell.key for cell in cells]
+        work = self._begin(model, cells, len(chunk.samples) + len(chunk.unreadable))
         if self.spec.save_maps:
             self._save_pictures(model, chunk)
-            keep_layers(LayerArchive(self.store.folder), cells[0].key, model, chunk.samples, self.spec.batch_size)
+            kept = [sample for sample in chunk.samples if sample.name not in lost]
+            keep_layers(LayerArchive(self.store.folder), cells[0].key, model, kept, self.spec.batch_size)
+        if not work:
+            return
+        whole = [[sample.name for sample in chunk.samples if sample.name not in lost]]
+        result = Part({cell.key: [] for cell in work})
+        for name, reason in (*chunk.unreadable.items(), *lost.items()):
+            for cell in work:
+                result.rows[cell.key] += self.scorer.without_value(model, cell, [name], "failed", reason)
+        for piece in filter(None, whole if pieces is None else pieces):
+            result.add(self.scorer.compute(model, chunk.only(piece), work))
+        for cell in work:
+            if self.spec.save_maps:
+                maps, archive = result.maps.get(cell.key, {}), MapArchive(self.store.folder)
+                archive.write(cell.key, model.name, cell.method.name, maps, result.classes)
+            self.finish(cell.key, result.rows[cell.key])
+
+    def probe(self, model: ModelAdapter, chunk: Chunk, names: Sequence[str]) -> None:
+        """Compute the missing cells of a chunk on some of its images and keep nothing, to see whether that can be lived."""
+        work = [cell for cell in self._missing(self._plan(model).cells(chunk)) if not cell.unsupported]
+        if work:
+            self.scorer.compute(model, chunk.only(names), work)
+
+    def _begin(self, model: ModelAdapter, cells: Sequence[Cell], size: int) -> list[Cell]:
+        """Count what is there and finish what is refused; the cells that are left."""
+        self.tally.keys += [cell.key for cell in cells]
         missing = self._missing(cells)
-        size = len(chunk.samples) + len(chunk.unreadable)
         self.tally.reused += len(cells) - len(missing)
         self.tick((len(cells) - len(missing)) * size, model.name)
         for cell in [cell for cell in missing if cell.unsupported]:
-            self.finish(cell.key, self._rows(model, cell, [""], "unsupported", cell.unsupported))
+            self.finish(cell.key, self.scorer.without_value(model, cell, [""], "unsupported", cell.unsupported))
             self.tick(size, model.name)
-        work = [cell for cell in missing if not cell.unsupported]
-        if not work:
-            return
-        rows: dict[str, list[Record]] = {cell.key: [] for cell in work}
-        for name, reason in chunk.unreadable.items():
-            for cell in work:
-                rows[cell.key] += self._rows(model, cell, [name], "failed", reason)
-        if chunk.samples:
-            for key, records in self._explain_and_score(model, chunk, work).items():
-                rows[key] += records
-        for cell in work:
-            self.finish(cell.key, rows[cell.key])
+        return [cell for cell in missing if not cell.unsupported]
+
+    def _save_pictures(self, model: ModelAdapter, chunk: Chunk) -> None:
+        """Keep the pictures that the model saw, also of finished cells: those of another run may lie in their place."""
+        for sample in chunk.samples:
+            save_image(self.store.folder, model.name, sample.name, fit_image(sample.image, model.source.preprocessing))
 
     def _plan(self, model: ModelAdapter) -> ModelPlan:
         return self.plans.setdefault(model.name, ModelPlan(self.spec, model))
@@ -118,145 +146,3 @@ class Worker:
         archive, held = MapArchive(self.store.folder), self.store.held([cell.key for cell in cells])
         mapped = {c.key for c in cells if not self.spec.save_maps or c.unsupported or archive.holds(c.key)}
         return [cell for cell in cells if cell.key not in held & mapped]
-
-    def _rows(self, model: ModelAdapter, cell: Cell, names: Sequence[str], status: Status, detail: str) -> list[Record]:
-        """The same status for every measure of some images."""
-        return [
-            Record(
-                model.name, cell.method.name, name, -1, measure, self._protocol(measure), None, status, detail, cell.key
-            )
-            for measure in (CLEAN_SCORE, *self.spec.metrics)
-            for name in names
-        ]
-
-    def _protocol(self, measure: str) -> str:
-        metric = self.metrics.get(measure)
-        return "" if metric is None else self.protocol.name if metric.curves else metric.setting
-
-    def _explain_and_score(self, model: ModelAdapter, chunk: Chunk, work: Sequence[Cell]) -> dict[str, list[Record]]:
-        how, names = model.source.preprocessing, [sample.name for sample in chunk.samples]
-        pictures = [fit_image(sample.image, how) for sample in chunk.samples]
-        images = torch.stack([to_tensor(picture) for picture in pictures]).to(model.device)
-        with torch.no_grad(), left_as_found(model.model):
-            outputs = model.forward(images)
-            target = TargetScore.of(model, outputs, self._target(model, chunk))
-            clean = target.probability(outputs, torch.arange(len(images), device=images.device)).cpu()
-            if model.name not in self.tally.deviation:
-                everything = torch.arange(len(images), device=images.device)
-                score = target_scorer(model, target, everything)
-                self.tally.deviation[model.name] = check_deviation(lambda batch: score(batch, everything), images)
-        scene = Scene(images, target, _masks(chunk, model))
-        fixed: Target = "embedding" if model.embedding else target.target
-        explained = explain_cells(model, work, images, self.spec.target if target.prompts else fixed, self.tick)
-        rows = {cell.key: self._clean_rows(model, cell, names, target, clean, explained[cell.key]) for cell in work}
-        if self.spec.metrics:
-            for key, records in self._score(model, work, names, scene, explained).items():
-                rows[key] += records
-        if self.spec.save_maps:
-            classes = ["" if model.embedding else model.class_name(int(t)) for t in target.target]
-            classes = [prompt.removeprefix(TEXT) for prompt in target.prompts] or classes
-            self._save(model, work, dict(zip(names, pictures, strict=True)), explained, classes)
-        return rows
-
-    def _clean_rows(
-        self,
-        model: ModelAdapter,
-        cell: Cell,
-        names: Sequence[str],
-        target: TargetScore,
-        clean: Tensor,
-        found: Sequence[Tensor | str],
-    ) -> list[Record]:
-        """The clean score of every explained image, and for the others the reason under every measure."""
-        rows: list[Record] = []
-        for i, value in enumerate(found):
-            if isinstance(value, str):
-                status: Status = "unsupported" if value.startswith(UnsupportedMethodError.__name__) else "failed"
-                rows += self._rows(model, cell, [names[i]], status, value)
-            else:
-                explained, score = int(target.target[i]), float(clean[i])
-                method = cell.method.name
-                rows.append(Record(model.name, method, names[i], explained, CLEAN_SCORE, "", score, "ok", "", cell.key))
-        return rows
-
-    def _save_pictures(self, model: ModelAdapter, chunk: Chunk) -> None:
-        """Keep the pictures that the model saw, also of finished cells: those of another run may lie in their place."""
-        for sample in chunk.samples:
-            picture = fit_image(sample.image, model.source.preprocessing)
-            save_image(self.store.folder, model.name, sample.name, picture)
-
-    def _save(
-        self,
-        model: ModelAdapter,
-        work: Sequence[Cell],
-        pictures: Mapping[str, NDArray[np.uint8]],
-        explained: Mapping[str, Sequence[Tensor | str]],
-        classes: Sequence[str],
-    ) -> None:
-        """Keep the maps."""
-        named = dict(zip(pictures, classes, strict=True))
-        for cell in work:
-            kept = {n: v for n, v in zip(pictures, explained[cell.key], strict=True) if isinstance(v, Tensor)}
-            MapArchive(self.store.folder).write(cell.key, model.name, cell.method.name, kept, named)
-
-    def _target(self, model: ModelAdapter, chunk: Chunk) -> Target:
-        if self.spec.target == "argmax":
-            return "embedding" if model.embedding else None
-        if self.spec.target != "label":
-            return self.spec.target
-        return [sample.label for sample in chunk.samples if sample.label is not None]
-
-    def _score(
-        self,
-        model: ModelAdapter,
-        work: Sequence[Cell],
-        names: Sequence[str],
-        scene: Scene,
-        explained: Mapping[str, Sequence[Tensor | str]],
-    ) -> dict[str, list[Record]]:
-        """Records of all metrics; cells whose maps cover the same images share one stream of batches."""
-        rows: dict[str, list[Record]] = {cell.key: [] for cell in work}
-        groups: dict[tuple[int, ...], list[Cell]] = {}
-        wanted = list(self.metrics.values())
-        for cell in work:
-            good = tuple(i for i, value in enumerate(explained[cell.key]) if isinstance(value, Tensor))
-            for metric in wanted:
-                reason = ""
-                if cell.method.space != "image":
-                    reason = "one value per channel; it cannot be scored on the image"
-                elif metric.needs_mask and scene.masks is None:
-                    reason = f"the data {self.spec.data!r} has no object masks"
-                if reason:
-                    refused = self._rows(model, cell, [""], "unsupported", reason)
-                    rows[cell.key] += [row for row in refused if row.measure == metric.name]
-            if good and cell.method.space == "image":
-                groups.setdefault(good, []).append(cell)
-        for good, cells in groups.items():
-            part, kept = scene.subset(good), [names[i] for i in good]
-            maps = {c.key: torch.stack([v for v in explained[c.key] if isinstance(v, Tensor)]) for c in cells}
-            again = {c.key: again_of(model, c.method.name, c.options) for c in cells}
-            explainers = {key: one for key, one in again.items() if one is not None}
-            sizes = {"batch_size": self.spec.batch_size, "seed": self.spec.seed}
-            try:
-                scored = score_maps(model, part, maps, wanted, self.protocol, explainers=explainers, **sizes)
-            except (AttnCompareError, RuntimeError, MemoryError) as error:
-                for cell in cells:
-                    failed = self._rows(model, cell, kept, "failed", reason_of(error))
-                    rows[cell.key] += [row for row in failed if row.measure != CLEAN_SCORE]
-                continue
-            for cell in cells:
-                made = AttributionMap(maps[cell.key], part.targets, model=model.name, method=cell.method.name)
-                for one in scored[cell.key]:
-                    rows[cell.key] += as_records(one, kept, made, self.protocol.name, cell.key)
-        return rows
-
-
-def _masks(chunk: Chunk, model: ModelAdapter) -> Tensor | None:
-    """(B,H,W) bool as the model sees them, or None when an image has none."""
-    found = []
-    for sample in chunk.samples:
-        if sample.mask is None:
-            return None
-        fitted = fit_image(sample.mask.astype(np.uint8) * 255, model.source.preprocessing, mask=True)
-        found.append(torch.from_numpy(fitted > 127))
-    return torch.stack(found)

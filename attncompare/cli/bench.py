@@ -35,6 +35,10 @@ def bench(
     ] = None,
     timing_batch: Annotated[int | None, typer.Option(help="Images in a timed batch.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Timed runs of every method, at least.")] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray: actors, here or on a cluster.")] = "local",
+    workers: Annotated[int | None, typer.Option(help="Ray actors; as many as there are slots.")] = None,
+    gpus_per_worker: Annotated[float | None, typer.Option(help="Of Ray actors; 0.5 lets two share one.")] = None,
+    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; else one is started here.")] = None,
     shard: Annotated[
         str | None, typer.Option(help="i/n: every n-th chunk from the i-th on; a run without it unites them.")
     ] = None,
@@ -50,7 +54,7 @@ def bench(
     from attncompare.benchmark.execution import Execution, parse_shard
     from attncompare.benchmark.spec import make_spec, read_toml
 
-    execution = Execution(shard=parse_shard(shard))
+    execution = Execution(engine, parse_shard(shard), workers, gpus_per_worker, address)
     values = read_toml(spec_file) if spec_file else {}
     flags = {
         "models": model, "methods": method, "metrics": metric, "protocol": protocol, "data": data, "limit": limit,

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import attncompare as ac
-from attncompare.benchmark import worker as worker_module
+from attncompare.benchmark import chunk as chunk_module
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.data.images import read_image
@@ -42,7 +42,7 @@ def test_a_run_folder_shows_the_cells_of_its_own_spec_only(tmp_path):
 def test_an_interrupted_run_shows_what_it_finished_and_no_more(tmp_path, monkeypatch):
     run_benchmark(small(methods=("saliency",)), tmp_path)
     calls = []
-    plain = worker_module.score_maps
+    plain = chunk_module.score_maps
 
     def stop_at_the_second(*arguments, **options):
         calls.append(1)
@@ -50,7 +50,7 @@ def test_an_interrupted_run_shows_what_it_finished_and_no_more(tmp_path, monkeyp
             raise KeyboardInterrupt
         return plain(*arguments, **options)
 
-    monkeypatch.setattr(worker_module, "score_maps", stop_at_the_second)
+    monkeypatch.setattr(chunk_module, "score_maps", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         run_benchmark(small(chunk_size=1), tmp_path)
     assert set(Gallery.open(tmp_path).records.method) == {"cam"}
@@ -63,7 +63,7 @@ def test_an_accident_is_tried_again_and_a_verdict_is_not(tmp_path, monkeypatch):
     def out_of_memory(*arguments, **options):
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(worker_module, "score_maps", out_of_memory)
+    monkeypatch.setattr(chunk_module, "score_maps", out_of_memory)
     assert run_benchmark(small(), tmp_path).failed == 4
     monkeypatch.undo()
     again = run_benchmark(small(), tmp_path)

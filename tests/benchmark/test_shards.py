@@ -1,6 +1,7 @@
 """Shards of one plan in one folder come to the same as one run."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -90,3 +91,10 @@ def test_a_shard_beyond_the_last_chunk_has_nothing_to_do(tmp_path):
 def test_settings_that_make_no_sense_say_what_to_change(wrong, error, message):
     with pytest.raises(error, match=message):
         Execution(**wrong)
+
+
+def test_without_ray_its_engine_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SpecError, match=r"pip install 'attncompare\[ray\]'"):
+        run_benchmark(SPEC, tmp_path / "run", execution=Execution("ray"))
+    assert not (tmp_path / "run").exists()

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from attncompare.benchmark.session import Session, thread_count
-from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.worker import Worker
 from attncompare.data.datasets import Dataset
 
@@ -27,11 +26,12 @@ class LocalEngine:
 
     def time(self) -> None:
         """Run the timing pass."""
-        self.session.time(self.worker)
+        for model in self.session.models:
+            self.session.time(self.worker, model)
 
 
 @contextmanager
-def local_engine(spec: BenchmarkSpec, dataset: Dataset, worker: Worker) -> Iterator[LocalEngine]:
+def local_engine(dataset: Dataset, worker: Worker) -> Iterator[LocalEngine]:
     """Load the models and set the threads; the previous number is restored."""
-    with thread_count(spec.threads):
-        yield LocalEngine(Session.open(spec, dataset), worker)
+    with thread_count(worker.spec.threads):
+        yield LocalEngine(Session.open(worker.spec, dataset), worker)

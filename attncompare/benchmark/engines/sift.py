@@ -1,0 +1,35 @@
+"""Which images of a chunk take their worker down."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+DEATHS = 3
+"""So often a chunk, and at last one image of it, may take its worker down before it is given up."""
+
+
+@dataclass
+class Sifted:
+    """Images that can be worked on, piece by piece, and those that cannot, with the reason."""
+
+    pieces: list[list[str]] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
+
+
+def sift(attempt: Callable[[Sequence[str]], str], names: Sequence[str]) -> Sifted:
+    """Halve until every piece lives or is one image that never does.
+
+    attempt: works on some images, and says why the worker died, "" when it lived.
+
+    >>> found = sift(lambda names: "killed" if "c" in names else "", ["a", "b", "c", "d"])
+    >>> found.pieces, found.lost
+    ([['a', 'b'], ['d']], {'c': 'killed'})
+    """
+    reason = ""
+    for _ in range(DEATHS if len(names) == 1 else min(len(names), 1)):
+        reason = attempt(names)
+        if not reason:
+            return Sifted([list(names)])
+    if len(names) < 2:
+        return Sifted(lost={name: reason for name in names})
+    first, second = (sift(attempt, half) for half in (names[: len(names) // 2], names[len(names) // 2 :]))
+    return Sifted(first.pieces + second.pieces, first.lost | second.lost)
