@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from attncompare.benchmark.layer_maps import LayerArchive, LayerMap, SavedLayers
 from attncompare.benchmark.records import Record
 from attncompare.benchmark.saved import MapArchive, save_image
 from attncompare.benchmark.store import ResultStore
@@ -79,6 +80,15 @@ def records(model: str, method: str, key: str, metrics: tuple[str, ...]) -> list
     return rows
 
 
+def layers(model: str, number: int) -> list[LayerMap]:
+    """Twelve blocks of six heads, or four stages with their eight strongest channels."""
+    kind, names, count = ("channel", ["layer1", "layer2", "layer3", "layer4"], 8)
+    if model == MODELS[1]:
+        kind, names, count = "head", [f"blocks.{block}.attn" for block in range(12)], 6
+    stack = np.stack([attribution(model, method, number) for method in METHODS[:count]])
+    return [LayerMap(name, kind, np.arange(count), np.roll(stack, shift, axis=2)) for shift, name in enumerate(names)]
+
+
 def synthetic_run(folder: Path, *, metrics: tuple[str, ...] = METRICS, maps: bool = True) -> Path:
     """Write the run and return its folder."""
     store, keys = ResultStore(folder), []
@@ -90,6 +100,9 @@ def synthetic_run(folder: Path, *, metrics: tuple[str, ...] = METRICS, maps: boo
             if maps:
                 found = {name: torch.from_numpy(attribution(model, method, i)) for i, name in enumerate(IMAGES)}
                 MapArchive(folder).write(key, model, method, found, dict.fromkeys(IMAGES, "golden retriever, dog"))
+        if maps:
+            inside = {name: layers(model, number) for number, name in enumerate(IMAGES)}
+            LayerArchive(folder).write(key, SavedLayers(model, inside))
         for number, name in enumerate(IMAGES):
             save_image(folder, model, name, photo(number))
     spec = {"models": MODELS, "metrics": metrics, "data": "photos", "protocol": "grid14", "target": "argmax", "seed": 0}

@@ -2,5 +2,6 @@
 
 from attncompare.reporting.figures._base import VENUES, draw, kinds, save_figure
 from attncompare.reporting.figures._looks import COLOURS
+from attncompare.reporting.interactive import interactive, interactive_attention
 
-__all__ = ["COLOURS", "VENUES", "draw", "kinds", "save_figure"]
+__all__ = ["COLOURS", "VENUES", "draw", "interactive", "interactive_attention", "kinds", "save_figure"]

@@ -159,7 +159,7 @@ def _notes(run: Gallery, found: Content) -> list[str]:
     if counts:
         n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} (failures left out)"
         notes.append(
-            f"scores have no unit: mean ± half the bootstrap 95 % interval, n = {n}; best bold, second underlined"
+            f"Scores have no unit: mean ± half the bootstrap 95 % interval, n = {n}; best bold, second underlined"
         )
     if found.marked:
         notes.append(
@@ -171,4 +171,4 @@ def _notes(run: Gallery, found: Content) -> list[str]:
         for name in UNITS
         if name in {c.partition(" ")[0] for c in found.columns}
     ]
-    return [*notes, "; ".join(units)] if units else notes
+    return [*notes, "Costs: " + "; ".join(units)] if units else notes

@@ -54,8 +54,7 @@ def _code(character: str) -> str:
 
 
 def _caption(found: Content) -> str:
-    text = ". ".join(note[:1].upper() + note[1:] if note[0] != "x" else note for note in found.notes)
-    return escape(text).replace(" \\%", "\\,\\%") + "."
+    return escape(". ".join(found.notes)).replace(" \\%", "\\,\\%") + "."
 
 
 def _head(measure: str) -> str:
