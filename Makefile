@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 	$(BIN)/attncompare demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not slow and not browser and not gpu and not peers and not ray"
+	$(BIN)/python -m pytest -rs -m "not slow and not gpu and not peers and not ray"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -283,6 +283,7 @@ class ModelAdapter:
             "name": self.name,
             "family": self.family,
             "size": self.size,
+            "mean": list(self.source.preprocessing.mean),
             "feature_layer": anatomy.feature_layer,
             "tokens": None if anatomy.tokens is None else vars(anatomy.tokens),
             "attention_blocks": list(anatomy.attention_blocks),

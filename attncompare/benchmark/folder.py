@@ -140,6 +140,13 @@ class RunFolder:
             return []
         return sorted(name for name in found if not name.endswith(".tmp"))
 
+    def remove(self, name: str) -> None:
+        """Delete a file."""
+        if isinstance(self.location, Path):
+            (self.location / name).unlink()
+        else:
+            self.store.rm_file(self._inside(name))
+
     def move(self, name: str, to: str) -> None:
         """Move a file inside the run."""
         if isinstance(self.location, Path):

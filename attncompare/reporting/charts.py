@@ -1,125 +1,230 @@
-"""Plotly charts for the report, as plain JSON-ready dictionaries."""
+"""Plotly charts for the report, as plain JSON-ready dictionaries: data, layout, and alt, what they show in words."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
+from attncompare.benchmark.statistics import mean_band
 from attncompare.methods._base import methods
 from attncompare.metrics._base import metrics
-from attncompare.reporting.figures import COLOURS
 from attncompare.reporting.gallery import Gallery
 
 LAYOUT: dict[str, Any] = {
-    "margin": {"l": 60, "r": 20, "t": 40, "b": 45},
+    "margin": {"l": 55, "r": 15, "t": 10, "b": 45},
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
-    "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#7a7f87"},
-    "legend": {"orientation": "h", "y": -0.2},
-    "height": 420,
+    "font": {"family": "system-ui, sans-serif", "size": 12},
+    "showlegend": False,
+    "hovermode": "closest",
+    "height": 340,
 }
+# Okabe & Ito without yellow, which white swallows, and black, which a dark page does.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
 GREY = "#8a8f98"
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+SYMBOLS = ("circle", "diamond", "triangle-up", "cross", "x", "star")
+CONTROLS = {"random_map": "dot", "center_map": "dash", "edge_map": "dashdot"}
+OPEN = {"random_map": "square-open", "center_map": "circle-open", "edge_map": "diamond-open"}
+COSTS = {
+    "latency_median": ("latency (ms, log scale)", 1e3),
+    "passes": ("forward + backward passes per image (log scale)", 1.0),
+    "peak_bytes": ("peak memory (MB, log scale)", 1e-6),
+}
+"""Measure -> the words of its axis and the factor to their unit."""
 
 
-def _as_json(figure: go.Figure) -> dict[str, Any]:
-    figure.update_layout(**LAYOUT)
-    figure.update_xaxes(gridcolor="rgba(128,128,128,.25)", zeroline=False)
-    figure.update_yaxes(gridcolor="rgba(128,128,128,.25)", zeroline=False)
-    found: dict[str, Any] = {"data": figure.to_plotly_json()["data"], "layout": figure.to_plotly_json()["layout"]}
-    found["layout"].pop("template", None)
+def _chart(figure: go.Figure, alt: str, **layout: Any) -> dict[str, Any]:
+    figure.update_layout(template=None, **{**LAYOUT, **layout})
+    figure.update_xaxes(zeroline=False, automargin=True)
+    figure.update_yaxes(zeroline=False, automargin=True)
+    found = figure.to_plotly_json()
+    return {"data": found["data"], "layout": found["layout"], "alt": alt}
+
+
+def arrow(measure: str) -> str:
+    """The direction in which a metric is better."""
+    return "" if measure not in metrics.names() else " ↓" if metrics.get(measure).better == "lower" else " ↑"
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a method is drawn in every chart of a run."""
+
+    colour: str
+    dash: str
+    symbol: str
+
+
+def looks(run: Gallery) -> dict[str, Look]:
+    """Method -> its look: no two share colour and dash, nor colour and symbol; controls are grey and come last."""
+    names = sorted(set(map(str, run.records.method)), key=lambda name: (methods.get(name).control, name))
+    found = {}
+    for i, name in enumerate(names):
+        row = i // len(COLOURS)
+        found[name] = Look(COLOURS[i % len(COLOURS)], DASHES[row % len(DASHES)], SYMBOLS[row % len(SYMBOLS)])
+        if methods.get(name).control:
+            found[name] = Look(GREY, CONTROLS.get(name, "longdashdot"), OPEN.get(name, "circle-open"))
     return found
 
 
-def curves(run: Gallery, model: str, kind: str) -> dict[str, Any]:
-    """Mean curve of every method with a 95 % band."""
+def curves(run: Gallery, model: str, measure: str) -> dict[str, Any] | None:
+    """Mean curve of every method with a bootstrap 95 % band; None where the model has none."""
+    rows = run.records[(run.records.model == model) & (run.records.measure == measure) & run.records.curve.notna()]
+    rows = rows[rows.status == "ok"]
+    shown = {name: look for name, look in looks(run).items() if name in set(rows.method)}
+    if not shown:
+        return None
     figure = go.Figure()
-    rows = run.records[(run.records.model == model) & (run.records.measure == kind) & (run.records.status == "ok")]
-    names = sorted(set(rows.method), key=lambda name: (methods.get(name).control, name))
-    for number, name in enumerate(names):
+    for name, look in shown.items():
         stack = np.stack([np.asarray(curve, dtype=np.float64) for curve in rows.loc[rows.method == name, "curve"]])
-        x = np.linspace(0, 1, stack.shape[1])
-        mean, error = stack.mean(0), 1.96 * stack.std(0, ddof=min(1, len(stack) - 1)) / np.sqrt(len(stack))
-        control = methods.get(name).control
-        colour = GREY if control else COLOURS[number % 7]
-        band = go.Scatter(
-            x=[*x, *x[::-1]],
-            y=[*(mean + error), *(mean - error)[::-1]],
+        x, (low, high) = np.arange(stack.shape[1]) / _steps(run, model), mean_band(stack)
+        figure.add_scatter(
+            x=_short([*x, *x[::-1]]),
+            y=_short([*high, *low[::-1]]),
+            name=name,
             fill="toself",
+            fillcolor=look.colour,
+            opacity=0.1,
             line={"width": 0},
-            fillcolor=colour,
-            opacity=0.12,
             hoverinfo="skip",
-            showlegend=False,
-            legendgroup=name,
         )
-        dash = {"random_map": "dot", "center_map": "dash", "edge_map": "dashdot"}.get(name, "solid")
-        line = go.Scatter(
-            x=[*x], y=[*mean], name=name, legendgroup=name, line={"color": colour, "width": 2, "dash": dash}
+        figure.add_scatter(
+            x=_short(x),
+            y=_short(stack.mean(0)),
+            name=name,
+            mode="lines",
+            line={"color": look.colour, "width": 2, "dash": look.dash},
+            hovertemplate=f"{name}<br>%{{x:.0%}} changed: %{{y:.3f}}<extra></extra>",
         )
-        figure.add_traces([band, line])
-    verb = "removed" if kind == "deletion" else "inserted"
-    figure.update_layout(title=f"{model}: {kind}", xaxis_title=f"share of the image {verb}", yaxis_title="target score")
-    return _as_json(figure)
-
-
-def cost(run: Gallery, quality: str) -> dict[str, Any]:
-    """Quality against latency, one colour per model."""
-    figure = go.Figure()
-    for number, model in enumerate(run.models):
-        table = run.summary[run.summary.model == model].pivot_table(index="method", columns="measure", values="mean")
-        if "latency_median" not in table or quality not in table:
-            continue
-        table = table.dropna(subset=["latency_median", quality])
-        symbols = ["square-open" if methods.get(str(name)).control else "circle" for name in table.index]
-        figure.add_trace(
-            go.Scatter(
-                x=[*(table["latency_median"] * 1e3)],
-                y=[*table[quality]],
-                text=[*map(str, table.index)],
-                name=model,
-                mode="markers+text",
-                textposition="top center",
-                textfont={"size": 9},
-                marker={"color": COLOURS[number % 7], "symbol": symbols, "size": 9},
-            )
-        )
-    better = metrics.get(quality).better
-    figure.update_layout(
-        title="Quality against cost (open squares are controls)",
-        xaxis_type="log",
-        xaxis_title="latency (ms)",
-        yaxis_title=f"{quality} ({better} is better)",
+    verb = "inserted" if measure.startswith("insertion") else "removed"
+    return _chart(
+        figure,
+        f"Mean {measure} curves of {len(shown)} methods on {model} with 95 % bands.",
+        xaxis={"title": {"text": f"share of the image {verb}"}, "tickformat": ".0%"},
+        yaxis={"title": {"text": "score of the target"}},
     )
-    return _as_json(figure)
 
 
-def heat_map(run: Gallery, model: str) -> dict[str, Any]:
+def _steps(run: Gallery, model: str) -> int:
+    """N of the protocol at the model's size."""
+    from attncompare.metrics.protocols import Protocol
+
+    described: dict[str, Any] = run.manifest["models"][model]  # type: ignore[index]
+    h, w = described["size"]
+    return Protocol(**run.manifest["protocol"]).count((h, w))  # type: ignore[arg-type]
+
+
+def _short(values: Any) -> list[float]:
+    """Four digits are all that can be seen."""
+    return [round(float(value), 4) for value in values]
+
+
+def cost_table(run: Gallery, model: str) -> pd.DataFrame:
+    """(method x measure) means of a model, with the column `passes`."""
+    table = run.summary[run.summary.model == model].pivot_table(index="method", columns="measure", values="mean")
+    if "passes_forward" in table and "passes_backward" in table:
+        table["passes"] = table["passes_forward"] + table["passes_backward"]
+    return table
+
+
+def pareto_front(table: pd.DataFrame, cost: str, quality: str) -> list[str]:
+    """The methods that no other method beats in one of cost and quality without losing in the other, cheapest first.
+
+    >>> table = pd.DataFrame({"ms": [1.0, 2.0, 3.0], "insertion": [0.5, 0.4, 0.6]}, index=["a", "b", "c"])
+    >>> pareto_front(table, "ms", "insertion")
+    ['a', 'c']
+    """
+    sign = 1 if metrics.get(quality).better == "higher" else -1
+    ordered = table.assign(good=sign * table[quality]).sort_values([cost, "good"], ascending=[True, False])
+    front, best = [], -np.inf
+    for name, good in ordered["good"].items():
+        if good > best:
+            front.append(str(name))
+            best = good
+    return front
+
+
+def cost(run: Gallery, model: str, measure: str, quality: str) -> dict[str, Any] | None:
+    """Quality against a cost, every method a point; the Pareto front of those that are no control is a line."""
+    table = cost_table(run, model)
+    if measure not in table or quality not in table:
+        return None
+    words, factor = COSTS[measure]
+    table = table.dropna(subset=[measure, quality])
+    table = table[table[measure] > 0]
+    if not len(table):
+        return None
+    real = table[[not methods.get(str(name)).control for name in table.index]]
+    front = pareto_front(real, measure, quality)
+    figure, found = go.Figure(), table.to_dict()
+    best = real.loc[front]
+    figure.add_scatter(
+        x=_digits(best[measure] * factor),
+        y=_digits(best[quality]),
+        mode="lines",
+        line={"color": GREY, "shape": "hv", "width": 1.5},
+        hoverinfo="skip",
+    )
+    for name, look in looks(run).items():
+        if name in table.index:
+            figure.add_scatter(
+                x=_digits([found[measure][name] * factor]),
+                y=_digits([found[quality][name]]),
+                name=name,
+                mode="markers",
+                marker={"color": look.colour, "symbol": look.symbol, "size": 13 if name in front else 9},
+                hovertemplate=f"{name}<br>%{{x:.4g}}, %{{y:.3f}}<extra></extra>",
+            )
+    alt = f"{quality} against {words} on {model}. On the Pareto front: {', '.join(front)}."
+    axis = {"type": "log", "title": {"text": words}}
+    return _chart(figure, alt, xaxis=axis, yaxis={"title": {"text": quality + arrow(quality)}})
+
+
+def _digits(values: Any) -> list[float]:
+    return [float(f"{float(value):.5g}") for value in values]
+
+
+def heat_map(run: Gallery, model: str) -> dict[str, Any] | None:
     """Method x metric, each metric scaled from its worst (0) to its best (1) method on this model."""
     names = run.metric_names()
     rows = run.summary[(run.summary.model == model) & run.summary.measure.isin(names) & (run.summary.n > 0)]
+    if not len(rows):
+        return None
     table = rows.pivot_table(index="method", columns="measure", values="mean").reindex(columns=names)
     scaled = table.copy()
     for name in names:
         column = table[name] if metrics.get(name).better == "higher" else -table[name]
         span = column.max() - column.min()
         scaled[name] = (column - column.min()) / (span or 1)
-    order = scaled.mean(axis=1).sort_values().index
-    text = [[("" if np.isnan(v) else f"{v:.3f}") for v in row] for row in table.loc[order].to_numpy()]
-    cells = [[None if np.isnan(v) else float(v) for v in row] for row in scaled.loc[order].to_numpy()]
-    figure = go.Figure(
-        go.Heatmap(
-            z=cells,
-            x=names,
-            y=[*map(str, order)],
-            text=text,
-            texttemplate="%{text}",
-            colorscale="Viridis",
-            showscale=False,
-            xgap=1,
-            ygap=1,
-        )
+    order = [str(name) for name in scaled.mean(axis=1).sort_values().index]
+    alt = f"Methods by metrics on {model}; best over all: {order[-1]}."
+    return matrix(table.loc[order], scaled.loc[order], [name + arrow(name) for name in names], alt)
+
+
+def matrix(shown: pd.DataFrame, colour: pd.DataFrame, columns: list[str], alt: str) -> dict[str, Any]:
+    """A heat map: numbers of one frame on the colours (0 to 1, brighter is more) of another."""
+    text = [[("" if np.isnan(v) else f"{v:.2f}") for v in row] for row in shown.to_numpy(dtype=float)]
+    cells = [[None if np.isnan(v) else round(float(v), 4) for v in row] for row in colour.to_numpy(dtype=float)]
+    drawn = go.Heatmap(
+        z=cells,
+        x=columns,
+        y=[*map(str, shown.index)],
+        text=text,
+        texttemplate="%{text}",
+        hovertemplate="%{y}, %{x}: %{text}<extra></extra>",
+        colorscale="Cividis",
+        zmin=0,
+        zmax=1,
+        showscale=False,
+        xgap=1,
+        ygap=1,
     )
-    figure.update_layout(title=f"{model}: brighter is better")
-    found = _as_json(figure)
-    found["layout"]["margin"] = {"l": 150, "r": 20, "t": 40, "b": 60}
-    return found
+    return _chart(go.Figure(drawn), alt, height=110 + 26 * len(shown), xaxis={"tickangle": -40})
+
+
+def agreement(table: pd.DataFrame, alt: str) -> dict[str, Any]:
+    """A square matrix of rank correlations, -1 to 1 shown from dark to bright."""
+    return matrix(table[::-1], (table[::-1] + 1) / 2, [*map(str, table.columns)], alt)

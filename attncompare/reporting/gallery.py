@@ -45,13 +45,14 @@ class Gallery:
         """Mean and interval of everything."""
         return summarise(self.records)
 
-    @property
+    @cached_property
     def models(self) -> list[str]:
         """Models in the order of the spec."""
         spec: dict[str, list[str]] = self.manifest["spec"]  # type: ignore[assignment]
-        return [name for name in spec["models"] if name in set(self.records["model"])]
+        seen = set(self.records["model"])
+        return [name for name in spec["models"] if name in seen]
 
-    @property
+    @cached_property
     def images(self) -> list[str]:
         """Names of the images with saved maps."""
         return sorted({name for parts in self.maps.values() for saved in parts for name in saved.maps})
@@ -95,8 +96,11 @@ class Gallery:
 
     def measures(self, names: Sequence[str]) -> list[str]:
         """Those of some measures that have values here."""
-        seen = set(self.records.loc[self.records.status == "ok", "measure"])
-        return [name for name in names if name in seen]
+        return [name for name in names if name in self._measured]
+
+    @cached_property
+    def _measured(self) -> frozenset[str]:
+        return frozenset(self.records.loc[self.records.status == "ok", "measure"])
 
     def timing_names(self, names: Sequence[str]) -> list[str]:
         """Those of some timing measures that have values here, first of the main variant, then of the others."""

@@ -1,135 +1,120 @@
 """report.html: one self-contained file that opens from disk and asks the network for nothing."""
 
+import base64
+import json
 from collections.abc import Sequence
+from hashlib import sha256
+from importlib.resources import files
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib import colormaps
 from plotly.offline import get_plotlyjs
 
 from attncompare.benchmark.folder import Location, RunFolder
-from attncompare.methods._base import methods
-from attncompare.metrics._base import metrics
-from attncompare.reporting import charts
+from attncompare.reporting.charts import arrow
+from attncompare.reporting.entries import Entries, entries_of
 from attncompare.reporting.gallery import Gallery
-from attncompare.reporting.overlay import colourise, data_uri, is_signed
-from attncompare.reporting.tables import HEADS, SCALE, head, is_timing
+from attncompare.reporting.levels import as_text
+from attncompare.reporting.overlay import DIVERGING, SEQUENTIAL
+from attncompare.reporting.sections import section
 
-MAX_IMAGES = 32
-ABOUT = {
-    "latency_median": "median latency at the timing batch",
-    "latency_ratio": "latency as a multiple of the plain forward pass of the same batch",
-    "passes_forward": "forward passes per image",
-    "passes_backward": "backward passes per image",
-    "peak_bytes": "peak memory beyond the loaded model",
-    "logit_deviation": "largest difference of a logit from float32",
-}
+MOST_INSIDE = 9_500_000
+"""Characters of images that the file holds, which with plotly's 4.8 MB stays below 15 MB; more go to a folder beside it."""
+BESIDE = "report_images"
+SCRIPTS = ("maps.js", "page.js", "browser.js", "apart.js", "layers.js")
 
 
-def write_report(folder: Location, *, also: Sequence[Location] = ()) -> Location:
-    """Write report.html into a run (with further runs, such as the demo's photos) and return its path or URL."""
+def write_report(folder: Location, *, also: Sequence[Location] = (), most_inside: int | None = MOST_INSIDE) -> Location:
+    """Write report.html into a run (with further runs, such as the demo's photos) and return its path or URL.
+
+    most_inside: how many characters of images the file may hold; when they are more, they go to the folder report_images
+    beside it and are read as they are asked for. None puts everything into the one file.
+    """
     runs = [Gallery.open(path) for path in (folder, *also)]
-    environment = Environment(loader=PackageLoader("attncompare.reporting"), autoescape=True, undefined=StrictUndefined)
+    shown = [Entries.of(run) for run in runs]
+    entries = [json.dumps(shown[number].entry(image), separators=(",", ":")) for number, image in entries_of(shown)]
+    outside = most_inside is not None and sum(map(len, entries)) > most_inside
+    sections = [section(one, number) for number, one in enumerate(shown)]
+    charts = [chart.variants for one in sections for group in one["groups"] for chart in group["charts"]]
+    scripts = [get_plotlyjs(), "\n".join(_template(name) for name in SCRIPTS)]
+    environment = Environment(
+        loader=PackageLoader("attncompare.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
     page = environment.get_template("report.html.j2").render(
-        plotly=get_plotlyjs(),
-        sections=[_section(run) for run in runs],
-        browser=[entry for run in runs for entry in _browser(run)],
-        charts=[chart for run in runs for chart in _charts(run)],
+        policy=policy(scripts, beside=outside),
+        style=_template("report.css"),
+        plotly=scripts[0],
+        script=scripts[1],
+        sections=sections,
+        labels=[[chart["label"] for chart in group] for group in charts],
+        entries=[] if outside else [json.loads(entry) for entry in entries],
+        images=len(entries),
+        data=_data(shown, charts),
     )
-    files = RunFolder(folder)
-    files.write("report.html", page.encode())
-    return files.full("report.html")
+    out = RunFolder(folder)
+    _write_beside(out, entries if outside else [])
+    out.write("report.html", page.encode())
+    return out.full("report.html")
 
 
-def _section(run: Gallery) -> dict[str, Any]:
-    """What was run, the ranking of each model, and what is missing with its reason."""
-    names = run.metric_names()
-    timing = run.timing_names(list(HEADS))
-    rankings = []
-    for model in run.models:
-        rows = []
-        for method in _scored(run, model, names):
-            cells = [_cell(run, model, method, name) for name in (*names, *timing)]
-            rows.append({"method": method, "control": methods.get(method).control, "cells": cells})
-        if rows:
-            rankings.append({"model": model, "rows": rows})
-    problems = run.records[run.records.status != "ok"]
-    problems = problems[["model", "method", "status", "detail"]].drop_duplicates()
-    heads = [{"name": name, "better": metrics.get(name).better, "about": metrics.get(name).summary} for name in names]
-    heads += [{"name": head(name), "better": "", "about": ABOUT[name.partition(" ")[0]]} for name in timing]
+def _template(name: str) -> str:
+    return files("attncompare.reporting").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def policy(scripts: Sequence[str], beside: bool) -> str:
+    """The content security policy: these scripts, styles and data: pictures; nothing else, and nothing of the network.
+
+    beside: whether these scripts may add others, as those of the images beside the page.
+
+    >>> policy(["1"], beside=False)[:80]
+    "default-src 'none'; base-uri 'none'; form-action 'none'; script-src 'sha256-a4ay"
+    """
+    hashes = [base64.b64encode(sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{one}'" for one in hashes) + (" 'strict-dynamic'" if beside else "")
+    return (
+        f"default-src 'none'; base-uri 'none'; form-action 'none'; script-src {allowed}; "
+        "style-src 'unsafe-inline'; img-src data:"
+    )
+
+
+def _data(shown: list[Entries], charts: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """What the scripts know of all images at once."""
+    names = dict.fromkeys(name for one in shown for name in one.run.metric_names())
     return {
-        "spec": run.manifest["spec"],
-        "environment": run.manifest["environment"],
-        "models": run.manifest["models"],
-        "images": run.manifest["images"],
-        "heads": heads,
-        "rankings": rankings,
-        "problems": problems.to_dict("records"),
-        "saved": bool(run.maps),
+        "charts": charts,
+        "images": _images(shown),
+        "models": list(dict.fromkeys(model for one in shown for model in one.run.models)),
+        "methods": list(dict.fromkeys(name for one in shown for name in one.methods)),
+        "runs": [
+            {"curves": one.perturbations(), "cells": one.protocol.cells, "ties": one.ties(), "note": one.note}
+            for one in shown
+        ],
+        "arrows": {name: arrow(name) for name in names},
+        "colours": {"sequential": _colours(SEQUENTIAL), "diverging": _colours(DIVERGING)},
+        "beside": BESIDE,
     }
 
 
-def _scored(run: Gallery, model: str, names: Sequence[str]) -> list[str]:
-    """Methods with values on a model, best first by the first metric."""
-    if not names:
-        return []
-    rows = run.summary[(run.summary.model == model) & (run.summary.n > 0) & run.summary.measure.isin(names)]
-    first = rows[rows.measure == names[0]].set_index("method")["mean"]
-    sign = 1 if metrics.get(names[0]).better == "lower" else -1
-    return sorted(set(rows.method), key=lambda name: (sign * first.get(name, 1e9), name))
+def _images(shown: list[Entries]) -> list[dict[str, Any]]:
+    """Every image once, with the targets that were explained of it."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for entry, (number, image) in enumerate(entries_of(shown)):
+        one = shown[number]
+        found.setdefault((one.data, image), []).append({"label": one.target, "entry": entry, "run": number})
+    return [{"image": image, "targets": targets} for (_, image), targets in found.items()]
 
 
-def _cell(run: Gallery, model: str, method: str, measure: str) -> dict[str, Any]:
-    rows = run.summary
-    rows = rows[(rows.model == model) & (rows.method == method) & (rows.measure == measure)]
-    if not len(rows) or rows.iloc[0]["n"] == 0:
-        return {"value": None, "text": "", "title": str(rows.iloc[0]["detail"]) if len(rows) else ""}
-    row = rows.iloc[0]
-    title = f"n = {row['n']}, failed {row['failed']}, degenerate {row['degenerate']}"
-    if is_timing(measure):
-        base = measure.partition(" ")[0]
-        text = f"{row['mean'] * SCALE.get(base, 1):.3g}"
-        return {"value": row["mean"], "text": text, "interval": "", "title": title}
-    interval = f"{row['low']:.3f} – {row['high']:.3f}"
-    return {"value": row["mean"], "text": f"{row['mean']:.3f}", "interval": interval, "title": title}
+def _colours(name: str) -> str:
+    """256 colours of a colour map as base64 of RGB bytes."""
+    return as_text(np.asarray(colormaps[name](np.arange(256))[:, :3] * 255, dtype=np.uint8).tobytes())
 
 
-def _charts(run: Gallery) -> list[dict[str, Any]]:
-    """Curves, cost and heat maps, where the run has what they need."""
-    kinds = run.measures(["deletion", "insertion"])
-    found = [charts.curves(run, model, kind) for model in run.models for kind in kinds]
-    if kinds and run.measures(["latency_median"]):
-        found.append(charts.cost(run, kinds[-1]))
-    if run.metric_names():
-        found += [charts.heat_map(run, model) for model in run.models]
-    return found
-
-
-def _browser(run: Gallery) -> list[dict[str, Any]]:
-    """Everything the image browser shows: per image and model the picture, and per method the map or a reason."""
-    entries = []
-    for image in run.images[:MAX_IMAGES]:
-        shown = []
-        for model in run.models:
-            names = run.methods_of(model)
-            if not any(run.map(model, name, image) is not None for name in names):
-                continue
-            picture = run.picture(model, image)
-            maps = []
-            for name in names:
-                values = run.map(model, name, image)
-                entry: dict[str, Any] = {"method": name, "scores": _scores(run, model, name, image)}
-                if values is None:
-                    entry["reason"] = run.reason(model, name, image)
-                else:
-                    entry |= {"map": data_uri(colourise(values, picture.shape[:2])), "signed": is_signed(values)}
-                maps.append(entry)
-            explained = run.explained_class(model, image)
-            shown.append({"model": model, "picture": data_uri(picture), "class": explained, "maps": maps})
-        entries.append({"image": image, "models": shown})
-    return entries
-
-
-def _scores(run: Gallery, model: str, method: str, image: str) -> dict[str, float]:
-    rows = run.records
-    rows = rows[(rows.model == model) & (rows.method == method) & (rows.image == image) & (rows.status == "ok")]
-    return {measure: round(float(value), 3) for measure, value in zip(rows.measure, rows.value, strict=True)}
+def _write_beside(out: RunFolder, entries: Sequence[str]) -> None:
+    """One script per image that hands its data to the page; what an earlier report left there goes."""
+    for name in out.names(BESIDE):
+        out.remove(f"{BESIDE}/{name}")
+    for number, entry in enumerate(entries):
+        out.write(f"{BESIDE}/{number}.js", f"receive({number},{entry})\n".encode())

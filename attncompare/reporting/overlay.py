@@ -1,12 +1,8 @@
 """A map drawn over its image."""
 
-import base64
-import io
-
 import numpy as np
 from matplotlib import colormaps
 from numpy.typing import NDArray
-from PIL import Image
 
 from attncompare.reporting.gallery import enlarged
 
@@ -20,14 +16,23 @@ def is_signed(values: NDArray[np.float32]) -> bool:
     return low < 0 and -low > 0.05 * max(high, 1e-30)
 
 
-def to_unit(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scale a map to [0, 1]: signed maps around 0 at 0.5, others from their minimum; the top is the 99.5th percentile."""
+def scale_of(values: NDArray[np.float32]) -> tuple[float, float]:
+    """The values at the ends of the colour scale: around 0 for signed maps, from the minimum for others.
+
+    The top is the 99.5th percentile.
+    """
     if is_signed(values):
         top = float(np.percentile(np.abs(values), CLIP)) or 1.0
-        return np.asarray(np.clip(values / (2 * top) + 0.5, 0, 1), dtype=np.float32)
+        return -top, top
     low, top = float(values.min()), float(np.percentile(values, CLIP))
     top = top if top > low else float(values.max())
-    return np.asarray(np.clip((values - low) / (top - low if top > low else 1.0), 0, 1), dtype=np.float32)
+    return low, top if top > low else low + 1.0
+
+
+def to_unit(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scale a map to [0, 1] by its `scale_of`; 0 lies at 0.5 of signed maps."""
+    low, top = scale_of(values)
+    return np.asarray(np.clip((values - low) / (top - low), 0, 1), dtype=np.float32)
 
 
 def colourise(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -49,10 +54,3 @@ def overlay(image: NDArray[np.uint8], values: NDArray[np.float32], opacity: floa
     cover = opacity * strength[..., None]
     colours = colormaps[DIVERGING if signed else SEQUENTIAL](unit)[..., :3] * 255
     return np.asarray(np.clip(grey * (1 - cover) + colours * cover, 0, 255), dtype=np.uint8)
-
-
-def data_uri(picture: NDArray[np.uint8]) -> str:
-    """A PNG as a data: URI."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).convert("P", palette=Image.Palette.ADAPTIVE, colors=128).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

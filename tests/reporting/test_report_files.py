@@ -1,7 +1,9 @@
+import base64
 import csv
 import io
 import json
 import re
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -90,11 +92,32 @@ def test_signed_maps_are_centred():
 
 def test_report_holds_every_map_and_reason(folder):
     page = write_report(folder).read_text()
-    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S).group(1))
-    assert len(data["browser"]) == 3
-    cnn, vit = data["browser"][0]["models"]
-    assert {entry["method"] for entry in cnn["maps"]} == {"cam", "hires_cam", "center_map"}
-    assert {entry["method"] for entry in vit["maps"]} == {"gradient_rollout", "hires_cam", "center_map"}
-    assert all(entry["map"].startswith("data:image/png;base64,") for entry in cnn["maps"] + vit["maps"])
-    assert "it has no softmax attention between image positions" in page
+    blocks = re.findall(r'<script type="application/json" id="entry-\d+">(.*?)</script>', page, re.S)
+    entries = [json.loads(block) for block in blocks]
+    assert [entry["image"] for entry in entries] == [f"shapes-test-{i:05d}" for i in range(3)]
+    for entry in entries:
+        cnn, vit = entry["models"]
+        assert {one["method"] for one in cnn["maps"]} == {"cam", "hires_cam", "center_map"}
+        assert {one["method"] for one in vit["maps"]} == {"gradient_rollout", "hires_cam", "center_map"}
+        assert all(one["png"].startswith("data:image/png;base64,") for one in cnn["maps"] + vit["maps"])
+        assert [one["method"] for one in cnn["missing"]] == ["gradient_rollout"]
+        assert "it has no softmax attention between image positions" in cnn["missing"][0]["reason"]
+        assert {one["kind"] for one in cnn["layers"]} == {"channel"} and len(vit["layers"]) == 6
+    assert (
+        "it has no softmax attention between image positions" in page[: page.index('<script type="application/json"')]
+    )
     assert not re.search(r'(?:src|href)="(?!data:)', page[: page.index("<script")])
+
+
+def test_the_same_run_gives_the_same_page(folder):
+    assert write_report(folder).read_bytes() == write_report(folder).read_bytes()
+
+
+def test_the_policy_names_every_script_of_the_page_and_no_other(folder):
+    page = write_report(folder).read_text()
+    policy = re.search(r'Content-Security-Policy" content="(.*?)"', page).group(1).replace("&#39;", "'")
+    run = re.findall(r"<script(?: type=.text/plain. id=.plotly.)?>(.*?)</script>", page, re.S)
+    hashes = [base64.b64encode(sha256(script.encode()).digest()).decode() for script in run]
+    assert re.findall(r"'sha256-(.*?)'", policy) == hashes and len(hashes) == 2
+    assert "default-src 'none'" in policy and "http" not in policy and "unsafe-eval" not in policy
+    assert not re.search(r"<[^>]+ on\w+=", page[: page.index("<script")])

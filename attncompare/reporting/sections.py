@@ -1,0 +1,130 @@
+"""The part of the report that is about one run: what was run, rankings, charts, and what is missing with its reason."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from attncompare.benchmark.groups import significance_groups
+from attncompare.benchmark.rankings import score_table
+from attncompare.methods._base import methods
+from attncompare.metrics._base import metrics
+from attncompare.reporting import charts, findings
+from attncompare.reporting.chart_groups import chart_groups
+from attncompare.reporting.entries import Entries
+from attncompare.reporting.gallery import Gallery
+
+COSTS: dict[str, tuple[str, str, float, str]] = {
+    "latency_median": ("latency (ms)", "median latency at the timing batch", 1e3, ".1f"),
+    "latency_ratio": ("latency (× forward)", "as a multiple of the plain forward pass of the same batch", 1, ".3g"),
+    "passes_forward": ("forward passes", "per image", 1, ".3g"),
+    "passes_backward": ("backward passes", "per image", 1, ".3g"),
+    "peak_bytes": ("peak memory (MB)", "beyond the loaded model", 1e-6, ".1f"),
+    "logit_deviation": ("logit deviation", "largest difference of a logit from float32", 1, ".2g"),
+}
+"""Measure -> head, meaning, factor to its unit, format."""
+EMPTY = {"value": "", "text": "–", "interval": "", "letters": "", "title": "", "place": 0}
+"""A cell without a value."""
+
+
+def section(entries: Entries, number: int) -> dict[str, Any]:
+    """Everything the template needs of a run."""
+    run = entries.run
+    names, costs = run.metric_names(), run.timing_names(list(COSTS))
+    spec: dict[str, Any] = run.manifest["spec"]  # type: ignore[assignment]
+    letters = {(model, name): _letters(run, model, name) for model in run.models for name in names}
+    heads = [
+        {"name": n + charts.arrow(n), "better": metrics.get(n).better, "about": metrics.get(n).summary} for n in names
+    ]
+    heads += [_cost_head(name) for name in costs]
+    return {
+        "id": f"run{number}",
+        "data": spec["data"] if isinstance(spec["data"], str) else f"{len(spec['data'])} files",
+        "target": entries.target,
+        "manifest": run.manifest,
+        "heads": heads,
+        "rankings": [
+            _ranking(run, model, names, costs, letters) for model in run.models if _methods(run, model, names, costs)
+        ],
+        "groups": chart_groups(run),
+        "problems": _problems(run),
+    }
+
+
+def _letters(run: Gallery, model: str, measure: str) -> dict[str, str]:
+    table = score_table(run.records, model, measure)
+    return significance_groups(table) if len(table.columns) else {}
+
+
+def _methods(run: Gallery, model: str, names: Sequence[str], costs: Sequence[str]) -> list[str]:
+    """Methods with values on a model, best first by the first metric; without metrics the cheapest."""
+    rows = run.summary[(run.summary.model == model) & (run.summary.n > 0)]
+    if not names:
+        return [str(name) for name in rows[rows.measure.isin(costs[:1])].sort_values("mean", kind="stable").method]
+    first = [str(name) for name in findings.best_first(run, model, names[0]).method]
+    return first + sorted(set(map(str, rows[rows.measure.isin(names)].method)) - set(first))
+
+
+def _ranking(
+    run: Gallery,
+    model: str,
+    names: Sequence[str],
+    costs: Sequence[str],
+    letters: dict[tuple[str, str], dict[str, str]],
+) -> dict[str, Any]:
+    rows = run.summary[run.summary.model == model]
+    found = {(row.method, row.measure): row for row in rows.itertuples(index=False)}
+    places = {name: _places(rows, name) for name in names}
+    lines = []
+    for method in _methods(run, model, names, costs):
+        cells = [
+            _cell(found.get((method, name)), name, letters[model, name].get(method, ""), places[name].get(method, 0))
+            for name in names
+        ]
+        cells += [_cost_cell(found.get((method, name)), name) for name in costs]
+        lines.append({"method": method, "control": methods.get(method).control, "cells": cells})
+    finding = findings.leader(run, model, names[0], letters[model, names[0]]) if names else ""
+    return {"model": model, "finding": finding, "rows": lines}
+
+
+def _places(rows: pd.DataFrame, measure: str) -> dict[str, int]:
+    """Method -> 1 for the best mean, 2 for the second; ties share a place."""
+    rows = rows[(rows.measure == measure) & (rows.n > 0)]
+    ranks = rows["mean"].round(4).rank(method="min", ascending=metrics.get(measure).better == "lower")
+    return {str(method): int(rank) for method, rank in zip(rows.method, ranks, strict=True) if rank <= 2}
+
+
+def _cell(row: Any, measure: str, letters: str, place: int) -> dict[str, Any]:
+    if row is None or row.n == 0:
+        return EMPTY | {"title": "" if row is None else row.detail}
+    title = f"n = {row.n}, failed {row.failed}, constant maps {row.degenerate}"
+    interval = f"{row.low:.3f} – {row.high:.3f}"
+    text = f"{row.mean:.3f}"
+    return {"value": row.mean, "text": text, "interval": interval, "letters": letters, "title": title, "place": place}
+
+
+def _cost_head(measure: str) -> dict[str, str]:
+    """The head of a cost, with the variant behind it, as in "latency_median bf16"."""
+    base, _, variant = measure.partition(" ")
+    name, about, _, _ = COSTS[base]
+    return {"name": f"{name} {variant}".strip() + " ↓", "better": "lower", "about": about}
+
+
+def _cost_cell(row: Any, measure: str) -> dict[str, Any]:
+    if row is None or row.n == 0:
+        return EMPTY | {"title": "" if row is None else row.detail}
+    _, about, factor, how = COSTS[measure.partition(" ")[0]]
+    return EMPTY | {"value": row.mean, "text": format(row.mean * factor, how), "title": about}
+
+
+def _problems(run: Gallery) -> list[dict[str, Any]]:
+    """What was refused or failed, once per reason, with the number of images."""
+    rows = run.records[run.records.status != "ok"]
+    found = []
+    for (model, method, status, detail), group in rows.groupby(["model", "method", "status", "detail"], sort=True):
+        images = sorted(set(group.image) - {""})
+        on = "every image" if not images else images[0] if len(images) == 1 else f"{len(images)} images"
+        measures = sorted(set(group.measure))
+        of = "" if len(measures) > 1 else measures[0]
+        found.append({"model": model, "method": method, "status": status, "on": on, "of": of, "detail": detail})
+    return found

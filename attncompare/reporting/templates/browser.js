@@ -1,0 +1,177 @@
+// The image browser: which image, target, models and methods are shown, and how.
+
+const state = {
+  image: 0, target: 0, models: new Set(data.models), methods: new Set(data.methods), view: "overlay",
+  opacity: 55, entry: null,
+};
+const VIEWS = {overlay: () => state.opacity / 100, map: () => 1, image: () => 0};
+
+// ---- one image's data: inside this file, or in a file beside it that is read when it is asked for
+
+const arrived = new Map();
+const waiting = new Map();
+function receive(number, entry) {
+  arrived.set(number, entry);
+  waiting.get(number)?.(entry);
+}
+function load(number) {
+  if (arrived.has(number)) return Promise.resolve(arrived.get(number));
+  const inside = pick("entry-" + number);
+  if (inside) receive(number, JSON.parse(inside.textContent));
+  if (arrived.has(number)) return Promise.resolve(arrived.get(number));
+  return new Promise((resolve, reject) => {
+    waiting.set(number, resolve);
+    const missing = () => reject(new Error(`${data.beside}/${number}.js is missing beside this page`));
+    document.head.append(el("script", {src: `${data.beside}/${number}.js`, onerror: missing}));
+  });
+}
+
+/** Once per map: its values on the image. */
+const enlargedMaps = new WeakMap();
+function fullMap(map, [H, W]) {
+  if (!enlargedMaps.has(map)) enlargedMaps.set(map, decodeMap(map).then(small => enlarge(small, H, W)));
+  return enlargedMaps.get(map);
+}
+
+// ---- pickers
+
+function fillChoices(id, names, chosen, param) {
+  const box = pick(id), all = el("button", {type: "button", className: "small", textContent: "all"});
+  const none = el("button", {type: "button", className: "small", textContent: "none"});
+  const marks = names.map(name => el("input", {type: "checkbox", value: name, checked: chosen.has(name)}));
+  const changed = () => {
+    chosen.clear();
+    marks.filter(mark => mark.checked).forEach(mark => chosen.add(mark.value));
+    pick(id + "-count").textContent = `${chosen.size} of ${names.length}`;
+    remember(param, chosen.size === names.length ? null : chosen.size ? [...chosen] : [""]);
+  };
+  marks.forEach(mark => mark.addEventListener("change", () => { changed(); draw(); }));
+  all.addEventListener("click", () => { marks.forEach(mark => { mark.checked = true; }); changed(); draw(); });
+  none.addEventListener("click", () => { marks.forEach(mark => { mark.checked = false; }); changed(); draw(); });
+  box.append(all, none, ...marks.map(mark => el("label", {}, mark, " " + mark.value)));
+  changed();
+}
+
+function setOpacity() {
+  document.documentElement.style.setProperty("--opacity", VIEWS[state.view]());
+}
+function setView(view) {
+  state.view = view;
+  document.querySelectorAll("button.view").forEach(one => one.setAttribute("aria-pressed", one.dataset.view === view));
+  remember("view", view === "overlay" ? null : view);
+  setOpacity();
+}
+function setImage(number) {
+  state.image = (number + data.images.length) % data.images.length;
+  state.target = 0;
+  pick("image").value = state.image;
+  const targets = data.images[state.image].targets;
+  pick("target").replaceChildren(...targets.map((one, i) => new Option(one.label, i)));
+  pick("target-picker").hidden = targets.length < 2;
+  remember("image", data.images[state.image].image);
+  remember("target", null);
+}
+
+// ---- tiles
+
+/** A name that may break behind its underscores. */
+const breakable = name => name.split(/(?<=_)/).flatMap(part => [part, el("wbr")]);
+
+/** A picture and a map above it; drawn when the map is ready. */
+function stack(entry, model, map, label) {
+  const canvas = el("canvas", {className: "map", role: "img", "aria-label": label});
+  fullMap(map, model.size).then(values => paint(canvas, values, ...model.size, map.scale, map.signed));
+  return el("div", {className: "stack"}, el("img", {src: entry.pictures[model.picture], alt: ""}), canvas);
+}
+
+/** The scores of a map, in the order of the run's metrics. */
+function scoresOf(map) {
+  return Object.keys(data.arrows).filter(name => name in map.scores).map(name => `${name}${data.arrows[name]} ${map.scores[name].toFixed(3)}`);
+}
+
+function tile(entry, model, map) {
+  const label = `where ${map.method} sees the evidence of ${model.model} in ${entry.image}`;
+  const open = el("button", {type: "button", className: "tile", "data-pair": JSON.stringify([model.model, map.method])});
+  open.title = [...scoresOf(map), "A click takes the image apart by this map."].join("\n");
+  const lines = scoresOf(map).slice(0, 2).map(line => el("span", {className: "dim"}, line));
+  open.append(stack(entry, model, map, label), el("span", {className: "caption"}, el("b", {}, ...breakable(map.method)), ...lines));
+  open.addEventListener("click", () => { choosePair(model.model, map.method); pick("apart").scrollIntoView({block: "nearest"}); });
+  return open;
+}
+
+function refusals(model) {
+  const hidden = model.missing.filter(one => state.methods.has(one.method));
+  if (!hidden.length) return [];
+  const items = hidden.map(one => el("li", {}, el("b", {}, one.method), ` (${one.status}): ${one.reason}`));
+  const count = word => hidden.filter(one => (one.status === "failed") === (word === "failed")).length;
+  const words = ["refused", "failed"].filter(count).map(word => `${count(word)} ${word}`).join(", ");
+  return [el("details", {open: count("failed") > 0}, el("summary", {}, `${words}, with reasons`), el("ul", {}, ...items))];
+}
+
+function modelSection(entry, model) {
+  const sure = model.score === null ? "" : model.class ? ` (probability ${model.score.toFixed(2)})` : ` (similarity ${model.score.toFixed(2)})`;
+  const explains = model.class ? `explains “${model.class}”${sure}` : `explains its own embedding${sure}`;
+  const plain = el("figure", {className: "tile"}, el("div", {className: "stack"}, el("img", {src: entry.pictures[model.picture], alt: `the image ${entry.image}`})));
+  plain.append(el("figcaption", {className: "caption"}, el("b", {}, "image")));
+  const shown = model.maps.filter(map => state.methods.has(map.method)).map(map => tile(entry, model, map));
+  return [el("h3", {}, model.model, el("span", {className: "dim"}, " " + explains)), el("div", {className: "gallery"}, plain, ...shown), ...refusals(model)];
+}
+
+// ---- everything that depends on the image, the models or the methods
+
+async function draw() {
+  const target = data.images[state.image].targets[state.target] || data.images[state.image].targets[0];
+  let entry;
+  try {
+    entry = await load(target.entry);
+  } catch (error) {
+    pick("view").replaceChildren(el("p", {role: "alert"}, error.message));
+    return;
+  }
+  state.entry = entry;
+  state.run = data.runs[target.run];
+  const models = entry.models.filter(model => state.models.has(model.model));
+  const nothing = el("p", {className: "dim"}, "No model that is chosen above has maps of this image.");
+  pick("view").replaceChildren(...(models.length ? models.flatMap(model => modelSection(entry, model)) : [nothing]));
+  drawApart(models);
+  drawLayers(models);
+}
+
+function startBrowser() {
+  data.images.forEach((one, i) => pick("image").add(new Option(one.image, i)));
+  const chosen = (param, all) => new Set(link.has(param) ? link.getAll(param).filter(name => all.includes(name)) : all);
+  state.models = chosen("model", data.models);
+  state.methods = chosen("method", data.methods);
+  const first = data.images.findIndex(one => one.image === link.get("image"));
+  const target = Number(link.get("target") || 0);
+  setImage(Math.max(0, first));
+  if (target in data.images[state.image].targets) pick("target").value = state.target = target;
+  if (target) remember("target", String(target));
+  fillChoices("models", data.models, state.models, "model");
+  fillChoices("methods", data.methods, state.methods, "method");
+  if (link.has("opacity")) state.opacity = pick("opacity").value = Math.min(100, Math.max(0, parseInt(link.get("opacity")) || 0));
+  setView(link.get("view") in VIEWS ? link.get("view") : "overlay");
+
+  pick("image").addEventListener("change", () => { setImage(Number(pick("image").value)); draw(); });
+  pick("target").addEventListener("change", () => { state.target = Number(pick("target").value); remember("target", pick("target").value); draw(); });
+  pick("before").addEventListener("click", () => { setImage(state.image - 1); draw(); });
+  pick("after").addEventListener("click", () => { setImage(state.image + 1); draw(); });
+  document.querySelectorAll("button.view").forEach(one => one.addEventListener("click", () => setView(one.dataset.view)));
+  pick("opacity").addEventListener("input", () => {
+    state.opacity = Number(pick("opacity").value);
+    remember("opacity", pick("opacity").value);
+    setView("overlay");
+  });
+  addEventListener("keydown", event => {
+    const step = {ArrowLeft: -1, ArrowRight: 1}[event.key];
+    if (!step || event.altKey || event.ctrlKey || event.metaKey || ["INPUT", "SELECT"].includes(event.target.tagName)) return;
+    setImage(state.image + step);
+    draw();
+  });
+  startApart();
+  startLayers();
+  for (const [id, name] of [["scale-plain", "sequential"], ["scale-signed", "diverging"]]) {
+    paint(pick(id), Float32Array.from({length: 256}, (_, i) => i), 1, 256, [0, 255], name === "diverging");
+  }
+  draw();
+}

@@ -1,0 +1,114 @@
+// What every part of the page shares: its data, its state in the link, the theme, the tables and the charts.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const COLOURS = {sequential: bytes(data.colours.sequential), diverging: bytes(data.colours.diverging)};
+const pick = id => document.getElementById(id);
+
+/** An element with properties, attributes (aria-*, data-*, role) and children. */
+function el(tag, props = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(props)) {
+    if (name in made && !name.includes("-")) made[name] = value;
+    else made.setAttribute(name, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+// ---- the state of the page, kept in the link
+
+const link = new URLSearchParams(location.hash.slice(1));
+/** Keep a value, or several, in the link; null takes it out. */
+function remember(name, value) {
+  link.delete(name);
+  if (Array.isArray(value)) value.forEach(one => link.append(name, one));
+  else if (value !== null) link.set(name, value);
+  history.replaceState(null, "", "#" + link);
+}
+
+// ---- light and dark
+
+const THEMES = ["auto", "light", "dark"];
+function setTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  pick("theme").textContent = "theme: " + theme;
+  document.querySelectorAll(".chart.drawn").forEach(chart => Plotly.relayout(chart, themed({})));
+}
+function themed(layout) {
+  const look = getComputedStyle(document.documentElement);
+  const line = look.getPropertyValue("--line").trim();
+  return {...layout, "font.color": look.getPropertyValue("--fg").trim(), "xaxis.gridcolor": line, "yaxis.gridcolor": line};
+}
+pick("theme").addEventListener("click", () => {
+  const next = THEMES[(THEMES.indexOf(document.documentElement.dataset.theme) + 1) % 3];
+  setTheme(next);
+  remember("theme", next === "auto" ? null : next);
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => setTheme(document.documentElement.dataset.theme));
+setTheme(THEMES.includes(link.get("theme")) ? link.get("theme") : "auto");
+
+// ---- tables: a click on a head sorts by it, best first
+
+document.querySelectorAll("table.sortable").forEach(table => {
+  const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
+    const sign = head.dataset.better === "higher" ? -1 : 1;
+    const number = row => row.cells[column].dataset.value === "" ? Infinity : sign * parseFloat(row.cells[column].dataset.value);
+    const key = column ? number : row => row.cells[0].textContent.trim();
+    const rows = [...body.rows].map(row => [key(row), row]);
+    rows.sort(([a], [b]) => (a > b) - (a < b)).forEach(([, row]) => body.append(row));
+    heads.forEach(other => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", sign < 0 ? "descending" : "ascending");
+  }));
+});
+
+// ---- charts: the library and each chart start when they come near the window
+
+function startPlotly() {
+  if (window.Plotly) return;
+  document.head.append(el("script", {textContent: pick("plotly").textContent}));
+}
+function drawChart(box) {
+  startPlotly();
+  const group = data.charts[box.dataset.chart], chart = group[box.dataset.variant || 0];
+  const layout = {...chart.layout, autosize: true}, hidden = hiddenNear(box);
+  box.setAttribute("aria-label", chart.alt);
+  const traces = chart.data.map(trace => ({...trace, visible: !hidden.has(trace.name)}));
+  Plotly.react(box, traces, layout, {responsive: true, displaylogo: false, displayModeBar: false});
+  Plotly.relayout(box, themed({}));
+  box.classList.add("drawn");
+}
+const near = new IntersectionObserver(seen => seen.filter(one => one.isIntersecting).forEach(one => {
+  near.unobserve(one.target);
+  drawChart(one.target);
+}), {rootMargin: "300px"});
+document.querySelectorAll(".chart").forEach(box => near.observe(box));
+document.querySelectorAll("select.variants").forEach(select => select.addEventListener("change", () => {
+  const box = pick(select.dataset.box);
+  box.dataset.variant = select.value;
+  drawChart(box);
+}));
+
+// ---- one legend for all charts of a group: its buttons hide and show methods
+
+const DASHES = {solid: "", dash: "6 3", dot: "2 3", dashdot: "6 3 2 3", longdash: "10 3", longdashdot: "10 3 2 3"};
+const SYMBOLS = {circle: "●", diamond: "◆", "triangle-up": "▲", cross: "✚", x: "✖", star: "★", "square-open": "□", "circle-open": "○", "diamond-open": "◇"};
+function hiddenNear(box) {
+  const off = box.closest(".group").querySelectorAll("button.trace[aria-pressed=false]");
+  return new Set([...off].map(one => one.dataset.name));
+}
+document.querySelectorAll("button.trace").forEach(button => {
+  const {colour, dash, symbol} = button.dataset, key = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  key.setAttribute("viewBox", "0 0 30 12");
+  key.setAttribute("aria-hidden", "true");
+  const line = document.createElementNS(key.namespaceURI, "line"), mark = document.createElementNS(key.namespaceURI, "text");
+  Object.entries({x1: 0, x2: 30, y1: 6, y2: 6, stroke: colour, "stroke-width": 2, "stroke-dasharray": DASHES[dash]}).forEach(([name, value]) => line.setAttribute(name, value));
+  Object.entries({x: 15, y: 10, "text-anchor": "middle", fill: colour}).forEach(([name, value]) => mark.setAttribute(name, value));
+  mark.textContent = SYMBOLS[symbol];
+  key.append(button.closest(".group").dataset.kind === "points" ? mark : line);
+  button.prepend(key);
+  button.addEventListener("click", () => {
+    button.setAttribute("aria-pressed", button.getAttribute("aria-pressed") === "false");
+    button.closest(".group").querySelectorAll(".chart.drawn").forEach(drawChart);
+  });
+});
