@@ -26,12 +26,15 @@ _PUBLIC = {
     "load_images": "data.images",
     "load_model": "loading",
     "make_explainer": "explainer",
+    "method": "methods._base",
+    "open_dataset": "data.datasets",
     "run_benchmark": "benchmark.run",
     "score": "benchmark.scoring",
+    "show_maps": "reporting.show",
     "wrap_model": "loading",
 }
 
-_MODULES = {"figures": "reporting.figures"}
+_MODULES = {"figures": "reporting.figures", "tables": "reporting.tables"}
 
 __all__ = sorted([*_PUBLIC, *_MODULES, "__version__"])
 
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
     from attncompare.catalogue import list_methods as list_methods
     from attncompare.catalogue import list_metrics as list_metrics
     from attncompare.catalogue import list_protocols as list_protocols
+    from attncompare.data.datasets import open_dataset as open_dataset
     from attncompare.data.images import load_images as load_images
     from attncompare.explainer import Explainer as Explainer
     from attncompare.explainer import explain_targets as explain_targets
@@ -71,5 +75,8 @@ if TYPE_CHECKING:
     from attncompare.loading import load_model as load_model
     from attncompare.loading import wrap_model as wrap_model
     from attncompare.maps import AttributionMap as AttributionMap
+    from attncompare.methods._base import method as method
     from attncompare.reporting import figures as figures
+    from attncompare.reporting import tables as tables
+    from attncompare.reporting.show import show_maps as show_maps
     from attncompare.signals import TokenLayout as TokenLayout

@@ -44,13 +44,17 @@ class Registry(Generic[T]):
         self.kind = kind
         self.package = package
         self._members: dict[str, T] = {}
+        self._drafts: set[str] = set()
         self._loaded = False
 
-    def add(self, name: str, member: T) -> None:
-        """Register a member; a name can be taken once."""
-        if name in self._members:
+    def add(self, name: str, member: T, *, draft: bool = False) -> None:
+        """Register a member; a name can be taken once, but for a draft, such as a notebook's cell that runs again."""
+        if draft:
+            self.load()  # so that a name of the package is taken
+        if name in self._members and not (draft and name in self._drafts):
             raise ValueError(f"{self.kind} {name!r} is registered twice")
         self._members[name] = member
+        self._drafts |= {name} if draft else set()
 
     def load(self) -> None:
         """Import every public module of the package."""

@@ -67,3 +67,14 @@ def test_names_are_sorted_however_they_were_added():
         colours.add(name, name.upper())
     assert colours.names() == ["a", "b", "c"]
     assert list(colours) == ["A", "B", "C"]
+
+
+def test_a_draft_can_be_written_anew_but_takes_no_name_of_the_package():
+    colours = Registry("colour", "colorsys")
+    colours.add("red", 1)
+    colours.add("blue", 2, draft=True)
+    colours.add("blue", 3, draft=True)
+    assert colours.get("blue") == 3
+    for name, draft in (("red", True), ("blue", False)):
+        with pytest.raises(ValueError, match="twice"):
+            colours.add(name, 4, draft=draft)

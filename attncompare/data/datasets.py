@@ -107,6 +107,10 @@ def open_dataset(name: str | tuple[str, ...], limit: int | None = None) -> Datas
     """Open "shapes" (test split), "shapes-val", "photos", a folder of images, or some image files.
 
     Raises SpecError when there is nothing of that name or the folder holds no image.
+
+    >>> shapes = open_dataset("shapes", limit=2)
+    >>> [shapes.load(name).image.shape for name in shapes.names]
+    [(64, 64, 3), (64, 64, 3)]
     """
     if limit is not None and limit < 1:
         raise SpecError(f"limit must be at least 1, not {limit}")

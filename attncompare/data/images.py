@@ -103,10 +103,30 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         raise ImageError(f"{path}: cannot be read as an image ({reason_of(error)})") from error
 
 
-def load_images(paths: Sequence[str | Path], model: ModelAdapter) -> Tensor:
-    """Read files and fit them to a model: (B,3,H,W) float32 in [0, 1]. Raises ImageError for a file it cannot read."""
-    paths = [paths] if isinstance(paths, str | Path) else list(paths)
-    if not paths:
+Picture = str | Path | NDArray[np.uint8]
+"""An image file, or its (H,W,3) uint8 RGB pixels."""
+
+
+def load_images(pictures: Picture | Sequence[Picture], model: ModelAdapter) -> Tensor:
+    """Fit pictures to a model: (B,3,H,W) float32 in [0, 1].
+
+    pictures: files or (H,W,3) uint8 RGB arrays. Raises ImageError for one that cannot be read.
+
+    >>> import attncompare as ac
+    >>> load_images([np.zeros((300, 400, 3), np.uint8)], ac.load_model("demo/cnn")).shape
+    torch.Size([1, 3, 64, 64])
+    """
+    listed = [pictures] if isinstance(pictures, str | Path | np.ndarray) else list(pictures)
+    if not listed:
         raise ImageError("no image was given; give a list of paths")
     how = model.source.preprocessing
-    return torch.stack([to_tensor(fit_image(read_image(path), how)) for path in paths]).to(model.device)
+    return torch.stack([to_tensor(fit_image(_pixels(one), how)) for one in listed]).to(model.device)
+
+
+def _pixels(picture: Picture) -> NDArray[np.uint8]:
+    """The pixels of a file, or of an array that is an image."""
+    if not isinstance(picture, np.ndarray):
+        return read_image(picture)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        raise ImageError(f"an array of {picture.dtype} and shape {picture.shape}; (H, W, 3) of uint8 is an image")
+    return picture

@@ -101,7 +101,8 @@ def method(  # noqa: PLR0913  (one keyword for each fact of a method)
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as a method: positional parameters are signals, keyword-only ones are options.
 
-    An unknown signal, or an option without a meaning, is an error at import.
+    An unknown signal, or an option without a meaning, is an error at import. In a notebook a cell that defines a method can
+    run again; the last definition counts.
     """
 
     def register(compute: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,7 +125,8 @@ def method(  # noqa: PLR0913  (one keyword for each fact of a method)
             "passes_option": passes_option,
             "first_pass_is_clean": first_pass_is_clean,
         }
-        methods.add(name, Method(name, compute, tuple(needs), tuple(options), reference, version, **flags))  # type: ignore[arg-type]
+        made = Method(name, compute, tuple(needs), tuple(options), reference, version, **flags)  # type: ignore[arg-type]
+        methods.add(name, made, draft=compute.__module__ == "__main__")
         return compute
 
     return register

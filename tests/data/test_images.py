@@ -375,3 +375,19 @@ def test_one_unreadable_file_of_a_batch_is_named(tmp_path):
     good = saved(tmp_path, Image.fromarray(noise(8, 8)), "good.png")
     with pytest.raises(ImageError, match=r"bad\.png"):
         load_images([good, written(tmp_path, "bad.png", b"")], model_of(Preprocessing((8, 8))))
+
+
+def test_arrays_are_fitted_like_the_file_they_were_read_from(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    path, how = tmp_path / "one.png", Preprocessing((8, 8))
+    Image.fromarray(pixels).save(path)
+    assert torch.equal(load_images([pixels, path], model_of(how)), load_images([path, path], model_of(how)))
+    assert torch.equal(load_images(pixels, model_of(how)), load_images(path, model_of(how)))
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((4, 4)), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)]
+)
+def test_an_array_that_is_no_image_is_refused(pixels):
+    with pytest.raises(ImageError, match="uint8"):
+        load_images([pixels], model_of(Preprocessing((8, 8))))

@@ -100,7 +100,7 @@ def draw_blocks(venue: Venue, blocks: Sequence[Block], note: str = "") -> Figure
 
 def _label_width(venue: Venue, blocks: Sequence[Block]) -> float:
     widest = max([width_of(text, venue.small) for block in blocks for text in block.labels] or [0.0])
-    return min(widest, venue.width / 4) + 0.05 if widest else 0.0
+    return min(1.06 * widest, venue.width / 4) + 0.05 if widest else 0.0  # a screen sets letters wider
 
 
 def _cell_size(venue: Venue, blocks: Sequence[Block], label: float) -> float:
