@@ -104,6 +104,11 @@ class ChunkScorer:
         scene = Scene(images, target, _masks(chunk, model))
         fixed: Target = "embedding" if model.embedding else target.target
         explained = explain_cells(model, work, images, self.spec.target if target.prompts else fixed, self.tick)
+        for i in (~torch.isfinite(outputs).all(dim=1)).nonzero()[:, 0].tolist():
+            for (
+                values
+            ) in explained.values():  # also of methods that never look at the model: there is nothing to explain
+                values[i] = f"CaptureError: {model.name} returned non-finite outputs for this image"
         part = Part({c.key: self._clean_rows(model, c, names, target, clean, explained[c.key]) for c in work})
         if self.spec.metrics:
             part.add(Part(self._score(model, work, names, scene, explained)))

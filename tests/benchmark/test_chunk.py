@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from attncompare.adapters.base import ModelAdapter
@@ -89,3 +90,24 @@ def test_the_report_finds_the_maps_of_a_chunk_worked_on_in_pieces(tmp_path):
     names = list(run_benchmark(spec, tmp_path / "names").records().image.unique())
     work_on(spec, tmp_path, pieces=[[one] for one in names])
     np.testing.assert_allclose(Gallery.open(tmp_path).map("demo/se_cnn", "cam", name), before, rtol=0, atol=1e-3)
+
+
+def test_an_image_without_finite_outputs_has_no_value_under_any_method(tmp_path, monkeypatch):
+    """A control never looks at the model: its map is there, the model's score is not."""
+    forward, calls = ModelAdapter.forward, []
+
+    def broken(model, images):
+        calls.append(len(images))
+        outputs = forward(model, images)
+        return outputs.index_fill(0, torch.tensor([0]), torch.nan) if calls == [4] else outputs  # the clean batch
+
+    session = Session.open(plan(), open_dataset("shapes", 4))
+    worker = Worker(plan(methods=("random_map", "cam"), save_maps=False), ResultStore(tmp_path), lambda tick: None, 0)
+    monkeypatch.setattr(ModelAdapter, "forward", broken)
+    worker.run_chunk(session.models[0], session.read(0))
+    rows = worker.store.read(worker.tally.keys)
+    bad = rows[rows.image == "shapes-test-00000"]
+    assert set(bad.method) == {"random_map", "cam"} and set(bad.measure) == {"target_score", "deletion"}
+    assert set(bad.status) == {"failed"} and bad.value.isna().all()
+    assert set(bad.detail) == {"CaptureError: demo/se_cnn returned non-finite outputs for this image"}
+    assert set(rows[rows.image != "shapes-test-00000"].status) == {"ok"}
