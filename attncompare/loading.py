@@ -41,6 +41,8 @@ def check_device(device: str | torch.device) -> torch.device:
     here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not here.get(found.type, False):
         raise SpecError(f"device {str(device)!r} is not available on this machine; use cpu")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise SpecError(f"device {str(device)!r}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
     return found
 
 

@@ -36,7 +36,14 @@ class Device:
 
 def open_device(device: torch.device) -> Device:
     """The clock and the meter of the CPU, of CUDA or of MPS."""
-    return {"cuda": _cuda, "mps": _mps}.get(device.type, _cpu)()
+    if device.type == "cuda":
+        return _cuda(device)
+    return _mps() if device.type == "mps" else _cpu()
+
+
+def gpu_name(device: str) -> str:
+    """What a CUDA device calls itself, "" for others."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
 
 
 def peak_of(job: Callable[[], object], device: Device) -> int | None:
@@ -71,22 +78,30 @@ def _cpu() -> Device:
     return Device(clock.now, clock.synchronise, _start_resident_peak, lambda: _resident("VmHWM"))
 
 
-def _cuda() -> Device:
+def _cuda(device: torch.device) -> Device:
+    """Everything names the device: what torch does without a name is of the current one, be the model on another."""
+
     def start_peak() -> int:
         gc.collect()
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
 
     def mark() -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
+        event.record(torch.cuda.current_stream(device))
         return event
 
     def between(first: torch.cuda.Event, last: torch.cuda.Event) -> float:
         return float(first.elapsed_time(last)) / 1e3
 
-    peak = torch.cuda.max_memory_allocated
-    return Device(time.perf_counter, torch.cuda.synchronize, start_peak, peak, mark, between)
+    return Device(
+        time.perf_counter,
+        lambda: torch.cuda.synchronize(device),
+        start_peak,
+        lambda: torch.cuda.max_memory_allocated(device),
+        mark,
+        between,
+    )
 
 
 def _mps() -> Device:

@@ -45,7 +45,7 @@ def measure_apart(request: Request, images: Tensor, tick: Callable[[str], None])
     weighed = _until_done(apart, images, CHILD_ALLOCATOR, tick).measured
     for name in alive:
         found.measured[name].peak = weighed[name].peak
-        found.measured[name].peak_reason = weighed[name].reason
+        found.measured[name].peak_reason = weighed[name].reason or weighed[name].peak_reason
     return found
 
 

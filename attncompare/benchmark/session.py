@@ -12,6 +12,7 @@ import torch
 
 from attncompare import tuning
 from attncompare.adapters.base import ModelAdapter
+from attncompare.benchmark.device import gpu_name
 from attncompare.benchmark.plan import Chunk, check_target, read_chunk
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.timed import time_model
@@ -31,13 +32,12 @@ def environment(device: str) -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "not installed"
-    gpu = torch.cuda.get_device_name() if device.startswith("cuda") else ""
     return {
         "versions": versions,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()} {platform.processor()}".strip(),
         "device": device,
-        "gpu": gpu,
+        "gpu": gpu_name(device),
         "threads": torch.get_num_threads(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "tuning": tuning.describe(),

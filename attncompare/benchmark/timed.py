@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attncompare import tuning
 from attncompare.adapters.base import ModelAdapter
+from attncompare.benchmark.device import gpu_name
 from attncompare.benchmark.explained import explain_cells
 from attncompare.benchmark.isolated import measure_apart
 from attncompare.benchmark.plan import Cell, Chunk, chosen_methods, options_of, support
@@ -48,7 +49,8 @@ def time_model(worker: Worker, model: ModelAdapter, sample: Chunk) -> None:
         missing = [cell for cell in cells if not store.holds(cell.key)]
         worker.tally.reused += len(cells) - len(missing)
         for cell in [cell for cell in missing if cell.unsupported]:
-            worker.finish(cell.key, reasons(model.name, cell, variant, "unsupported", cell.unsupported))
+            refused = reasons(model.name, cell, variant, "unsupported", cell.unsupported)
+            worker.finish(cell.key, refused, spec.timing_batch)
         work[variant] = [cell for cell in missing if not cell.unsupported]
     needed = {cell.method.name: cell for cells in work.values() for cell in cells}
     if needed:
@@ -84,10 +86,11 @@ def _time_cells(
         if faults[cell.key]:
             reason = faults[cell.key][0]
             status = "unsupported" if reason.startswith("UnsupportedMethodError") else "failed"
-            worker.finish(cell.key, reasons(model.name, cell, variant, status, reason))  # type: ignore[arg-type]
+            records = reasons(model.name, cell, variant, status, reason)  # type: ignore[arg-type]
         else:
             maps = [one for one in scene.maps[cell.method.name] if isinstance(one, Tensor)]
-            worker.finish(cell.key, as_timing_records(model.name, cell, variant, found, torch.stack(maps)))
+            records = as_timing_records(model.name, cell, variant, found, torch.stack(maps))
+        worker.finish(cell.key, records, worker.spec.timing_batch)
 
 
 def _request(
@@ -143,6 +146,7 @@ def _cells(spec: BenchmarkSpec, model: ModelAdapter, sample: Chunk, variant: Var
         "variant": variant,
         "host": platform.node(),
         "device": spec.device,
+        "gpu": gpu_name(spec.device),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "tuning": tuning.describe(),

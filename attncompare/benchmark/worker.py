@@ -72,12 +72,12 @@ class Worker:
         self.done += steps
         self.progress(Tick(min(self.done, self.total), self.total, what))
 
-    def finish(self, key: str, records: Sequence[Record]) -> None:
-        """Write a cell."""
+    def finish(self, key: str, records: Sequence[Record], batch_size: int | None = None) -> None:
+        """Write a cell. batch_size: of the images that were worked on together, where it is not the spec's."""
         columns = {
             "device": self.spec.device,
             "threads": torch.get_num_threads(),
-            "batch_size": self.spec.batch_size,
+            "batch_size": batch_size or self.spec.batch_size,
         }
         self.store.write(key, records, columns)
         self.tally.computed += 1

@@ -309,3 +309,10 @@ def test_a_model_loaded_without_gradients_has_them_later(mode, name):
         inside = ac.make_explainer(model, "saliency").explain(images).values
     torch.testing.assert_close(inside, expected)
     torch.testing.assert_close(ac.make_explainer(model, "saliency").explain(images).values, expected)
+
+
+def test_a_gpu_beyond_those_of_the_machine_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(SpecError, match="device 'cuda:2': this machine has 2 GPUs, counted from 0"):
+        ac.load_model("demo/cnn@random", device="cuda:2")

@@ -9,7 +9,8 @@ from torch import nn
 
 import attncompare as ac
 from attncompare.benchmark import plan as plan_module
-from attncompare.benchmark.plan import Chunk, ModelPlan, chosen_methods, chosen_metrics
+from attncompare.benchmark import timed
+from attncompare.benchmark.plan import Chunk, ModelPlan, chosen_methods, chosen_metrics, read_chunk
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.data.datasets import open_dataset
@@ -274,3 +275,23 @@ def test_running_a_model_leaves_its_structure_and_weights_as_they_were(each_tiny
     each_tiny.forward(pictures(each_tiny))
     after = replace(each_tiny)
     assert (after.structure_hash, after.weights_hash) == (before.structure_hash, before.weights_hash)
+
+
+MACHINE = {
+    "host": (timed.platform, "node", lambda: "another"),
+    "gpu": (timed, "gpu_name", lambda device: "another GPU"),
+    "threads": (timed.torch, "get_num_threads", lambda: 99),
+    "torch": (timed.torch, "__version__", "9.9"),
+    "tuning": (timed.tuning, "describe", lambda: {"channels_last": True}),
+    "protocol": (timed, "PROTOCOL_VERSION", 99),
+}
+"""What a timing depends on and a score does not -> where it is asked for, and another answer."""
+
+
+@pytest.mark.parametrize("what", MACHINE)
+def test_a_timing_of_another_machine_or_setting_is_not_reused(what, monkeypatch):
+    spec = BenchmarkSpec(models=("demo/cnn",), methods=("cam",), limit=1)
+    model, sample = ac.load_model("demo/cnn"), read_chunk(open_dataset("shapes", 1), ["shapes-test-00000"])
+    keys = [timed._cells(spec, model, sample, "fp32")[0].key for _ in range(2)]
+    monkeypatch.setattr(*MACHINE[what])
+    assert keys[0] == keys[1] != timed._cells(spec, model, sample, "fp32")[0].key

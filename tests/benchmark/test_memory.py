@@ -155,3 +155,27 @@ def test_a_run_on_cuda_has_device_times_and_peaks(tmp_path):
     assert set(rows.status) == {"ok"}, rows.detail.iloc[0]
     assert {"latency_device_median", "peak_bytes"} <= set(rows.measure)
     assert (rows[rows.measure == "peak_bytes"]["value"] > 0).all()
+
+
+def test_every_question_to_cuda_names_the_device_that_is_timed(monkeypatch):
+    """Without a name torch answers for its current device, which is not the one of a model on cuda:1."""
+    asked = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, stream):
+            asked.append(("record", stream))
+
+    def answer(name):
+        return lambda device=None: asked.append((name, device)) or 7
+
+    for name in ("synchronize", "reset_peak_memory_stats", "memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, answer(name))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: device)
+    second = torch.device("cuda:1")
+    device = open_device(second)
+    assert peak_of(device.mark, device) == 0
+    assert len(asked) == 6 and {one for _, one in asked} == {second}

@@ -19,6 +19,7 @@ from attncompare.benchmark.timed_process import PLAIN, Measured, Request, measur
 from attncompare.benchmark.timed_records import changed_map
 from attncompare.benchmark.variants import refusal
 from attncompare.methods._base import methods
+from attncompare.reporting.tables import table
 from attncompare.tuning import Tuning
 
 CNN = "demo/cnn@random"
@@ -159,6 +160,19 @@ def test_a_method_that_runs_out_of_memory_when_it_is_measured_keeps_its_time(chi
     assert found["saliency"].peak == 5
 
 
+def test_a_system_that_does_not_tell_the_peak_says_so(child, monkeypatch):
+    child("pass")
+    monkeypatch.setattr(isolated, "_read", lambda folder, read=isolated._read: without_meter(read(folder)))
+    found = measure_apart(request("cam"), torch.rand(1, 3, 64, 64), lambda name: None).measured["cam"]
+    assert (found.peak, found.peak_reason) == (None, "no meter")
+
+
+def without_meter(found):
+    for one in found.measured.values():
+        one.peak, one.peak_reason = None, "no meter"
+    return found
+
+
 def test_memory_is_measured_where_the_allocator_gives_back(child, tmp_path):
     child(
         f"open({str(tmp_path / 'seen')!r}, 'a').write(json.dumps([request['time'], request['tuning']['keep_memory'], "
@@ -177,10 +191,11 @@ def small(**changes):
 
 def test_a_child_that_dies_fails_its_records_and_the_run_goes_on(tmp_path, child):
     child("raise SystemExit('broken')")
-    run = run_benchmark(small(timing_only=False, methods=("cam", "class_attention")), tmp_path)
+    run = run_benchmark(small(timing_only=False, timing_batch=3, methods=("cam", "class_attention")), tmp_path)
     rows = run.records()
     timed = rows[rows.measure.isin(TIMING_MEASURES)]
     assert set(timed[timed.method == "cam"].status) == {"failed"}
+    assert set(timed.batch_size) == {3} and set(rows.drop(timed.index).batch_size) == {8}
     assert "while it ran cam: broken" in timed[timed.method == "cam"].detail.iloc[0]
     assert set(timed[timed.method == "class_attention"].status) == {"unsupported"}
     assert rows[(rows.measure == "insertion") & (rows.method == "cam")].status.iloc[0] == "ok"
@@ -263,3 +278,9 @@ def test_the_child_uses_the_settings_it_is_given(tmp_path, monkeypatch):
     timed_process.main(tmp_path)
     assert seen == {"tuning": Tuning(channels_last=True), "threads": 3}
     assert set(json.loads((tmp_path / "results.json").read_text())["measured"]) == {PLAIN, "cam"}
+
+
+def test_the_caption_of_a_run_that_scored_nothing_claims_no_images(tmp_path, child):
+    child("pass")
+    run_benchmark(small(limit=5), tmp_path)
+    assert "First images of 'shapes', timed and not scored, target argmax" in table(tmp_path, "md")
