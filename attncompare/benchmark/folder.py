@@ -2,11 +2,11 @@
 
 import errno
 import os
-import platform
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import fsspec
 
@@ -28,12 +28,17 @@ def is_url(location: Location) -> bool:
     return isinstance(location, str) and bool(_URL.match(location))
 
 
+def _own_name() -> str:
+    """What no other process that writes at the same time has in its file names, be they containers of one name."""
+    return f"{os.getpid()}-{uuid4().hex[:12]}"
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """All or nothing: a temporary file, flushed to disk, then renamed. StorageError when the disk is full.
 
     The temporary name is this process's own, so that two that write the same file do not meet.
     """
-    temporary = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{_own_name()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -117,8 +122,14 @@ class RunFolder:
             return
         path = self._inside(name)
         self.store.makedirs(path.rpartition("/")[0], exist_ok=True)
-        self.store.pipe_file(path + ".tmp", content)
-        self.store.mv(path + ".tmp", path)
+        temporary = f"{path}.{_own_name()}.tmp"
+        try:
+            self.store.pipe_file(temporary, content)
+            self.store.mv(temporary, path)
+        except BaseException:
+            if self.store.exists(temporary):
+                self.store.rm_file(temporary)
+            raise
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""

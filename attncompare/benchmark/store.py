@@ -96,7 +96,10 @@ class ResultStore:
         stem, taken = name.removeprefix("records/").removesuffix(".parquet"), self.quarantined()
         tries = (stem if not i else f"{stem}.{i}" for i in range(len(taken) + 1))
         free = next(one for one in tries if f"{one}.parquet" not in taken)
-        self.files.move(name, f"quarantine/{free}.parquet")
+        try:
+            self.files.move(name, f"quarantine/{free}.parquet")
+        except FileNotFoundError:  # another process of the run found the damage at the same time
+            return
         self.files.write(f"quarantine/{free}.reason.txt", f"{reason}\n".encode())
 
     def quarantined(self) -> list[str]:

@@ -115,3 +115,19 @@ def test_maps_pictures_and_report_lie_beside_the_records(url):
     assert run.picture("demo/cnn", "shapes-test-00002").shape == (64, 64, 3)
     assert write_report(url) == f"{url}/report.html"
     assert fsspec.filesystem("memory").cat_file(f"{url}/report.html").startswith(b"<!doctype html>")
+
+
+def test_two_processes_that_write_one_file_elsewhere_do_not_meet(url, monkeypatch):
+    """The second writes while the first is between its upload and its move."""
+    first, second = RunFolder(url), RunFolder(url)
+    move = type(first.store).mv
+
+    def overtaken(store, *names, **how):
+        monkeypatch.setattr(type(first.store), "mv", move)
+        second.write("images/a.png", b"second")
+        move(store, *names, **how)
+
+    monkeypatch.setattr(type(first.store), "mv", overtaken)
+    first.write("images/a.png", b"first")
+    assert first.read("images/a.png") == b"first"
+    assert first.store.ls(f"{first.root}/images", detail=False) == [f"{first.root}/images/a.png"]

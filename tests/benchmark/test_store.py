@@ -297,3 +297,18 @@ def test_a_key_is_a_sha256_and_refuses_numbers_that_are_not():
     assert len(cell_key(CONTENT)) == 64 and int(cell_key(CONTENT), 16) > 0
     with pytest.raises(ValueError, match="JSON"):
         cell_key({"seed": float("nan")})
+
+
+def test_damage_that_another_process_has_set_aside_is_no_error(tmp_path, monkeypatch):
+    store, key = stored(tmp_path)
+    (tmp_path / "records" / f"{key[:32]}.parquet").write_bytes(b"damaged")
+    seen = store.files.read_those_there
+    other = ResultStore(tmp_path)
+
+    def overtaken(names):
+        content = seen(names)
+        other.held([key])
+        return content
+
+    monkeypatch.setattr(store.files, "read_those_there", overtaken)
+    assert store.held([key]) == set() and len(store.quarantined()) == 1
