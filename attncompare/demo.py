@@ -57,7 +57,7 @@ def save_overlays(folder: Path) -> list[Path]:
 
 def ranking(run: Run) -> list[str]:
     """Lines for the terminal: the methods of each model from best to worst insertion, with intervals."""
-    summary = run.summary()
+    summary = Gallery.open(run.folder).summary
     lines = []
     for model in summary.model.unique():
         rows = summary[(summary.model == model) & (summary.n > 0)].pivot_table(

@@ -15,6 +15,7 @@ from PIL import Image
 import attncompare as ac
 from attncompare.benchmark.store import ResultStore
 from attncompare.cli import main
+from attncompare.errors import SpecError
 
 
 def run(*arguments):
@@ -333,3 +334,19 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
     assert child.returncode == 130
     assert "Go on with: attncompare bench -m demo/cnn" in errors
     assert len(ResultStore(Path(tmp_path)).read()) > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "methods"),
+    [((), ("quick",)), (("--method", "all"), ("all",)), (("--method", "cam"), ("cam",))],
+)
+def test_a_timing_pass_takes_the_quick_methods_unless_told_otherwise(monkeypatch, tmp_path, words, methods):
+    asked = []
+
+    def stop(spec, out, execution):
+        asked.append(spec)
+        raise SpecError("seen")
+
+    monkeypatch.setattr(sys.modules["attncompare.cli.bench"], "run_spec", stop)
+    run("bench", "-m", "demo/cnn", "--timing-only", *words, "--out", tmp_path)
+    assert [spec.methods for spec in asked] == [methods]

@@ -28,7 +28,9 @@ def bench(
         bool | None, typer.Option("--save-maps/--no-save-maps", help="Keep maps for the report.")
     ] = None,
     timing: Annotated[bool | None, typer.Option("--timing/--no-timing", help="Time every method.")] = None,
-    timing_only: Annotated[bool, typer.Option("--timing-only", help="Time, score nothing.")] = False,
+    timing_only: Annotated[
+        bool, typer.Option("--timing-only", help="Time, score nothing; without --method the quick ones.")
+    ] = False,
     timing_variant: Annotated[
         list[str] | None,
         typer.Option(help="Time as fp32, bf16 (autocast) or compile (torch.compile); repeat for more."),
@@ -67,6 +69,8 @@ def bench(
     if isinstance(values.get("options", {}), dict):  # else the check of the spec says what is wrong
         values |= {"options": {**values.get("options", {}), **parse_options(option)}}
     values |= {"timing_only": True} if timing_only else {}
+    if values.get("timing_only"):  # tens of repeats of hundreds of passes are not what is meant without a word
+        values.setdefault("methods", ("quick",))
     spec = make_spec(values)
     if dry_run:
         from attncompare.benchmark import dry_run as costs

@@ -108,3 +108,10 @@ def test_the_command_prints_text_or_json_and_runs_nothing(tmp_path):
 def test_a_timing_only_spec_has_no_cells_to_score():
     found = dry_run(small(timing_only=True))
     assert (found.cells, found.seconds) == (0, 0)
+
+
+def test_a_timing_pass_has_no_cells_to_score_whatever_the_folder_holds(tmp_path):
+    run_benchmark(small(methods=("center_map",)), tmp_path)
+    found = dry_run(small(methods=("center_map",), timing_only=True), tmp_path)
+    assert (found.cells, found.done, found.seconds) == (0, 0, 0.0)
+    assert "missing: 0.0 s" in describe(found, small(timing_only=True), tmp_path)

@@ -152,10 +152,11 @@ def _notes(run: Gallery, found: Content) -> list[str]:
         e for rows in found.sections.values() for row in rows for e in row.entries if e and not is_timing(e.measure)
     ]
     counts = sorted({entry.n for entry in scores})
-    notes = [
-        f"{run.manifest['images']} images of '{spec['data']}', protocol {spec['protocol']}, target {spec['target']}, "
-        f"seed {spec['seed']}, {environment['device']}, {environment['threads']} threads"
-    ]
+    what = f"{run.manifest['images']} images of '{spec['data']}', protocol {spec['protocol']}, "
+    if spec.get("timing_only"):
+        what = f"First images of '{spec['data']}', timed and not scored, "
+    where = f"{environment['device']}, {environment['threads']} threads"
+    notes = [f"{what}target {spec['target']}, seed {spec['seed']}, {where}"]
     if counts:
         n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} (failures left out)"
         notes.append(
