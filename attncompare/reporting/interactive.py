@@ -16,6 +16,7 @@ from attncompare.reporting.overlay import is_signed
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+WIDTH, PICTURE, SLIDER = 620, 410, 78  # pixels; a slider with its value above and its labels below
 OPACITIES = [number / 10 for number in range(11)]
 
 
@@ -44,7 +45,7 @@ def interactive(attribution: AttributionMap, image: Tensor, *, opacity: float = 
         for name, (seen, cover) in shown.items()
     ]
     menu = {"type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1.12, "buttons": buttons}
-    return figure.update_layout(updatemenus=[menu], sliders=[_opacity_slider([1], opacity)])
+    return _laid_out(figure, [_opacity_slider([1], opacity)]).update_layout(updatemenus=[menu])
 
 
 def interactive_attention(
@@ -69,9 +70,9 @@ def interactive_attention(
         {"label": str(head), "method": "restyle", "args": [{"z": [maps[head] for _, maps in named]}, traces]}
         for head in range(len(named[0][1]))
     ]
-    sliders = [_slider("layer ", by_layer, 0, 0), _slider("head ", by_head, 0, 1)]
+    sliders = [_slider("layer ", by_layer, 0), _slider("head ", by_head, 0), _opacity_slider(traces, opacity)]
     figure.for_each_trace(lambda trace: trace.update(visible=trace.name in ("image", named[0][0])))
-    return figure.update_layout(sliders=[*sliders, _opacity_slider(traces, opacity, place=2)], margin={"b": 260})
+    return _laid_out(figure, sliders)
 
 
 def _picture(image: Tensor) -> NDArray[np.uint8]:
@@ -115,19 +116,26 @@ def _over(picture: NDArray[np.uint8], maps: Sequence[tuple[str, NDArray[np.float
         )
     figure.update_xaxes(visible=False, range=[-0.5, width - 0.5], constrain="domain")
     figure.update_yaxes(visible=False, range=[height - 0.5, -0.5], scaleanchor="x", constrain="domain")
-    return figure.update_layout(height=560, margin={"l": 20, "r": 20, "t": 60, "b": 90})
+    return figure
 
 
 def _nearest(opacity: float) -> int:
     return int(np.abs(np.array(OPACITIES) - opacity).argmin())
 
 
-def _opacity_slider(traces: list[int], opacity: float, place: int = 0) -> dict[str, Any]:
+def _opacity_slider(traces: list[int], opacity: float) -> dict[str, Any]:
     """Moves the maps only; the image stays as it is."""
     steps = [{"label": f"{v:g}", "method": "restyle", "args": [{"opacity": v}, traces]} for v in OPACITIES]
-    return _slider("opacity ", steps, _nearest(opacity), place)
+    return _slider("opacity ", steps, _nearest(opacity))
 
 
-def _slider(prefix: str, steps: list[dict[str, Any]], active: int, place: int) -> dict[str, Any]:
-    look = {"len": 0.9, "x": 0.05, "y": -0.02 - 0.2 * place, "pad": {"t": 10}}
-    return {"currentvalue": {"prefix": prefix}, "steps": steps, "active": active, **look}
+def _slider(prefix: str, steps: list[dict[str, Any]], active: int) -> dict[str, Any]:
+    return {"currentvalue": {"prefix": prefix}, "steps": steps, "active": active, "len": 0.9, "x": 0.05}
+
+
+def _laid_out(figure: "go.Figure", sliders: list[dict[str, Any]]) -> "go.Figure":
+    """Sliders below each other, in pixels: shares of the figure's height would let them overlap."""
+    placed = [one | {"y": 0, "pad": {"t": 15 + SLIDER * place}} for place, one in enumerate(sliders)]
+    margin = {"l": 20, "r": 20, "t": 60, "b": 25 + SLIDER * len(sliders)}
+    height = margin["t"] + PICTURE + margin["b"]
+    return figure.update_layout(sliders=placed, width=WIDTH, height=height, margin=margin)

@@ -111,3 +111,11 @@ def test_agreement_is_the_rank_correlation_of_the_maps(synthetic):
     assert [case[0] for case in cases] == sorted(case[0] for case in cases)
     worst = [correlations(run, f"photo_{i}.png", names).to_numpy().min() for i in range(6)]
     assert cases[0][0] == pytest.approx(min(worst)) and len(cases) == 6
+
+
+def test_no_curve_is_cut_off(synthetic):
+    axes = draw(synthetic, "curves").axes
+    low, high = axes[0].get_ylim()
+    assert low == 0
+    for panel in axes:
+        assert panel.dataLim.y1 < high and panel.get_ylim() == (low, high)

@@ -33,6 +33,11 @@ def legend_height(names: list[str], venue: Venue) -> float:
     return math.ceil(len(names) / _columns(names, venue)) * line_height(venue.small) * 1.15 + 0.1
 
 
+def label_left(figure: Figure, text: str, names: list[str], venue: Venue) -> None:
+    """What the panels' y axes share, level with the middle of the panels rather than of the page with its legend."""
+    figure.supylabel(text, fontsize=venue.font, y=(1 + legend_height(names, venue) / figure.get_figheight()) / 2)
+
+
 def legend_below(figure: Figure, drawn: dict[str, Any], venue: Venue) -> None:
     """One legend for all panels, in as many columns as fit."""
     names = list(drawn)

@@ -15,6 +15,7 @@ from attncompare.reporting.figures._words import fitted, line_height, width_of, 
 
 GAP, WIDE = 0.02, 0.08  # inches between pictures, and more between groups of them
 SEEN = 0.42  # inches: below this the eye finds no object in a map
+ABOVE = 0.06  # inches between a block and the title of the next
 LARGEST = 1.5  # inches of a picture: a grid of three needs no posters
 
 
@@ -87,8 +88,8 @@ def draw_blocks(venue: Venue, blocks: Sequence[Block], note: str = "") -> Figure
     foot = wrapped(note, venue.width, venue.small)
     foot_height = line_height(venue.small) * len(foot.splitlines()) + 0.04 if foot else 0.0
     rows = [len(block.rows) * cell * block.aspect for block in blocks]
-    page = _Page(venue.width, sum(rows) + sum(one.height for one in words) + foot_height)
-    top = 0.0
+    top = -ABOVE if blocks[0].title else 0.0  # the first title needs no gap above it
+    page = _Page(venue.width, top + sum(rows) + sum(one.height for one in words) + foot_height)
     for block, text, height in zip(blocks, words, rows, strict=True):
         text.draw(page, top, label)
         _draw_rows(page, block, top + text.height, (label, cell), venue)
@@ -117,7 +118,9 @@ class _Words:
         self.block, self.venue, self.cell, self.upright = block, venue, cell, upright
         self.size = venue.small if upright and self._fit(venue.small) else SMALLEST
         self.title = wrapped(block.title, venue.width, venue.font, bold=True)
-        self.title_height = line_height(venue.font) * len(self.title.splitlines()) + 0.05 if self.title else 0.02
+        self.title_height = (
+            line_height(venue.font) * len(self.title.splitlines()) + 0.05 + ABOVE if self.title else 0.02
+        )
         self.heads = [head_lines(name, cell, self.size) or name if upright else name for name in block.heads]
         lines = max((head.count("\n") + 1 for head in self.heads), default=0)
         across = max((width_of(name, self.size) for name in block.heads), default=0.0)
@@ -130,7 +133,7 @@ class _Words:
     def draw(self, page: _Page, top: float, label: float) -> None:
         look = {"fontsize": self.venue.font, "weight": "bold", "ha": "left", "va": "top", "linespacing": 1.2}
         if self.title:
-            page.words(0, top + 0.02, self.title, **look)
+            page.words(0, top + 0.02 + ABOVE, self.title, **look)
         below = top + self.height - 0.025
         for column, text in enumerate(self.heads):
             centre = label + (column + 0.5) * self.cell

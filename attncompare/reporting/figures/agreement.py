@@ -17,6 +17,7 @@ from attncompare.reporting.gallery import Gallery
 from attncompare.reporting.overlay import DIVERGING
 
 BAR = 0.42  # inches of the colour bar with its words
+WRAP = 1.05  # inches of a line of a name
 
 
 @figure_kind
@@ -28,33 +29,43 @@ def agreement(run: Gallery, venue: Venue) -> Figure:
     if len(run.models) > 1:
         real = sorted({name for model in run.models for name in run.methods_of(model) if not methods.get(name).control})
         tables["architectures"] = model_agreement(only(run, methods=real))
-    label = max(width_of(name, SMALLEST) for table in tables.values() for name in table.index) + 0.06
-    label = min(label, venue.width / 3)
-    least = max(len(table) for table in tables.values()) * line_height(SMALLEST) * 1.05
-    columns = max(1, min(len(tables), int((venue.width - BAR) / (label + max(least, 0.9)))))
-    side = min((venue.width - BAR) / columns - label - 0.05, 3.0)
+    names = {str(name) for table in tables.values() for name in table.index}
+    label = min(WRAP, max(width_of(name, SMALLEST) for name in names)) + 0.06
     title = line_height(venue.font) * 2 + 0.06
-    tall = title + side + label
-    rows = -(-len(tables) // columns)
-    figure = Figure(figsize=(venue.width, tall * rows))
+    columns, side = _layout([len(table) for table in tables.values()], label, title, venue)
+    sides = [min(side, 0.6 * len(table)) for table in tables.values()]
+    tall, rows = title + side + label, -(-len(tables) // columns)
+    height = tall * rows - side + max(sides[(rows - 1) * columns :])  # the last row may be of small ones
+    figure = Figure(figsize=(venue.width, height))
     for number, (name, table) in enumerate(tables.items()):
         row, column = divmod(number, columns)
         left, top = column * (label + side + 0.05) + label, row * tall + title
-        own = min(side, 0.6 * len(table))
-        box = left / venue.width, 1 - (top + own) / (tall * rows), own / venue.width, own / (tall * rows)
+        own = sides[number]
+        box = left / venue.width, 1 - (top + own) / height, own / venue.width, own / height
         axes = figure.add_axes(box)
         _matrix(axes, table, own)
         head = wrapped(name, label + side, venue.font)
-        at = (left - label + 0.02) / venue.width, 1 - (top - 0.04) / (tall * rows)
+        at = (left - label + 0.02) / venue.width, 1 - (top - 0.04) / height
         figure.text(*at, head, ha="left", va="bottom", fontsize=venue.font)
-    _colour_bar(figure, venue, (title, side, tall * rows))
+    _colour_bar(figure, venue, (title, sides[0], height))
     return figure
+
+
+def _layout(sizes: list[int], label: float, title: float, venue: Venue) -> tuple[int, float]:
+    """Columns of matrices and inches of a matrix: as large as the page allows, yet with room for the names of its rows."""
+    least = max(0.9, max(sizes) * line_height(SMALLEST) * 1.05)
+    most = max(1, min(len(sizes), int((venue.width - BAR) / (label + least + 0.05))))
+    for columns in range(1, most + 1):
+        side = min((venue.width - BAR) / columns - label - 0.05, 3.0)
+        if (title + side + label) * -(-len(sizes) // columns) <= venue.height:
+            break
+    return columns, side
 
 
 def _matrix(axes: Axes, table: pd.DataFrame, side: float) -> None:
     axes.imshow(table.to_numpy(), cmap=DIVERGING, vmin=-1, vmax=1, interpolation="nearest")
     places = range(len(table))
-    names = [wrapped(str(name), 1.05, SMALLEST) for name in table.index]
+    names = [wrapped(str(name), WRAP, SMALLEST) for name in table.index]
     axes.set_xticks(places, names, rotation=90, fontsize=SMALLEST, linespacing=1.0)
     axes.set_yticks(places, names, fontsize=SMALLEST, linespacing=1.0)
     axes.tick_params(length=0, pad=2)
@@ -65,7 +76,7 @@ def _matrix(axes: Axes, table: pd.DataFrame, side: float) -> None:
     for row in places:
         for column in places:
             value = float(values[row, column])
-            text = "–" if np.isnan(value) else f"{value:.2f}".replace("0.", ".")
+            text = "–" if np.isnan(value) else f"{value:.2f}".replace("0.", ".").replace("-", "−")
             colour = "white" if abs(value) > 0.6 else "black"
             axes.text(column, row, text, ha="center", va="center", fontsize=SMALLEST, color=colour)
 

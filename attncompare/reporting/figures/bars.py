@@ -68,6 +68,9 @@ def _panel(axes, run: Gallery, owner: tuple[str, str], order: list[str]) -> None
         if methods.get(method).control:
             body.set(facecolor="0.85", hatch="//////", edgecolor="0.5")
     axes.hlines(places, rows["low"], rows["high"], color="black", linewidth=0.8)
+    axes.plot(rows["mean"], places, "k.", markersize=2.5, markeredgewidth=0, clip_on=False)  # a mean of 0 has no bar
+    for place in places[rows["mean"].isna()]:
+        axes.annotate("–", (0, place), (3, 0), textcoords="offset points", va="center", fontsize=SMALLEST)
     axes.set_yticks(places, order, fontsize=SMALLEST)
     axes.set_ylim(-0.6, len(order) - 0.4)
     axes.tick_params(axis="y", length=0)

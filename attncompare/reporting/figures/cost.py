@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, 
 from attncompare.errors import ResultFormatError
 from attncompare.metrics._base import metrics
 from attncompare.reporting.figures._base import Venue, figure_kind
-from attncompare.reporting.figures._charts import arrow, legend_below, legend_height, title
+from attncompare.reporting.figures._charts import arrow, label_left, legend_below, legend_height, title
 from attncompare.reporting.figures._looks import looks
 from attncompare.reporting.gallery import Gallery
 
@@ -41,7 +41,7 @@ def cost(run: Gallery, venue: Venue) -> Figure:
                 title(axes, model, (venue.width - 0.5) / grid[1], venue.font)
             if across or column == len(tables) - 1:
                 axes.set_xlabel(words)
-    figure.supylabel(f"{names[0]} {arrow(names[0])}", fontsize=venue.font)
+    label_left(figure, f"{names[0]} {arrow(names[0])}", list(shown), venue)
     legend_below(figure, {name: drawn[name] for name in shown if name in drawn}, venue)
     return figure
 

@@ -40,7 +40,7 @@ def critical_difference(run: Gallery, venue: Venue) -> Figure:
         axes = figure.add_axes((0, 1 - (top + above + body) / total, 1, body / total))
         axes.set(xlim=(0, venue.width), ylim=(body, 0))
         axes.set_axis_off()
-        axes.set_title(text, fontsize=venue.font, pad=2)
+        axes.set_title(text, fontsize=venue.font, pad=4)
         if can_rank(one):
             _diagram(axes, one, venue)
         else:

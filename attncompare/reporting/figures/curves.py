@@ -11,7 +11,7 @@ from attncompare.benchmark.statistics import mean_band
 from attncompare.errors import ResultFormatError
 from attncompare.methods._base import methods
 from attncompare.reporting.figures._base import Venue, figure_kind
-from attncompare.reporting.figures._charts import legend_below, legend_height, ranked, title
+from attncompare.reporting.figures._charts import label_left, legend_below, legend_height, ranked, title
 from attncompare.reporting.figures._looks import looks
 from attncompare.reporting.gallery import Gallery
 
@@ -38,7 +38,9 @@ def curves(run: Gallery, venue: Venue) -> Figure:
             title(axes, f"{model}: {kind}", (venue.width - 0.5) / len(measures), venue.font)
             if row == len(run.models) - 1:
                 axes.set_xlabel(f"share of pixels {CHANGES[kind]}")
-    figure.supylabel(_score(run), fontsize=venue.font)
+    if min(axes.dataLim.y0 for axes in panels.flat) >= 0:  # similarities may be negative
+        panels[0][0].set_ylim(bottom=0)  # once all curves are drawn: it ends the scaling of all panels
+    label_left(figure, _score(run), names, venue)
     legend_below(figure, {name: drawn[name] for name in names if name in drawn}, venue)
     return figure
 
@@ -66,7 +68,6 @@ def _panel(axes: Axes, rows: pd.DataFrame, shown: list[str], names_until: tuple[
         axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
         drawn[name] = axes.plot(x, stack.mean(0), color=look["color"], linestyle=look["linestyle"])[0]
     axes.set_xlim(0, 1)
-    axes.set_ylim(bottom=0)
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     return drawn
 
