@@ -6,6 +6,8 @@ parts together. Whatever is stored under a key that names the weights needs this
 
 import hashlib
 from collections.abc import Iterator
+from enum import Enum
+from functools import partial
 from types import CodeType, FunctionType, MethodType
 
 import numpy as np
@@ -19,9 +21,9 @@ LIBRARIES = ("torch", "torchvision", "timm", "transformers", "attncompare")
 def structure_hash(module: nn.Module) -> str:
     """sha256 of what a module is made of: class and settings of every part, and the code of classes outside LIBRARIES.
 
-    Settings: attributes that are numbers, texts, tensors, functions or collections of these. Code: the bytecode of a
-    class's methods and of the functions and constants that they name, so that another version of Python counts as
-    another structure.
+    Settings: attributes that are numbers, texts, members of an enum, tensors, functions (also partial) or collections of
+    these. Code: the bytecode of a class's methods and of the functions and constants that they name, so that another
+    version of Python counts as another structure.
     """
     digest = hashlib.sha256()
     for line in _lines(module):
@@ -62,6 +64,10 @@ def _say(value: object, seen: set[int]) -> str:
         return "{" + ",".join(sorted(_say(one, seen) for one in value)) + "}"
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{_say(value[key], seen)}" for key in sorted(value, key=str)) + "}"
+    if isinstance(value, partial):
+        return _say([value.func, value.args, value.keywords], seen)
+    if isinstance(value, Enum):
+        return f"{_name(type(value))}.{value.name}"
     if isinstance(value, staticmethod | classmethod | MethodType):
         return _say(value.__func__, seen)
     if isinstance(value, property):

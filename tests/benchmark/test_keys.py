@@ -1,10 +1,13 @@
 """A key names everything that decides a cell's values and nothing else: one case for each field, both ways."""
 
 from dataclasses import replace
+from enum import Enum
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import attncompare as ac
@@ -261,6 +264,23 @@ def test_functions_that_a_forward_names_count():
     tanh, relu = (wrapped(with_activation(activation)()) for activation in (torch.tanh, torch.relu))
     assert tanh.structure_hash != relu.structure_hash
     assert wrapped(with_activation(torch.tanh)()).structure_hash == tanh.structure_hash
+
+
+class Mode(Enum):
+    """A setting of a user's module."""
+
+    SUM = "sum"
+    MEAN = "mean"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [(partial(F.leaky_relu, negative_slope=0.1), partial(F.leaky_relu, negative_slope=0.2)), (Mode.SUM, Mode.MEAN)],
+    ids=["partial", "enum"],
+)
+def test_a_setting_counts_whatever_it_is_written_as(settings):
+    first, second, again = (wrapped(Summed(groups=value)).structure_hash for value in (*settings, settings[0]))
+    assert first == again != second
 
 
 def test_a_hook_of_the_users_own_counts():
