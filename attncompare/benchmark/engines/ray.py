@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from attncompare.errors import AttnCompareError, SpecError
 OBJECT_STORE = 80 * 2**20
 """Bytes; Ray's smallest is 75 MiB. Nothing but counts goes through it: actors write their results themselves."""
 OPENING = "open"
+ANSWER_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -211,12 +213,26 @@ def _connect(ray: Any, execution: Execution, threads: int) -> None:
             **quiet,
         )
         return
+    _check_answers(address)
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         line = str(error).splitlines()[0]
         raise SpecError(
             f"address {address}: no Ray cluster answers ({line}); start one with ray start --head"
+        ) from error
+
+
+def _check_answers(address: str) -> None:
+    """SpecError unless something listens there: Ray itself would try for minutes. "auto" and "local" name no host."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise SpecError(
+            f"address {address}: no Ray cluster answers ({error}); start one with ray start --head"
         ) from error
 
 
