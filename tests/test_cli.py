@@ -321,16 +321,31 @@ def test_shards_of_a_command_are_united_by_the_command_without_shard(tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
-    code = "from attncompare.cli import main; main()"
-    arguments = ["bench", "-m", "demo/cnn", "--method", "all", "--limit", "400", "--no-timing", "--out", str(tmp_path)]
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a job in the background ignores it
+    code = heard + "from attncompare.cli import main; main()"
+    arguments = [
+        "bench",
+        "-m",
+        "demo/cnn",
+        "--method",
+        "quick",
+        "--limit",
+        "2000",
+        "--no-timing",
+        "--out",
+        str(tmp_path),
+    ]
     child = subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 120
-    while not list(Path(tmp_path).glob("records/*.parquet")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(Path(tmp_path).glob("records/*.parquet")) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=60)
+    finally:
+        child.kill()
     assert child.returncode == 130
     assert "Go on with: attncompare bench -m demo/cnn" in errors
     assert len(ResultStore(Path(tmp_path)).read()) > 0
