@@ -1,6 +1,9 @@
 """How memory is measured. What a method must not hold: earlier calls, (N, N) weights for one row, trunks below the tap."""
 
 import gc
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,22 +112,33 @@ def test_the_graph_of_grad_cam_starts_at_the_tap(tiny, pictures, name):
 MANY = 64 * 2**20  # bytes; glibc maps blocks of this size and gives them back at once
 
 
+PEAKS = f"""
+import json, torch
+from attncompare.benchmark.device import open_device, peak_of
+
+MANY, device = {MANY}, open_device(torch.device("cpu"))
+
+def hold(*sizes):
+    for size in sizes:
+        torch.ones(size, dtype=torch.uint8)
+
+hold(MANY)
+kept = torch.ones(MANY, dtype=torch.uint8)  # what was there before is not counted
+jobs = [lambda: hold(MANY), lambda: hold(MANY, 2 * MANY, MANY), lambda: None]
+print(json.dumps([peak_of(job, device) for job in jobs]))
+"""
+
+
 def test_the_peak_of_a_job_is_what_it_held_at_most():
-    device = open_device(torch.device("cpu"))
-    if device.start_peak is None:
+    """In a fresh process, as the package measures: this one may keep freed memory, which a test of tuning asked for."""
+    if open_device(torch.device("cpu")).start_peak is None:
         pytest.skip("this system does not tell the peak of a process")
-
-    def hold(*sizes):
-        for size in sizes:
-            torch.ones(size, dtype=torch.uint8)
-
-    hold(MANY)
-    kept = torch.ones(MANY, dtype=torch.uint8)  # what was there before is not counted
+    said = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True).stdout
+    one, largest, nothing = json.loads(said)
     # the kernel counts pages in batches of 64 per processor, so the last 256 KiB or so are not exact
-    assert peak_of(lambda: hold(MANY), device) == pytest.approx(MANY, rel=0.05)
-    assert peak_of(lambda: hold(MANY, 2 * MANY, MANY), device) == pytest.approx(2 * MANY, rel=0.05)
-    assert peak_of(lambda: None, device) < 0.05 * MANY
-    assert len(kept) == MANY
+    assert one == pytest.approx(MANY, rel=0.05)
+    assert largest == pytest.approx(2 * MANY, rel=0.05)
+    assert nothing < 0.05 * MANY
 
 
 def test_a_system_that_does_not_tell_has_no_peak(monkeypatch, tmp_path):
