@@ -13,7 +13,8 @@ import pytest
 from attncompare.benchmark.run import Run, run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
 
-CODE = "from attncompare.cli import main; main()"
+HEARD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a job in the background ignores it
+CODE = f"{HEARD}; from attncompare.cli import main; main()"
 TEXT = ["model", "method", "image", "target", "measure", "protocol", "status", "detail", "key"]
 SPEC = BenchmarkSpec(
     models=("demo/cnn", "demo/vit"), methods=("saliency", "occlusion"), metrics=("deletion",), limit=8, chunk_size=2,
