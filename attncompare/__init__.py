@@ -8,9 +8,9 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "AttributionMap": "maps",
     "BenchmarkSpec": "benchmark.spec",
-    "Classifier": "adapters.base",
+    "Classifier": "adapters.anatomy",
     "Explainer": "explainer",
-    "Gate": "adapters.base",
+    "Gate": "adapters.anatomy",
     "Meter": "benchmark.meter",
     "ModelAdapter": "adapters.base",
     "Record": "benchmark.records",
@@ -29,7 +29,7 @@ _PUBLIC = {
     "method": "methods._base",
     "open_dataset": "data.datasets",
     "run_benchmark": "benchmark.run",
-    "score": "benchmark.scoring",
+    "score": "benchmark.single",
     "show_maps": "reporting.show",
     "wrap_model": "loading",
 }
@@ -52,15 +52,15 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from attncompare.adapters.base import Classifier as Classifier
-    from attncompare.adapters.base import Gate as Gate
+    from attncompare.adapters.anatomy import Classifier as Classifier
+    from attncompare.adapters.anatomy import Gate as Gate
     from attncompare.adapters.base import ModelAdapter as ModelAdapter
     from attncompare.benchmark.agreement import compare_maps as compare_maps
     from attncompare.benchmark.meter import Meter as Meter
     from attncompare.benchmark.records import Record as Record
     from attncompare.benchmark.run import Run as Run
     from attncompare.benchmark.run import run_benchmark as run_benchmark
-    from attncompare.benchmark.scoring import score as score
+    from attncompare.benchmark.single import score as score
     from attncompare.benchmark.spec import BenchmarkSpec as BenchmarkSpec
     from attncompare.catalogue import list_methods as list_methods
     from attncompare.catalogue import list_metrics as list_metrics

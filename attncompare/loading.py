@@ -11,7 +11,8 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from attncompare.adapters.base import Anatomy, Classifier, Family, Gate, ModelAdapter, Preprocessing, Source, device_of
+from attncompare.adapters.anatomy import Anatomy, Classifier, Family, Gate
+from attncompare.adapters.base import ModelAdapter, Preprocessing, Source, device_of
 from attncompare.adapters.checkpoint import load_checkpoint
 from attncompare.capture.listening import resolve_layer
 from attncompare.capture.probe import probe

@@ -1,9 +1,10 @@
 """Name -> object tables that fill themselves by importing every module of a package."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from attncompare.errors import SpecError, unknown_name
 
@@ -29,6 +30,15 @@ def split_request(request: Request) -> tuple[str, Mapping[str, object]]:
 def listed(requests: Request | Sequence[Request]) -> list[Request]:
     """The requests as a list, where one name may stand for a list of one."""
     return [requests] if isinstance(requests, str) else list(requests)  # type: ignore[arg-type]
+
+
+def summary_of(function: Callable[..., Any]) -> str:
+    """The first line of a docstring, or "".
+
+    >>> summary_of(summary_of)
+    'The first line of a docstring, or "".'
+    """
+    return (inspect.getdoc(function) or "").partition("\n")[0]
 
 
 class Registry(Generic[T]):

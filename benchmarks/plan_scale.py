@@ -27,7 +27,8 @@ import pyarrow as pa
 from torch import nn
 
 import attncompare as ac
-from attncompare.adapters.base import Anatomy, ModelAdapter, Preprocessing, Source
+from attncompare.adapters.anatomy import Anatomy
+from attncompare.adapters.base import ModelAdapter, Preprocessing, Source
 from attncompare.benchmark import seal
 from attncompare.benchmark.plan import Chunk, ModelPlan
 from attncompare.benchmark.records import Record

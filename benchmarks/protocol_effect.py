@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from results_table import write_table
 
 from attncompare.benchmark.rankings import ranking_agreement
 from attncompare.benchmark.run import run_benchmark
@@ -42,9 +43,7 @@ def main() -> None:
             "tau_with_rise": float(tau.iloc[0]) if protocol == "grid14" else 1.0,
         })  # fmt: skip
     table = pd.DataFrame(rows)
-    path = Path(__file__).parent / "results" / "protocol_effect.csv"
-    table.to_csv(path, index=False, float_format="%.4g", lineterminator="\n")
-    print(table.round(3).to_string(index=False))
+    write_table(table, "protocol_effect")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from results_table import write_table
 
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
@@ -63,9 +64,7 @@ def main() -> None:
                 "order_changes_apart": clearly,
             })  # fmt: skip
     table = pd.DataFrame(rows)
-    path = Path(__file__).parent / "results" / "rise_fast.csv"
-    table.to_csv(path, index=False, float_format="%.4g", lineterminator="\n")
-    print(table.round(5).to_string(index=False))
+    write_table(table, "rise_fast", decimals=5)
 
 
 if __name__ == "__main__":

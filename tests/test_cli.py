@@ -1,33 +1,19 @@
-import io
 import json
 import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from command_line import run
 from PIL import Image
 
 import attncompare as ac
 from attncompare.benchmark.store import ResultStore
-from attncompare.cli import main
 from attncompare.errors import SpecError
-
-
-def run(*arguments):
-    """The command line in this process: importing torch anew for every call would take most of the time."""
-    out, errors = io.StringIO(), io.StringIO()
-    before, sys.argv = sys.argv, ["attncompare", *map(str, arguments)]
-    try:
-        with redirect_stdout(out), redirect_stderr(errors), pytest.raises(SystemExit) as stopped:
-            main()
-    finally:
-        sys.argv = before
-    return subprocess.CompletedProcess(arguments, stopped.value.code, out.getvalue(), errors.getvalue())
 
 
 def photo(path, size=(80, 60)):

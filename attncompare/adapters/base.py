@@ -1,4 +1,4 @@
-"""What a model is, as data: where it keeps its features, tokens, attention, gates and classifier."""
+"""A model, ready to be explained: what its source knows of it, and the adapter around it."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -6,17 +6,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from attncompare.adapters.anatomy import Anatomy, Family
 from attncompare.adapters.batch_norm import ContiguousNorms
 from attncompare.adapters.structure import structure_hash
 from attncompare.errors import SpecError, UnsupportedMethodError, UnsupportedModelError
-from attncompare.signals import Signal, TokenLayout, WindowGeometry
-
-Family = Literal["cnn", "vit", "hierarchical"]
+from attncompare.signals import Signal, TokenLayout
 
 
 @dataclass(frozen=True)
@@ -34,74 +32,6 @@ class Preprocessing:
     interpolation: str = "bilinear"
     crop: float | None = None
     bgr: bool = False
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """A linear layer on globally averaged features: the module whose output is averaged, and the linear layer.
-
-    rectified: whether it is the positive part of that output that is averaged (a last ReLU that is no module).
-    """
-
-    features: str
-    linear: str
-    rectified: bool = False
-
-
-@dataclass(frozen=True)
-class Gate:
-    """A channel-attention layer: the module that multiplies its input by the gate values, and the one that makes them."""
-
-    layer: str
-    values: str
-
-
-@dataclass(frozen=True)
-class WindowBlock:
-    """A block whose attention stays inside windows (or one window, the whole image, at a resolution of its own).
-
-    axes: how the recorded weights are laid out: "bw" for (B*W,heads,q,k), "bhw" for (B,heads,W,q,k), "bwh" for
-    (B,W,heads,q,k).
-    """
-
-    path: str
-    geometry: WindowGeometry
-    axes: Literal["bw", "bhw", "bwh"]
-
-    def split(self, values: Tensor) -> Tensor:
-        """Recorded weights -> (B,W,heads,q,k)."""
-        if self.axes == "bw":
-            return values.reshape(-1, len(self.geometry.keys), *values.shape[1:])
-        return values.transpose(1, 2) if self.axes == "bhw" else values
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """Module paths of what a model can supply; found by a probing pass, or given.
-
-    attention_blocks: the modules whose attention is recorded, shallow to deep. readers: those among them whose one
-    query is the class token or a pooling query. attention_tokens: how rows and columns of attention lie on the image
-    where that differs from `tokens`, the layout of the sequence. windows: blocks of windowed or multi-scale attention.
-    sequences: every other way in which token sequences were seen to lie on the image. token_blocks: the transformer
-    blocks around `attention_blocks`, each of which returns the tokens that the next one takes.
-    stages: one feature layer per resolution, shallow to deep. missing: the reason for each signal it cannot supply.
-    outputs: K, the number of classes or embedding dimensions.
-    """
-
-    family: Family
-    feature_layer: str | None
-    tokens: TokenLayout | None = None
-    attention_blocks: tuple[str, ...] = ()
-    readers: tuple[str, ...] = ()
-    attention_tokens: TokenLayout | None = None
-    windows: tuple[WindowBlock, ...] = ()
-    sequences: tuple[TokenLayout, ...] = ()
-    token_blocks: tuple[str, ...] = ()
-    classifier: Classifier | None = None
-    gates: tuple[Gate, ...] = ()
-    stages: tuple[str, ...] = ()
-    missing: Mapping[Signal, str] = field(default_factory=dict)
-    outputs: int = 0
 
 
 def output_tensor(output: object) -> Tensor:

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -167,3 +168,36 @@ class RunFolder:
             return
         self.store.makedirs(self._inside(to).rpartition("/")[0], exist_ok=True)
         self.store.mv(self._inside(name), self._inside(to))
+
+
+@dataclass(frozen=True)
+class CellFiles:
+    """The files of one kind, one for each cell, named by the first half of its key.
+
+    >>> CellFiles(RunFolder("memory://doctest"), "maps", "npz").name("0123456789abcdef" * 4)
+    'maps/0123456789abcdef0123456789abcdef.npz'
+    """
+
+    files: RunFolder
+    folder: str
+    ending: str
+
+    def name(self, key: str) -> str:
+        """The name within the run."""
+        return f"{self.folder}/{key[:32]}.{self.ending}"
+
+    def path(self, key: str) -> Location:
+        """The path or URL."""
+        return self.files.full(self.name(key))
+
+    def exists(self, key: str) -> bool:
+        """Whether the file is there, readable or not."""
+        return self.files.exists(self.name(key))
+
+    def read(self, key: str) -> bytes:
+        """Its content; FileNotFoundError when there is none."""
+        return self.files.read(self.name(key))
+
+    def write(self, key: str, content: bytes) -> None:
+        """Write it, whole or not at all."""
+        self.files.write(self.name(key), content)

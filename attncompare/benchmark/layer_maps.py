@@ -12,14 +12,14 @@ from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import with_smaller_batches
-from attncompare.benchmark.folder import Location, RunFolder
+from attncompare.benchmark.folder import CellFiles, Location, RunFolder
 from attncompare.benchmark.saved import DAMAGE
 from attncompare.benchmark.store import ACCIDENT
 from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
 from attncompare.data.datasets import Sample
 from attncompare.data.images import fit_image, to_tensor
-from attncompare.errors import CaptureError, ResultFormatError
+from attncompare.errors import CaptureError, ResultFormatError, reason_of
 from attncompare.signals import Signal
 
 Kind = Literal["head", "channel"]
@@ -111,15 +111,11 @@ class LayerArchive:
     """layers/KEY.npz: the layers of one model on one chunk of images, under the key of the chunk's first cell."""
 
     def __init__(self, folder: Location) -> None:
-        self.files = RunFolder(folder)
-
-    @staticmethod
-    def _name(key: str) -> str:
-        return f"layers/{key[:32]}.npz"
+        self.files = CellFiles(RunFolder(folder), "layers", "npz")
 
     def exists(self, key: str) -> bool:
         """Whether there are layers of a chunk, readable or not."""
-        return self.files.exists(self._name(key))
+        return self.files.exists(key)
 
     def holds(self, key: str) -> bool:
         """Whether the layers of a chunk are there and readable; what was refused by accident is tried again."""
@@ -141,12 +137,12 @@ class LayerArchive:
             arrays[f"maps{number}"] = np.stack([one.maps for one in same])
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        self.files.write(self._name(key), buffer.getvalue())
+        self.files.write(key, buffer.getvalue())
 
     def read(self, key: str) -> SavedLayers:
         """Load the layers of a chunk; ResultFormatError when the file is missing or damaged."""
         try:
-            with np.load(io.BytesIO(self.files.read(self._name(key))), allow_pickle=False) as stored:
+            with np.load(io.BytesIO(self.files.read(key)), allow_pickle=False) as stored:
                 model, refused = (str(word) for word in stored["who"])
                 found: dict[str, list[LayerMap]] = {str(name): [] for name in stored["images"]}
                 for number, (layer, kind) in enumerate(stored["layers"]):
@@ -171,9 +167,7 @@ def keep_layers(
         layers = record_layers(model, images.to(model.device), batch_size)
         saved = SavedLayers(model.name, {one.name: found for one, found in zip(samples, layers, strict=True)})
     except Exception as error:  # whatever a model does wrong must not end the run: its maps and scores do not need this
-        saved = SavedLayers(
-            model.name, {}, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        )
+        saved = SavedLayers(model.name, {}, reason_of(error))
     archive.write(key, saved)
 
 

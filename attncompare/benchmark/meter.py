@@ -7,7 +7,8 @@ from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.records import Record
-from attncompare.benchmark.scoring import MetricRequest, choose_metrics, score
+from attncompare.benchmark.scoring import MetricRequest, choose_metrics
+from attncompare.benchmark.single import score
 from attncompare.explainer import Explainer
 from attncompare.maps import AttributionMap
 from attncompare.metrics.protocols import get_protocol

@@ -8,7 +8,8 @@ from functools import cached_property
 
 import torch
 
-from attncompare.adapters.base import Anatomy, ModelAdapter
+from attncompare.adapters.anatomy import Anatomy
+from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.records import cell_key
 from attncompare.benchmark.scoring import MetricRequest, choose_metrics
 from attncompare.benchmark.spec import BenchmarkSpec

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from attncompare.benchmark.folder import Location, RunFolder
+from attncompare.benchmark.folder import CellFiles, Location, RunFolder
 from attncompare.errors import ResultFormatError
 
 DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, BadZipFile, ZlibError)
@@ -63,19 +63,15 @@ class MapArchive:
     """maps/KEY.npz, one compressed file per cell: float16 with a scale and an offset for each map."""
 
     def __init__(self, folder: Location) -> None:
-        self.files = RunFolder(folder)
-
-    @staticmethod
-    def _name(key: str) -> str:
-        return f"maps/{key[:32]}.npz"
+        self.files = CellFiles(RunFolder(folder), "maps", "npz")
 
     def path(self, key: str) -> Location:
         """Where a cell's maps lie."""
-        return self.files.full(self._name(key))
+        return self.files.path(key)
 
     def exists(self, key: str) -> bool:
         """Whether there are maps of a cell, readable or not."""
-        return self.files.exists(self._name(key))
+        return self.files.exists(key)
 
     def holds(self, key: str) -> bool:
         """Whether the maps of a cell are there and can be read."""
@@ -96,12 +92,12 @@ class MapArchive:
         arrays["who"] = np.array([model, method], dtype=np.str_)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        self.files.write(self._name(key), buffer.getvalue())
+        self.files.write(key, buffer.getvalue())
 
     def read(self, key: str) -> SavedMaps:
         """Load the maps of one cell, also those of earlier versions, which were float32 as they are."""
         try:
-            with np.load(io.BytesIO(self.files.read(self._name(key))), allow_pickle=False) as stored:
+            with np.load(io.BytesIO(self.files.read(key)), allow_pickle=False) as stored:
                 names = [str(name) for name in stored["names"]]
                 model, method = (str(word) for word in stored["who"])
                 halves = any(stored[f"map{i}"].dtype == np.float16 for i in range(len(names)))

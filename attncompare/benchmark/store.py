@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from attncompare.benchmark import seal
-from attncompare.benchmark.folder import Location, RunFolder
+from attncompare.benchmark.folder import CellFiles, Location, RunFolder
 from attncompare.benchmark.records import SCHEMA_VERSION, Record
 from attncompare.errors import ResultFormatError
 
@@ -52,15 +52,12 @@ class ResultStore:
 
     def __init__(self, folder: Location) -> None:
         self.files = RunFolder(folder)
+        self.cells = CellFiles(self.files, "records", "parquet")
         self.folder = self.files.location
-
-    @staticmethod
-    def _name(key: str) -> str:
-        return f"records/{key[:32]}.parquet"
 
     def path(self, key: str) -> Location:
         """Where a cell's records lie."""
-        return self.files.full(self._name(key))
+        return self.cells.path(key)
 
     def holds(self, key: str) -> bool:
         """Whether a cell is finished and readable; see `held`."""
@@ -72,7 +69,7 @@ class ResultStore:
         A damaged file is set aside in quarantine/ and counts as missing. So does a cell that failed by accident: it is
         tried again.
         """
-        names = {self._name(key): key for key in keys}
+        names = {self.cells.name(key): key for key in keys}
         done = set()
         for name, content in self.files.read_those_there(list(names)).items():
             try:
@@ -89,7 +86,7 @@ class ResultStore:
     def present(self, keys: Sequence[str]) -> list[str]:
         """Those of some cells whose file is there, finished or failed, in the given order."""
         there = set(self.files.names("records"))
-        return [key for key in keys if f"{key[:32]}.parquet" in there]
+        return [key for key in keys if self.cells.name(key).removeprefix("records/") in there]
 
     def _set_aside(self, name: str, reason: str) -> None:
         """Move a damaged file to quarantine/, beside what was set aside before, and write down why."""
@@ -110,7 +107,7 @@ class ResultStore:
         """Finish a cell. columns: device, threads, batch_size, which are no part of the key."""
         rows = [asdict(record) | dict(columns) for record in records]
         content = seal.encode(pa.Table.from_pylist(rows, schema=SCHEMA), key, is_final(rows))
-        self.files.write(self._name(key), content)
+        self.cells.write(key, content)
 
     def table(self, keys: Sequence[str] | None = None) -> pa.Table:
         """All records (or those of some cells), in no particular order; ResultFormatError for a damaged file."""
@@ -121,7 +118,7 @@ class ResultStore:
         tables = []
         for key in keys:
             try:
-                tables.append(seal.decode(self.files.read(self._name(key)), key))
+                tables.append(seal.decode(self.cells.read(key), key))
             except (OSError, pa.ArrowException) as error:
                 raise ResultFormatError(
                     f"{self.path(key)} cannot be read: {error}; run the benchmark again to replace it"

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from attncompare.adapters.base import Source, WindowBlock
+from attncompare.adapters.anatomy import WindowBlock
+from attncompare.adapters.base import Source
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.graph import Graph
 from attncompare.capture.trace import BATCH, AttentionCall, Trace

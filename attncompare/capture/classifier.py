@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attncompare.adapters.base import Classifier
+from attncompare.adapters.anatomy import Classifier
 from attncompare.capture.features import find_layout
 from attncompare.capture.graph import Graph
 from attncompare.capture.placement import Grid

@@ -9,7 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from attncompare.adapters.base import Anatomy, ModelAdapter, Source
+from attncompare.adapters.anatomy import Anatomy
+from attncompare.adapters.base import ModelAdapter, Source
 from attncompare.capture.attention import slow_attention_path
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.trace import Call, Trace, first_tensor

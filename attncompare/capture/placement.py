@@ -6,7 +6,8 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from attncompare.adapters.base import Anatomy, ModelAdapter, Source
+from attncompare.adapters.anatomy import Anatomy
+from attncompare.adapters.base import ModelAdapter, Source
 from attncompare.capture.attention import slow_attention_path
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.features import Layout, find_layout, token_grid

@@ -12,26 +12,22 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from attncompare.adapters.base import Anatomy, Family, Gate, ModelAdapter, Source
+from attncompare.adapters.anatomy import Anatomy, Family, Gate
+from attncompare.adapters.base import ModelAdapter, Source
 from attncompare.capture.attention import slow_attention_path
 from attncompare.capture.attention_layout import HEADS, NO_ATTENTION, AttentionLayout, find_attention
-from attncompare.capture.backward_rules import not_of_relus
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.classifier import find_classifier, outermost
 from attncompare.capture.features import find_layout
 from attncompare.capture.graph import Graph
 from attncompare.capture.lock import LOCK
+from attncompare.capture.missing import NO_HEAD, missing_parts, missing_passes, supplied_by_user
 from attncompare.capture.placement import Changes, Grid, find_sequences, grid_of
 from attncompare.capture.trace import BATCH, Call, Note, Trace, equal, trace
 from attncompare.errors import UnsupportedModelError, reason_of
 from attncompare.signals import Signal, TokenLayout
 
 POOLERS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten)
-GIVEN = {
-    "classifier": (Signal.CLASSIFIER_WEIGHTS, Signal.POOLED_FEATURES),
-    "gates": (Signal.CHANNEL_ATTENTION, Signal.GATED_FEATURES),
-}
-UNCHAINED = "its attention does not lie in blocks each of which hands its tokens to the next"
 CHANCE = 1e-3  # largest change of one image's output between passes, relative
 
 
@@ -187,22 +183,6 @@ def _same(tokens: Note, fed: Note | None) -> bool:
     return fed.number == tokens.number or (fed.shape == tokens.shape and torch.equal(fed.marks, tokens.marks))
 
 
-def _missing(no_classifier: str, gates: tuple[Gate, ...], layer: str | None) -> dict[Signal, str]:
-    """Why signals other than attention's cannot be supplied."""
-    missing: dict[Signal, str] = {}
-    if no_classifier:
-        missing |= dict.fromkeys(GIVEN["classifier"], no_classifier)
-    if not gates:
-        reason = "no module of it returns gates that multiply its channels (squeeze-and-excitation, ECA, CBAM)"
-        missing |= dict.fromkeys(GIVEN["gates"], reason)
-    if layer is None:
-        reason = "no layer whose output lies on the image, row by row and once per pass, leads to its score"
-        missing |= dict.fromkeys(
-            (Signal.FEATURES, Signal.FEATURE_GRADIENTS, Signal.FEATURE_LAYER, Signal.ABLATED_SCORES), reason
-        )
-    return missing
-
-
 def probe(source: Source) -> Anatomy:
     """The anatomy of a model, from a traced pass and a few that follow it up; `source.known` overrides what it finds.
 
@@ -261,19 +241,10 @@ def _anatomy(source: Source) -> Anatomy:
         stages = (*stages[:-1], layer)
     layer = str(known["feature_layer"]) if known.get("feature_layer") else layer
     blocks = _token_blocks(seen, attention)
-    missing = dict(attention.missing)
-    if not blocks:
-        missing.setdefault(Signal.BLOCK_GRADIENTS, UNCHAINED)
-        missing.setdefault(Signal.ATTENTION_RELEVANCE, UNCHAINED)
-    if reason := not_of_relus(seen.activations):
-        missing[Signal.GUIDED_GRADIENTS] = reason
-    if source.embedding:
-        missing[Signal.CLASS_SCORES] = "its output is an embedding; it has no classes"
-        no_classifier = "its output is an embedding, and no linear layer on averaged features makes it"
-    missing |= _missing(no_classifier if classifier is None else "", gates, layer)
-    for part, signals in GIVEN.items():  # what the user gives is no longer missing
-        if known.get(part):
-            missing = {signal: reason for signal, reason in missing.items() if signal not in signals}
+    missing = missing_passes(source, seen, attention, blocks)
+    missing |= missing_parts(
+        "" if classifier is not None else NO_HEAD if source.embedding else no_classifier, gates, layer
+    )
     assert seen.logits is not None
     anatomy = Anatomy(
         family,
@@ -288,7 +259,7 @@ def _anatomy(source: Source) -> Anatomy:
         classifier=classifier,
         gates=gates,
         stages=stages,
-        missing=missing,
+        missing={signal: reason for signal, reason in missing.items() if signal not in supplied_by_user(known)},
         outputs=int(seen.logits.shape[1]),
     )
     return replace(anatomy, **{key: value for key, value in known.items() if value is not None})  # type: ignore[arg-type]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from attncompare.adapters.base import Anatomy, ModelAdapter, Source
+from attncompare.adapters.anatomy import Anatomy
+from attncompare.adapters.base import ModelAdapter, Source
 from attncompare.capture.attention import AttentionCalls, kernel, slow_attention_path
 from attncompare.capture.backward_rules import ActivationNames
 from attncompare.capture.capture import left_as_found

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from attncompare.adapters.base import WindowBlock
+from attncompare.adapters.anatomy import WindowBlock
 from attncompare.capture.attention import AttentionCalls, current_block, explicit_attention, kernel, slow_attention_path
 from attncompare.capture.features import find_layout
 from attncompare.capture.trace import BATCH, AttentionCall, Call, Trace

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from attncompare.errors import SpecError, unknown_name
-from attncompare.registry import Registry
+from attncompare.registry import Registry, summary_of
 from attncompare.signals import OWN_PASSES, SIGNAL_OPTIONS, Option, Signal
 
 methods: "Registry[Method]" = Registry("method", "attncompare.methods")
@@ -45,7 +45,7 @@ class Method:
     @property
     def summary(self) -> str:
         """The first line of its docstring."""
-        return (inspect.getdoc(self.compute) or "").splitlines()[0]
+        return summary_of(self.compute)
 
     def resolve(self, given: Mapping[str, object]) -> dict[str, object]:
         """All options with their values; an unknown one or a wrong value is an error that says what is allowed."""

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from attncompare.errors import SpecError, unknown_name
-from attncompare.registry import Registry
+from attncompare.registry import Registry, summary_of
 
 metrics: "Registry[Metric]" = Registry("metric", "attncompare.metrics")
 
@@ -86,7 +86,7 @@ class Metric:
     @property
     def summary(self) -> str:
         """The first line of its docstring."""
-        return (inspect.getdoc(self.compute) or "").splitlines()[0]
+        return summary_of(self.compute)
 
     def with_options(self, given: Mapping[str, object]) -> "Metric":
         """The same metric with some options set; an unknown one, or a value of another type, is SpecError."""

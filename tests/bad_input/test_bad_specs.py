@@ -1,17 +1,14 @@
 """Specs of every wrong kind: one line that names the key, from Python, from TOML and from the command line."""
 
 import datetime
-import io
 import json
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
 import pytest
+from command_line import run
 
 import attncompare as ac
 from attncompare.benchmark.spec import BenchmarkSpec, read_toml
-from attncompare.cli import main
 from attncompare.errors import AttnCompareError, SpecError, one_line
 
 # values of a spec beside models = demo/cnn, and words of the refusal
@@ -109,17 +106,6 @@ def test_a_protocol_that_cannot_be_read_is_refused_by_name(tmp_path, content):
         checked({"protocol": str(path)})
 
 
-def command(*arguments):
-    out, errors = io.StringIO(), io.StringIO()
-    before, sys.argv = sys.argv, ["attncompare", *map(str, arguments)]
-    try:
-        with redirect_stdout(out), redirect_stderr(errors), pytest.raises(SystemExit) as stopped:
-            main()
-    finally:
-        sys.argv = before
-    return stopped.value.code, out.getvalue(), errors.getvalue()
-
-
 COMMANDS = {
     "a folder as spec": (["bench", "."], "cannot be read"),
     "a spec that is missing": (["bench", "nowhere.toml"], "cannot be read"),
@@ -148,7 +134,8 @@ def test_a_wrong_command_is_one_line_and_exit_1(tmp_path, monkeypatch, kind):
     arguments, words = COMMANDS[kind]
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
-    code, out, errors = command(*(one.replace("IMAGE", "image.png") for one in arguments))
+    told = run(*(one.replace("IMAGE", "image.png") for one in arguments))
+    code, out, errors = told.returncode, told.stdout, told.stderr
     assert (code, out) == (1, "")
     assert errors.startswith("error: ") and words in errors
     assert errors.count("\n") == 1 and "\x1b" not in errors

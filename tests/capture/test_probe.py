@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import attncompare as ac
-from attncompare.adapters.base import Classifier, Gate
+from attncompare.adapters.anatomy import Classifier, Gate
 from attncompare.errors import AttnCompareError, UnknownNameError, UnsupportedModelError
 from attncompare.signals import Signal, TokenLayout
 

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import attncompare as ac
-from attncompare.adapters.base import Anatomy, ModelAdapter, Preprocessing, Source
+from attncompare.adapters.anatomy import Anatomy
+from attncompare.adapters.base import ModelAdapter, Preprocessing, Source
 from attncompare.capture.ablation import ablated_scores, has_linear_head
 from attncompare.capture.capture import capture, left_as_found
 from attncompare.capture.features import find_layout, join_features, split_features

@@ -1,6 +1,5 @@
 """What a figure is: a kind with a name, drawn from a run for a venue."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from attncompare.benchmark.folder import Location
 from attncompare.errors import SpecError, unknown_name
 from attncompare.metrics._base import metrics
-from attncompare.registry import Registry
+from attncompare.registry import Registry, summary_of
 from attncompare.reporting.gallery import Gallery
 
 Draw = Callable[[Gallery, "Venue"], Figure]
@@ -58,7 +57,7 @@ class Kind:
     @property
     def summary(self) -> str:
         """The first line of its docstring."""
-        return (inspect.getdoc(self.draw) or "").splitlines()[0]
+        return summary_of(self.draw)
 
 
 kinds: Registry[Kind] = Registry("figure", "attncompare.reporting.figures")
