@@ -11,6 +11,7 @@ from attncompare.cli.list import list_
 from attncompare.cli.query import query
 from attncompare.cli.report import report
 from attncompare.cli.running import EXIT_INTERRUPTED, EXIT_WRONG
+from attncompare.cli.study import study
 from attncompare.cli.table import table
 from attncompare.errors import AttnCompareError
 
@@ -33,6 +34,7 @@ for command in (
     doctor,
 ):
     app.command(name=command.__name__.strip("_"))(command)
+app.add_typer(study, name="study")
 
 
 def main() -> None:

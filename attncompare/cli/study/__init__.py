@@ -1,0 +1,15 @@
+"""attncompare study: one command per study."""
+
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+study = typer.Typer(
+    help="Study one question: layers, inversion, concepts, channel attention, cheating.", no_args_is_help=True
+)
+
+COMMANDS: tuple[Callable[..., Any], ...] = ()
+
+for command in COMMANDS:
+    study.command(name=command.__name__.strip("_").replace("_", "-"))(command)

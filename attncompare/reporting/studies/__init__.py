@@ -1,0 +1,1 @@
+"""What the studies found, as figures and files: one file per study, each a function of the study's result."""

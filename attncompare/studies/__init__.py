@@ -1,0 +1,19 @@
+"""Studies of one question each, beyond scoring maps: what a model keeps, uses, weighs and cheats with."""
+
+from importlib import import_module
+from typing import Any
+
+_PUBLIC: dict[str, str] = {}
+"""Public name -> module of this package; loaded when first used."""
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(f"attncompare.studies.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module 'attncompare.studies' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
