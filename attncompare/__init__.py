@@ -34,7 +34,7 @@ _PUBLIC = {
     "wrap_model": "loading",
 }
 
-_MODULES = {"figures": "reporting.figures", "studies": "studies", "tables": "reporting.tables"}
+_MODULES = {"figures": "reporting.figures", "modules": "modules", "studies": "studies", "tables": "reporting.tables"}
 
 __all__ = sorted([*_PUBLIC, *_MODULES, "__version__"])
 
@@ -52,6 +52,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from attncompare import modules as modules
     from attncompare import studies as studies
     from attncompare.adapters.anatomy import Classifier as Classifier
     from attncompare.adapters.anatomy import Gate as Gate

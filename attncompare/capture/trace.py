@@ -20,6 +20,7 @@ from attncompare.capture.capture import left_as_found
 
 BATCH = 2  # images in the probing pass
 TOLERANCE = 1e-4
+LOUD, TRIALS = 10.0, 6  # spread of the channels' means, and how often, when gates are tried on noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +45,8 @@ class Call:
     """One run of a module: its path, which of its runs, what went in and what came out.
 
     inputs, options: all that went in, of modules in which attention ran; empty for others. gate: the path of the inner
-    module whose output is the ratio of output to input. direct: whether the output is the tensor itself (or a tuple that
-    starts with it), so that it can be tapped.
+    module whose output is the ratio of output to input. steady: that ratio did not differ between the two images. direct:
+    whether the output is the tensor itself (or a tuple that starts with it), so that it can be tapped.
     """
 
     path: str
@@ -56,6 +57,7 @@ class Call:
     inputs: tuple[object, ...] = ()
     options: Mapping[str, object] = field(default_factory=dict)
     gate: str | None = None
+    steady: bool = False
     direct: bool = True
 
     @property
@@ -213,6 +215,7 @@ def _watch(stack: ExitStack, seen: Trace, path: str, module: nn.Module) -> None:
         attended = len(seen.attention) > began.attended
         # A module that hands on one of several tensors unchanged is no place to tap it: it may have been used before.
         handed_on = isinstance(output, tuple) and any(tensor is x for x in (*args, *options.values()))
+        gate, steady = _gate_values(seen, path, args, tensor)
         call = Call(
             path,
             seen.runs[path],
@@ -221,7 +224,8 @@ def _watch(stack: ExitStack, seen: Trace, path: str, module: nn.Module) -> None:
             output=seen.note(tensor),
             inputs=args if attended else (),
             options=options if attended else {},
-            gate=_gate_values(seen, path, args, tensor),
+            gate=None if steady else gate,
+            steady=steady,
             direct=isinstance(output, Tensor | tuple) and not handed_on,
         )
         seen.runs[path] += 1
@@ -232,20 +236,32 @@ def _watch(stack: ExitStack, seen: Trace, path: str, module: nn.Module) -> None:
 
 
 def _wake_silent_gates(seen: Trace) -> None:
-    """Try layers that saw nothing but zeros (behind a norm that starts at zero) once more, on noise.
+    """Try once more, on noise, layers whose gates did not show in the pass.
 
-    Their hooks are still installed: what they note of the trial is read and then dropped.
+    Those that saw nothing but zeros (behind a norm that starts at zero), and those whose gates were the same for both
+    images: a learned scale, or a gate whose few hidden units were all at rest (ReLU) on two images so alike.
     """
     for call in list(seen.calls):
         x = call.fed
         if x is None or len(x.shape) != 4 or x.shape != call.output.shape:
             continue
         if call.output.blank and any(True for _ in call.module.children()):
-            before, runs = len(seen.calls), seen.runs.copy()
-            call.module(torch.rand(x.shape, device=seen.images.device))
-            call.gate = seen.calls[-1].gate if seen.calls[-1].path == call.path else None
-            del seen.calls[before:]
-            seen.runs = runs
+            call.gate = _gate_on(seen, call, torch.rand(x.shape))
+        elif call.steady:
+            generator = torch.Generator().manual_seed(0)
+            offsets = LOUD * torch.randn(TRIALS, *x.shape[:2], 1, 1, generator=generator)
+            trials = (_gate_on(seen, call, torch.rand(x.shape) + offset) for offset in offsets)
+            call.gate = next((gate for gate in trials if gate is not None), None)
+
+
+def _gate_on(seen: Trace, call: Call, x: Tensor) -> str | None:
+    """The gate values that a module makes of another input; what its hooks, still installed, note of it is dropped."""
+    before, runs = len(seen.calls), seen.runs.copy()
+    call.module(x.to(seen.images))
+    last = seen.calls[-1]
+    del seen.calls[before:]
+    seen.runs = runs
+    return last.gate if last.path == call.path else None
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
@@ -254,23 +270,24 @@ def equal(a: Tensor, b: Tensor) -> bool:
     return scale > 0 and bool((a - b).abs().max() <= TOLERANCE * scale)
 
 
-def _gate_values(seen: Trace, path: str, args: tuple[object, ...], output: Tensor) -> str | None:
-    """The module inside `path` whose output, one value per channel, times the input of `path` is its output."""
+def _gate_values(seen: Trace, path: str, args: tuple[object, ...], output: Tensor) -> tuple[str | None, bool]:
+    """The module inside `path` whose output, one value per channel, times the input of `path` is its output.
+
+    And whether the values were the same for both images, as those of a learned scale are.
+    """
     x = args[0] if args else None  # gates called by keyword are rare
     if not isinstance(x, Tensor) or x.ndim != 4 or x.shape != output.shape or x is output:
-        return None
+        return None, False
     for inner in reversed(seen.calls):
         if not inner.path.startswith(path + "."):
-            return None
+            return None, False
         values = inner.output.values
-        # The gates of two images differ (a learned scale's do not) and lie in [0, 1].
         if (
             values is None
             or values.numel() != x.shape[0] * x.shape[1]
-            or torch.equal(values[0], values[1])
             or not 0 <= float(values.min()) <= float(values.max()) <= 1
         ):
             continue
         if equal(x * values.reshape(x.shape[0], -1, 1, 1), output):
-            return inner.path
-    return None
+            return inner.path, torch.equal(values[0], values[1])
+    return None, False

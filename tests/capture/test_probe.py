@@ -243,6 +243,27 @@ def test_a_norm_that_starts_at_zero_does_not_hide_the_gates_behind_it():
     assert len(model.anatomy.gates) == 8
 
 
+class Resting(nn.Module):
+    """A gate of one hidden ReLU unit that is at rest on both images of the probe; without `input_`, a learned scale."""
+
+    def __init__(self, input_=True):
+        super().__init__()
+        self.hidden, self.sigmoid, self.input = nn.Linear(6, 1), nn.Sigmoid(), input_
+        nn.init.constant_(self.hidden.bias, -3.0)
+
+    def forward(self, x):
+        hidden = self.hidden(x.mean(dim=(2, 3)) if self.input else x.new_zeros(len(x), 6)).relu()
+        return x * self.sigmoid(hidden.expand(-1, 6))[:, :, None, None]
+
+
+@pytest.mark.parametrize(("input_", "found"), [(True, [Gate("2", "2.sigmoid")]), (False, [])])
+def test_gates_at_rest_are_told_from_a_learned_scale(input_, found):
+    torch.manual_seed(0)
+    trunk = [nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), Resting(input_)]
+    net = nn.Sequential(*trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
+    assert list(ac.wrap_model(net, size=(32, 32)).anatomy.gates) == found
+
+
 def test_a_module_that_adds_instead_of_multiplying_is_no_gate():
     model = ac.wrap_model(gated_net(False), size=(32, 32))
     assert model.anatomy.gates == ()
