@@ -3,7 +3,10 @@
 from importlib import import_module
 from typing import Any
 
-_PUBLIC: dict[str, str] = {}
+_PUBLIC: dict[str, str] = {
+    "Inversion": "inversion",
+    "invert": "inversion",
+}
 """Public name -> module of this package; loaded when first used."""
 
 __all__ = sorted(_PUBLIC)
