@@ -179,13 +179,7 @@ class ChunkScorer:
             again = {c.key: again_of(model, c.method.name, c.options) for c in cells}
             explainers = {key: one for key, one in again.items() if one is not None}
             sizes = {"batch_size": self.spec.batch_size, "seed": self.spec.seed}
-            try:
-                scored = score_maps(model, part, maps, wanted, self.protocol, explainers=explainers, **sizes)
-            except (AttnCompareError, RuntimeError, MemoryError) as error:
-                for cell in cells:
-                    failed = self.without_value(model, cell, kept, "failed", reason_of(error))
-                    rows[cell.key] += [row for row in failed if row.measure != CLEAN_SCORE]
-                continue
+            scored = score_maps(model, part, maps, wanted, self.protocol, explainers=explainers, **sizes)
             for cell in cells:
                 made = AttributionMap(maps[cell.key], part.targets, model=model.name, method=cell.method.name)
                 for one in scored[cell.key]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
+from attncompare.benchmark.execution import Execution
 from attncompare.benchmark.folder import Location
 from attncompare.benchmark.plan import (
     ModelPlan,
@@ -15,6 +16,8 @@ from attncompare.benchmark.plan import (
     check_target,
     chosen_methods,
     chosen_metrics,
+    chunk_indices,
+    chunk_names,
     options_of,
     read_chunk,
     support,
@@ -73,8 +76,8 @@ class DryRun:
         return asdict(self)
 
 
-def dry_run(spec: BenchmarkSpec, out: Location | None = None) -> DryRun:
-    """Count the cells and passes of a spec, and the cells that a run folder holds already.
+def dry_run(spec: BenchmarkSpec, out: Location | None = None, execution: Execution = Execution()) -> DryRun:  # noqa: B008
+    """Count the cells and passes of a spec, or of one shard of it, and the cells that a run folder holds already.
 
     Each model makes one plain forward pass to be timed, and methods whose number of passes is only known by running them
     explain one image. Nothing is written, except that damaged record files are set aside, as a run would.
@@ -83,10 +86,11 @@ def dry_run(spec: BenchmarkSpec, out: Location | None = None) -> DryRun:
     dataset = open_dataset(spec.data, spec.limit)
     models = [load_model(name, device=spec.device) for name in spec.models]
     check_target(spec, dataset, models)
-    done = _finished(spec, dataset, models, out)
-    costs = [_cost(spec, dataset, model, done[model.name]) for model in models]
+    chunks = [chunk_names(spec, dataset, index) for index in chunk_indices(spec, dataset, execution)]
+    done = _finished(spec, dataset, chunks, models, out)
+    costs = [_cost(spec, dataset, chunks, model, done[model.name]) for model in models]
     return DryRun(
-        len(dataset.names),
+        len(dataset.names) if spec.timing_only else sum(map(len, chunks)),
         sum(cost.cells for cost in costs),
         sum(cost.done for cost in costs),
         sum(cost.seconds for cost in costs),
@@ -95,27 +99,33 @@ def dry_run(spec: BenchmarkSpec, out: Location | None = None) -> DryRun:
 
 
 def _finished(
-    spec: BenchmarkSpec, dataset: Dataset, models: Sequence[ModelAdapter], out: Location | None
+    spec: BenchmarkSpec,
+    dataset: Dataset,
+    chunks: Sequence[Sequence[str]],
+    models: Sequence[ModelAdapter],
+    out: Location | None,
 ) -> dict[str, int]:
     """Model -> how many of its cells are done; images are only read where there are records."""
     store = None if out is None else ResultStore(out)
     counts = {model.name: 0 for model in models}
-    if store is None or spec.timing_only or not store.files.names("records"):
+    if store is None or not chunks or not store.files.names("records"):
         return counts
     plans = [ModelPlan(spec, model) for model in models]
-    for start in range(0, len(dataset.names), spec.chunk_size):
-        chunk = read_chunk(dataset, dataset.names[start : start + spec.chunk_size])
+    for names in chunks:
+        chunk = read_chunk(dataset, names)
         for plan in plans:
             counts[plan.model.name] += len(store.held([cell.key for cell in plan.cells(chunk)]))
     return counts
 
 
-def _cost(spec: BenchmarkSpec, dataset: Dataset, model: ModelAdapter, done: int) -> ModelCost:
+def _cost(
+    spec: BenchmarkSpec, dataset: Dataset, chunks: Sequence[Sequence[str]], model: ModelAdapter, done: int
+) -> ModelCost:
     options = {method.name: options_of(spec, method) for method in chosen_methods(spec)}
     usable = [method for method in chosen_methods(spec) if not support(model, method, options[method.name])]
     image = _one_image(dataset, model, spec.seed)
-    images = 0 if spec.timing_only else len(dataset.names)
-    cells = -(-images // spec.chunk_size) * len(options)
+    images = sum(map(len, chunks))
+    cells = len(chunks) * len(options)
     counted = {method.name: _passes(model, method, options[method.name], image) for method in usable}
     shared = [method.name for method in usable if not method.own_passes]
     known = {name: passes for name, passes in counted.items() if passes is not None and name not in shared}

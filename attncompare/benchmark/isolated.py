@@ -36,7 +36,7 @@ def measure_apart(request: Request, images: Tensor, tick: Callable[[str], None])
 
     A method whose process dies is measured no more and the others are, in a new process. tick: told what runs.
     """
-    if request.device != "cpu":
+    if torch.device(request.device).type != "cpu":
         return _until_done(request, images, {}, tick)
     found = _until_done(replace(request, memory=False), images, {}, tick)
     alive = {name: options for name, options in request.jobs.items() if found.measured[name].status == "ok"}

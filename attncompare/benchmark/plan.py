@@ -10,6 +10,7 @@ import torch
 
 from attncompare.adapters.anatomy import Anatomy
 from attncompare.adapters.base import ModelAdapter
+from attncompare.benchmark.execution import Execution
 from attncompare.benchmark.records import cell_key
 from attncompare.benchmark.scoring import MetricRequest, choose_metrics
 from attncompare.benchmark.spec import BenchmarkSpec
@@ -96,6 +97,21 @@ def check_names(spec: BenchmarkSpec) -> None:
     """Raise for an unknown method, option, metric or protocol, before anything runs."""
     chosen_methods(spec)
     chosen_metrics(spec)
+
+
+def chunk_indices(spec: BenchmarkSpec, dataset: Dataset, execution: Execution) -> Sequence[int]:
+    """The chunks that are scored here: all, those of a shard, or none where only time is measured.
+
+    SpecError for a shard of a timing pass.
+    """
+    if execution.shard and spec.timing_only:
+        raise SpecError("a timing pass runs alone on its machine; leave out --shard, or --timing-only")
+    return execution.chunks(0 if spec.timing_only else -(-len(dataset.names) // spec.chunk_size))
+
+
+def chunk_names(spec: BenchmarkSpec, dataset: Dataset, index: int) -> Sequence[str]:
+    """The images of a chunk."""
+    return dataset.names[index * spec.chunk_size : (index + 1) * spec.chunk_size]
 
 
 def read_chunk(dataset: Dataset, names: Sequence[str]) -> Chunk:

@@ -12,7 +12,7 @@ import pandas as pd
 from attncompare.benchmark.engines.local import local_engine
 from attncompare.benchmark.execution import Execution
 from attncompare.benchmark.folder import Location, is_url
-from attncompare.benchmark.plan import check_names, chosen_methods
+from attncompare.benchmark.plan import check_names, chosen_methods, chunk_indices, chunk_names
 from attncompare.benchmark.query import query_run
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.statistics import summarise
@@ -89,15 +89,13 @@ def run_benchmark(
     described in shards/; the run without a shard that follows unites them, and times what is to be timed.
     """
     check_names(spec)
-    if execution.shard and spec.timing_only:
-        raise SpecError("a timing pass runs alone on its machine; leave out --shard, or --timing-only")
     if not is_url(out) and Path(out).is_file():
         raise SpecError(f"out {out} is a file; a run needs a folder")
     store = ResultStore(out)
     dataset = open_dataset(spec.data, spec.limit)
-    chunks = execution.chunks(0 if spec.timing_only else -(-len(dataset.names) // spec.chunk_size))
+    chunks = chunk_indices(spec, dataset, execution)
     timing = (spec.timing or spec.timing_only) and not execution.shard
-    worker = Worker(spec, store, progress, _total(spec, len(dataset.names), chunks, timing))
+    worker = Worker(spec, store, progress, _total(spec, dataset, chunks, timing))
     with _engine(dataset, worker, execution, len(chunks)) as engine:
         manifest = engine.describe() | {
             "spec": spec.model_dump(mode="json"),
@@ -129,8 +127,8 @@ def _engine(dataset: Dataset, worker: Worker, execution: Execution, chunks: int)
     return ray_engine(dataset, worker, execution, chunks)
 
 
-def _total(spec: BenchmarkSpec, images: int, chunks: Sequence[int], timing: bool) -> int:
+def _total(spec: BenchmarkSpec, dataset: Dataset, chunks: Sequence[int], timing: bool) -> int:
     """Progress steps of a run: one per method and image, and one per timed repeat."""
     count = len(chosen_methods(spec))
-    scored = sum(min(spec.chunk_size, images - index * spec.chunk_size) for index in chunks)
+    scored = sum(len(chunk_names(spec, dataset, index)) for index in chunks)
     return len(spec.models) * (scored * count + timing_steps(spec) * timing)

@@ -11,11 +11,11 @@ from attncompare.benchmark.evidence import Again, Scene, Witness, measure, targe
 from attncompare.benchmark.records import Record
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.targets import Target, TargetScore
-from attncompare.errors import AttnCompareError, SpecError, reason_of
+from attncompare.errors import SpecError, reason_of
 from attncompare.explainer import Explainer, explain_together
 from attncompare.maps import AttributionMap, resize_map
 from attncompare.methods._base import methods
-from attncompare.metrics._base import CURVES, FROM_METHOD, Evidence, Metric
+from attncompare.metrics._base import CURVES, Evidence, Metric
 from attncompare.metrics._base import metrics as all_metrics
 from attncompare.metrics.perturbation import perturbation_curves
 from attncompare.metrics.protocols import Protocol
@@ -78,32 +78,38 @@ def score_maps(
     """Score several maps (B,h,w) of the same images under several metrics; all curves in the same stream of batches.
 
     explainers: what makes each map, for metrics that run the method again. Metrics whose masks or explainer are missing
-    are left out. A metric that raises has values of its reason. Out of memory halves the batch, down to 1.
+    are left out. A metric that raises has no values but its reason, and the others go on; so have all metrics of curves
+    when the altered images cannot be scored. Out of memory halves the batch, down to 1.
     """
-    found = _curves(model, scene, maps, wanted, protocol, batch_size=batch_size, seed=seed)
+    found, fault = _curves(model, scene, maps, wanted, protocol, batch_size=batch_size, seed=seed)
     witness = Witness(model, scene, batch_size, seed)
     shared = witness.shared(wanted) | {Evidence.SHARES: protocol.shares(model.size)}
     scored: dict[str, list[Scored]] = {}
     for name, values in maps.items():
         evidence = shared | found[name] | {Evidence.MAPS: resize_map(values, model.size).cpu()}
         made = witness.again(explainers[name]) if explainers and name in explainers else {}
-        ready = evidence.keys() | made.keys()
-        scored[name] = [_score_one(m, evidence, made, len(values)) for m in wanted if ready >= set(m.needs)]
+        ready = evidence.keys() | made.keys() | set(CURVES)
+        wanted_here = [metric for metric in wanted if ready >= set(metric.needs)]
+        scored[name] = [_score_one(metric, evidence, made, len(values), fault) for metric in wanted_here]
     return scored
 
 
 def _score_one(
-    metric: Metric, evidence: Mapping[Evidence, object], made: Mapping[Evidence, Callable[[], object]], count: int
+    metric: Metric,
+    evidence: Mapping[Evidence, object],
+    made: Mapping[Evidence, Callable[[], object]],
+    count: int,
+    fault: str,
 ) -> Scored:
-    """One metric on one map; a fault in running the method again is a reason, not an end."""
-    curve = evidence[metric.curve] if metric.curve else None
+    """One metric on one map; what goes wrong is a reason, not an end. fault: why there are no curves, ""."""
+    reason = fault if metric.curves else ""
     try:
-        values, reason = measure(metric, evidence, made), ""
-    except (AttnCompareError, RuntimeError) as error:
-        if not FROM_METHOD & set(metric.needs):
-            raise
-        values, reason = torch.full((count,), torch.nan), reason_of(error)
-    return Scored(metric, values, curve if isinstance(curve, Tensor) else None, reason)
+        if not reason:
+            curve = evidence[metric.curve] if metric.curve else None
+            return Scored(metric, measure(metric, evidence, made), curve if isinstance(curve, Tensor) else None)
+    except Exception as error:  # every fault of a metric becomes a record
+        reason = reason_of(error)
+    return Scored(metric, torch.full((count,), torch.nan), None, reason)
 
 
 def _curves(
@@ -115,20 +121,24 @@ def _curves(
     *,
     batch_size: int,
     seed: int,
-) -> dict[str, dict[Evidence, Tensor]]:
-    """The curves that the metrics summarise, of all maps."""
+) -> tuple[dict[str, dict[Evidence, Tensor]], str]:
+    """The curves that the metrics summarise, of all maps; or the reason why there are none."""
     curves = [curve for curve in CURVES if any(curve in metric.curves for metric in wanted)]
+    nothing: dict[str, dict[Evidence, Tensor]] = {name: {} for name in maps}
     if not curves or not maps:
-        return {name: {} for name in maps}
+        return nothing, ""
     score = target_scorer(model, scene.target, scene.rows, protocol.score)
     mean = model.source.preprocessing.mean
-    with torch.no_grad(), left_as_found(model.model):
-        return with_smaller_batches(
-            lambda size: perturbation_curves(
-                score, scene.images, maps, protocol, curves, mean=mean, batch_size=size, seed=seed
-            ),
-            batch_size,
-        )
+    try:
+        with torch.no_grad(), left_as_found(model.model):
+            return with_smaller_batches(
+                lambda size: perturbation_curves(
+                    score, scene.images, maps, protocol, curves, mean=mean, batch_size=size, seed=seed
+                ),
+                batch_size,
+            ), ""
+    except Exception as error:  # whatever a model makes of altered images
+        return nothing, reason_of(error)
 
 
 def as_records(

@@ -1,7 +1,7 @@
 """What one process needs to work on a spec: the data opened, the models loaded, the folder of the results."""
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +13,7 @@ import torch
 from attncompare import tuning
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.device import gpu_name
-from attncompare.benchmark.plan import Chunk, check_target, read_chunk
+from attncompare.benchmark.plan import Chunk, check_target, chunk_names, read_chunk
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.timed import time_model
 from attncompare.benchmark.worker import Worker
@@ -94,8 +94,3 @@ class Session:
     def time(self, worker: Worker, model: ModelAdapter) -> None:
         """The timing pass of a model; nothing else may run on the machine."""
         time_model(worker, model, read_chunk(self.dataset, self.dataset.names[: self.spec.timing_batch]))
-
-
-def chunk_names(spec: BenchmarkSpec, dataset: Dataset, index: int) -> Sequence[str]:
-    """The images of a chunk."""
-    return dataset.names[index * spec.chunk_size : (index + 1) * spec.chunk_size]

@@ -22,6 +22,7 @@ from attncompare.benchmark.worker import Worker
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.targets import Target, TargetScore
 from attncompare.data.images import fit_image, to_tensor
+from attncompare.errors import AttnCompareError, reason_of
 
 PROTOCOL_VERSION = 1
 """Raised when a change of the pass changes what its numbers mean; part of every key."""
@@ -54,7 +55,7 @@ def time_model(worker: Worker, model: ModelAdapter, sample: Chunk) -> None:
         work[variant] = [cell for cell in missing if not cell.unsupported]
     needed = {cell.method.name: cell for cells in work.values() for cell in cells}
     if needed:
-        scene = _scene(spec, model, sample, list(needed.values()))
+        scene = _scene_or_reason(spec, model, sample, list(needed.values()))
 
         def tick(running: str) -> None:
             worker.tick(int(worker.done + 1 < end), f"timing {model.name} {running}")
@@ -107,7 +108,19 @@ def _request(
         repeats=spec.repeats,
         seconds=spec.timing_seconds,
         tuning=asdict(tuning.applied()),
+        matmul=torch.get_float32_matmul_precision(),
     )
+
+
+def _scene_or_reason(spec: BenchmarkSpec, model: ModelAdapter, sample: Chunk, cells: Sequence[Cell]) -> Scene:
+    """The scene; a model that cannot be run at this batch has a reason in place of every map, and the run goes on."""
+    try:
+        return _scene(spec, model, sample, cells)
+    except AttnCompareError:  # a wrong spec
+        raise
+    except Exception as error:  # such as memory that runs out
+        reason = f"{reason_of(error)} (batch of {spec.timing_batch} to be timed)"
+        return Scene(torch.empty(0), "", {cell.method.name: [reason] for cell in cells})
 
 
 def _scene(spec: BenchmarkSpec, model: ModelAdapter, sample: Chunk, cells: Sequence[Cell]) -> Scene:
@@ -150,6 +163,7 @@ def _cells(spec: BenchmarkSpec, model: ModelAdapter, sample: Chunk, variant: Var
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "tuning": tuning.describe(),
+        "matmul": torch.get_float32_matmul_precision(),
     }
     cells = []
     for method in chosen_methods(spec):

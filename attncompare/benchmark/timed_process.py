@@ -37,7 +37,8 @@ PLAIN = "(plain forward)"
 class Request:
     """What the child is to do. jobs: method -> options. target: class indices, or a string such as "embedding".
 
-    weights: the hash of the model that is meant. tuning: the settings of the parent process. time, memory: what to measure.
+    weights: the hash of the model that is meant. tuning, matmul: the settings of the parent process, which may have set
+    torch's float32 matmul precision by itself. time, memory: what to measure.
     """
 
     model: str
@@ -50,6 +51,7 @@ class Request:
     repeats: int
     seconds: float
     tuning: Mapping[str, Any]
+    matmul: str
     time: bool = True
     memory: bool = True
 
@@ -138,6 +140,7 @@ def main(folder: Path) -> None:
     request = Request(**json.loads((folder / "request.json").read_text()))
     tune(Tuning(**request.tuning))
     torch.set_num_threads(request.threads)
+    torch.set_float32_matmul_precision(request.matmul)
     model = load_model(request.model, device=request.device)
     if model.weights_hash != request.weights:
         raise AttnCompareError(f"{request.model} has other weights when it is loaded again; it changed during the run")

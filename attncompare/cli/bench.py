@@ -75,7 +75,7 @@ def bench(
     if dry_run:
         from attncompare.benchmark import dry_run as costs
 
-        found = costs.dry_run(spec, out)
+        found = costs.dry_run(spec, out, execution)
         typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else costs.describe(found, spec, out))
         return
     run = run_spec(spec, out, execution)

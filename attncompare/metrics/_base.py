@@ -103,21 +103,22 @@ class Metric:
 
     @property
     def setting(self) -> str:
-        """The options that were set, as they stand beside a value; "" for the defaults.
+        """The options that differ from their defaults, as they stand beside a value.
 
         >>> from attncompare.metrics.pointing_game import pointing_game
         >>> metrics.get("pointing_game").with_options({"tolerance": 15}).setting
         'tolerance=15'
         """
-        return ", ".join(f"{name}={self.given[name]}" for name in sorted(self.given))
+        changed = {name: value for name, value in self.given.items() if value != self.options[name]}
+        return ", ".join(f"{name}={changed[name]}" for name in sorted(changed))
 
     def values(self, evidence: Mapping[Evidence, object]) -> Tensor:
         """(B,) the metric of what it needs; NaN where it is undefined."""
         return self.compute(*(evidence[need] for need in self.needs), **self.given)
 
     def describe(self) -> list[object]:
-        """Name, version and options as they enter a result's key."""
-        return [self.name, self.version, *([dict(self.given)] if self.given else [])]
+        """Name, version and all options as they enter a result's key."""
+        return [self.name, self.version, {**self.options, **self.given}]
 
 
 def metric(

@@ -9,9 +9,11 @@ from typer.testing import CliRunner
 import attncompare as ac
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.dry_run import describe, dry_run
+from attncompare.benchmark.execution import Execution
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.cli import app
+from attncompare.errors import SpecError
 
 
 def small(**changes):
@@ -92,6 +94,17 @@ def test_done_cells_are_those_in_the_folder(tmp_path):
     assert dry_run(small(methods=("cam",)), tmp_path).seconds == 0
     assert dry_run(small(seed=1), tmp_path).done == 0
     assert dry_run(small(), tmp_path / "new").done == 0 and not (tmp_path / "new").exists()
+
+
+def test_a_shard_costs_its_share(tmp_path):
+    whole = small(limit=5, chunk_size=1)
+    parts = [dry_run(whole, tmp_path, Execution(shard=(i, 2))) for i in (1, 2)]
+    assert [part.images for part in parts] == [3, 2]
+    assert sum(part.cells for part in parts) == dry_run(whole).cells
+    run_benchmark(whole, tmp_path, execution=Execution(shard=(2, 2)))
+    assert [dry_run(whole, tmp_path, Execution(shard=(i, 2))).done for i in (1, 2)] == [0, parts[1].cells]
+    with pytest.raises(SpecError, match="a timing pass runs alone on its machine"):
+        dry_run(small(timing_only=True), tmp_path, Execution(shard=(1, 2)))
 
 
 def test_the_command_prints_text_or_json_and_runs_nothing(tmp_path):

@@ -152,6 +152,7 @@ UNCHANGED = {
     "timing": {"timing": False, "repeats": 30, "timing_seconds": 3.0, "timing_batch": 4},
     "save_maps": {"save_maps": True},
     "other models": {"models": ("demo/vit", "demo/cnn")},
+    "a metric's default, written out": {"options": SPEC.options | {"pointing_game": {"tolerance": 0}}},
     "an option of another method": {"options": SPEC.options | {"lime": {"samples": 5}}},
 }
 
@@ -303,6 +304,7 @@ MACHINE = {
     "threads": (timed.torch, "get_num_threads", lambda: 99),
     "torch": (timed.torch, "__version__", "9.9"),
     "tuning": (timed.tuning, "describe", lambda: {"channels_last": True}),
+    "matmul": (timed.torch, "get_float32_matmul_precision", lambda: "medium"),
     "protocol": (timed, "PROTOCOL_VERSION", 99),
 }
 """What a timing depends on and a score does not -> where it is asked for, and another answer."""

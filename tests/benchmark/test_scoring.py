@@ -142,3 +142,41 @@ def test_a_metric_that_fails_does_not_take_the_others_with_it(model, images, mon
     failed = [r for r in records if r.measure == "max_sensitivity"]
     assert {(r.status, r.value, r.detail) for r in failed} == {("failed", None, "RuntimeError: the method gave up")}
     assert all(r.status == "ok" for r in records if r.measure == "complexity")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no\nmore"), ValueError("no"), KeyError("no")], ids=type)
+def test_a_metric_that_raises_by_itself_does_not_either(model, images, monkeypatch, error):
+    from attncompare.benchmark import scoring
+
+    def broken(metric, evidence, made):
+        if metric.name == "complexity":
+            raise error
+        return measure(metric, evidence, made)
+
+    measure = scoring.measure
+    monkeypatch.setattr(scoring, "measure", broken)
+    shown = ac.make_explainer(model, "cam").explain(images)
+    records = ac.score(model, images, shown, metrics=["complexity", "sparseness", "deletion"], protocol="rise-fast")
+    failed = [r for r in records if r.measure == "complexity"]
+    assert {(r.status, r.value, r.detail.partition(":")[0]) for r in failed} == {("failed", None, type(error).__name__)}
+    assert {r.status for r in records if r.measure != "complexity"} == {"ok"}
+
+
+def test_altered_images_that_cannot_be_scored_leave_the_other_metrics(monkeypatch, tmp_path):
+    from attncompare.benchmark import scoring
+
+    def gone(*arguments, **settings):
+        raise RuntimeError("device lost")
+
+    spec = BenchmarkSpec(
+        models=("demo/cnn",), methods=("cam", "edge_map"), metrics=("deletion", "srg", "sparseness"), limit=2,
+        protocol="rise-fast", timing=False,
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "perturbation_curves", gone)
+        records = run_benchmark(spec, tmp_path).records()
+    kinds = records.groupby("measure").status.agg(set).to_dict()
+    assert kinds == {"target_score": {"ok"}, "deletion": {"failed"}, "srg": {"failed"}, "sparseness": {"ok"}}
+    assert set(records[records.status == "failed"].detail) == {"RuntimeError: device lost"}
+    again = run_benchmark(spec, tmp_path)  # by accident: tried again
+    assert again.computed == 2 and set(again.records().status) == {"ok"}

@@ -30,7 +30,7 @@ def request(*jobs, **changes):
     values = {
         "model": CNN, "weights": "", "device": "cpu", "threads": 1, "variant": "fp32",
         "jobs": {name: methods.get(name).resolve({}) for name in jobs}, "target": [0],
-        "repeats": 3, "seconds": 0.0, "tuning": vars(Tuning()),
+        "repeats": 3, "seconds": 0.0, "tuning": vars(Tuning()), "matmul": "highest",
     }  # fmt: skip
     return Request(**(values | changes))
 
@@ -269,14 +269,15 @@ def test_the_child_uses_the_settings_it_is_given(tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(timed_process, "tune", lambda tuning: seen.update(tuning=tuning))
     monkeypatch.setattr(timed_process.torch, "set_num_threads", lambda threads: seen.update(threads=threads))
+    monkeypatch.setattr(timed_process.torch, "set_float32_matmul_precision", lambda name: seen.update(matmul=name))
     monkeypatch.setattr(timed_process, "load_model", lambda name, device: ac.load_model(name))
     monkeypatch.setattr(timed_process.os, "dup2", lambda *files: None)
     weights = ac.load_model(CNN).weights_hash
-    asked = request("cam", weights=weights, threads=3, tuning=vars(Tuning(channels_last=True)))
+    asked = request("cam", weights=weights, threads=3, matmul="high", tuning=vars(Tuning(channels_last=True)))
     (tmp_path / "request.json").write_text(json.dumps(vars(asked)))
     np.save(tmp_path / "images.npy", torch.rand(1, 3, 64, 64).numpy())
     timed_process.main(tmp_path)
-    assert seen == {"tuning": Tuning(channels_last=True), "threads": 3}
+    assert seen == {"tuning": Tuning(channels_last=True), "threads": 3, "matmul": "high"}
     assert set(json.loads((tmp_path / "results.json").read_text())["measured"]) == {PLAIN, "cam"}
 
 
@@ -284,3 +285,26 @@ def test_the_caption_of_a_run_that_scored_nothing_claims_no_images(tmp_path, chi
     child("pass")
     run_benchmark(small(limit=5), tmp_path)
     assert "First images of 'shapes', timed and not scored, target argmax" in table(tmp_path, "md")
+
+
+def test_a_model_that_cannot_be_run_at_the_timed_batch_is_recorded_and_the_others_are_timed(tmp_path, monkeypatch):
+    from attncompare.benchmark import timed
+
+    whole = timed._scene
+
+    def too_large(spec, model, sample, cells):
+        if model.name == "demo/cnn":
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return whole(spec, model, sample, cells)
+
+    monkeypatch.setattr(timed, "_scene", too_large)
+    spec = BenchmarkSpec(
+        models=("demo/cnn", "demo/se_cnn"), methods=("activation",), timing_only=True, repeats=3, timing_seconds=0.0,
+        timing_batch=4,
+    )  # fmt: skip
+    records = run_benchmark(spec, tmp_path).records()
+    assert records.groupby("model").status.agg(set).to_dict() == {"demo/cnn": {"failed"}, "demo/se_cnn": {"ok"}}
+    assert set(records[records.model == "demo/cnn"].detail) == {
+        "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes "
+        "(batch of 4 to be timed)"
+    }

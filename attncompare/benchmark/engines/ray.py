@@ -17,8 +17,7 @@ from attncompare import tuning
 from attncompare.benchmark.engines.actor import ChunkActor
 from attncompare.benchmark.engines.sift import DEATHS, sift
 from attncompare.benchmark.execution import Execution
-from attncompare.benchmark.plan import chosen_methods
-from attncompare.benchmark.session import chunk_names
+from attncompare.benchmark.plan import chosen_methods, chunk_names
 from attncompare.benchmark.timed import timing_steps
 from attncompare.benchmark.worker import Worker
 from attncompare.data.datasets import Dataset
