@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import attncompare as ac
 from attncompare import tuning
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
-from attncompare.errors import SpecError
+from attncompare.cli import app
+from attncompare.cli.running import parse_tuning
+from attncompare.errors import SpecError, UnknownNameError
 from attncompare.tuning import Tuning, applied, check_deviation, tune, untuned
 
 
@@ -123,3 +126,17 @@ def test_the_command_line_tunes_its_own_process(tmp_path):
     found = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert ac.Run(tmp_path / "run").manifest()["environment"]["tuning"]["keep_memory"] is True
+
+
+def test_the_command_line_tunes_its_process_as_asked_and_refuses_other_names(tmp_path):
+    arguments = ["bench", "-m", "demo/cnn", "--method", "cam", "--limit", "1", "--no-timing", "--protocol", "rise-fast"]
+    arguments += ["--out", str(tmp_path), "--tune", "channels_last", "--tune", "matmul"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    manifest = json.loads((tmp_path / "run.json").read_text())
+    assert manifest["environment"]["tuning"] | {"keep_memory": True} == vars(
+        Tuning(keep_memory=True, channels_last=True, matmul="medium")
+    )
+    assert manifest["deviation"]["demo/cnn"] < 1e-5
+    with pytest.raises(UnknownNameError, match="unknown setting of --tune 'channels-last'; did you mean channels_last"):
+        parse_tuning(["channels-last"])

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.benchmark.evidence import Scene, target_scorer, with_smaller_batches
+from attncompare.benchmark.evidence import Passes, Scene, target_scorer, with_smaller_batches
 from attncompare.benchmark.explained import explain_cells
 from attncompare.benchmark.plan import Cell, Chunk, chosen_metrics
 from attncompare.benchmark.records import Record, Status
-from attncompare.benchmark.scoring import again_of, as_records, score_maps
+from attncompare.benchmark.scoring import Scored, again_of, as_records, score_maps
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.targets import TEXT, Target, TargetScore
@@ -22,6 +22,8 @@ from attncompare.maps import AttributionMap
 from attncompare.metrics.protocols import get_protocol
 from attncompare.tuning import check_deviation
 
+CHECKED = 2
+"""Images of each model that are also scored in float32 where the spec asks for less."""
 CLEAN_SCORE = "target_score"
 """Of every clean image: the target's probability; for embeddings the cosine to itself (1) or to the text."""
 
@@ -47,13 +49,18 @@ class Part:
 
 
 class ChunkScorer:
-    """Explains and scores images under a spec. deviation: what tuning changes in the scores of each model seen."""
+    """Explains and scores images under a spec.
+
+    deviation: what tuning changes in the scores of each model seen. dtype_deviation: of each model, the largest change that
+    the spec's dtype makes to the values of each curve's metric on its first images, all maps.
+    """
 
     def __init__(self, spec: BenchmarkSpec, tick: Callable[[int, str], None]) -> None:
         self.spec, self.tick = spec, tick
         self.protocol = get_protocol(spec.protocol)
         self.metrics = {metric.name: metric for metric in chosen_metrics(spec)}
         self.deviation: dict[str, float] = {}
+        self.dtype_deviation: dict[str, dict[str, float]] = {}
 
     def without_value(
         self, model: ModelAdapter, cell: Cell, names: Sequence[str], status: Status, detail: str
@@ -178,13 +185,41 @@ class ChunkScorer:
             maps = {c.key: torch.stack([v for v in explained[c.key] if isinstance(v, Tensor)]) for c in cells}
             again = {c.key: again_of(model, c.method.name, c.options) for c in cells}
             explainers = {key: one for key, one in again.items() if one is not None}
-            sizes = {"batch_size": self.spec.batch_size, "seed": self.spec.seed}
-            scored = score_maps(model, part, maps, wanted, self.protocol, explainers=explainers, **sizes)
+            passes = Passes(self.spec.batch_size, self.spec.seed, self.spec.dtype)
+            try:
+                scored = score_maps(model, part, maps, wanted, self.protocol, explainers=explainers, passes=passes)
+                if self.spec.dtype != "float32" and model.name not in self.dtype_deviation:
+                    few = part.subset(range(min(CHECKED, len(kept))))
+                    self.dtype_deviation[model.name] = self._dtype_deviation(model, few, maps, scored)
+            except (AttnCompareError, RuntimeError, MemoryError) as error:
+                for cell in cells:
+                    failed = self.without_value(model, cell, kept, "failed", reason_of(error))
+                    rows[cell.key] += [row for row in failed if row.measure != CLEAN_SCORE]
+                continue
             for cell in cells:
                 made = AttributionMap(maps[cell.key], part.targets, model=model.name, method=cell.method.name)
                 for one in scored[cell.key]:
                     rows[cell.key] += as_records(one, kept, made, self.protocol.name, cell.key)
         return rows
+
+    def _dtype_deviation(
+        self, model: ModelAdapter, few: Scene, maps: Mapping[str, Tensor], scored: Mapping[str, list[Scored]]
+    ) -> dict[str, float]:
+        """Metric of a curve -> the largest difference of a value from float32's on a few images."""
+        count = len(few.images)
+        curved = [metric for metric in self.metrics.values() if metric.curves]
+        passes = Passes(self.spec.batch_size, self.spec.seed)
+        exact = score_maps(
+            model, few, {key: values[:count] for key, values in maps.items()}, curved, self.protocol, passes=passes
+        )
+        found = {(key, one.metric.name): one.values[:count] for key, several in scored.items() for one in several}
+        largest: dict[str, float] = {}
+        for key, several in exact.items():
+            for one in several:
+                apart = (one.values - found[key, one.metric.name]).abs()
+                worst = float(apart.nan_to_num(0.0).max())  # undefined values have no difference
+                largest[one.metric.name] = max(worst, largest.get(one.metric.name, 0.0))
+        return largest
 
 
 def _masks(chunk: Chunk, model: ModelAdapter) -> Tensor | None:

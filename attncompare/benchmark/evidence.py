@@ -1,6 +1,7 @@
 """What metrics ask for, made when it is asked for: scores of altered images, and the method run again."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.randomised import randomised_maps
+from attncompare.benchmark.records import Dtype
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.targets import Target, TargetScore
 from attncompare.errors import CaptureError, SpecError
@@ -37,7 +39,7 @@ class Scene:
         """Some of the images; the target still knows all of them."""
         index = torch.tensor(chosen, device=self.images.device)
         masks = None if self.masks is None else self.masks[index.cpu()]
-        return Scene(self.images[index], self.target, masks, index)
+        return Scene(self.images[index], self.target, masks, self.rows[index])
 
     @property
     def rows(self) -> Tensor:
@@ -58,22 +60,34 @@ class Scene:
         return "embedding" if self.target.references is not None else self.targets[which]
 
 
-def target_scorer(model: ModelAdapter, target: TargetScore, index: Tensor, kind: ScoreKind = "probability") -> Score:
+def target_scorer(
+    model: ModelAdapter,
+    target: TargetScore,
+    index: Tensor,
+    kind: ScoreKind = "probability",
+    dtype: Dtype = "float32",
+) -> Score:
     """The black box that perturbation metrics query: altered copies -> probability of the fixed target (or cosine).
 
     index: which of the target's images are being scored, (B,). kind "argmax": 1 while the target is the model's first
-    choice, else 0; SpecError for an embedding or a text, which compete with no other class.
+    choice, else 0; SpecError for an embedding or a text, which compete with no other class. dtype "bf16": the forward passes
+    run under autocast; the score is worked out in float32 from their outputs.
     """
     if kind == "argmax" and not target.of_classes:
         raise SpecError("a protocol that asks for the argmax needs a class as target")
 
     def score(images: Tensor, which: Tensor) -> Tensor:
-        raw = model.forward(arranged(images))
+        with _precision(dtype, images.device):
+            raw = model.forward(arranged(images)).float()
         if kind == "argmax":
             return (raw.argmax(dim=1) == target.target[index[which]]).float()
         return target.probability(raw, index[which])
 
     return score
+
+
+def _precision(dtype: Dtype, device: torch.device) -> AbstractContextManager[object]:
+    return torch.autocast(device.type, torch.bfloat16) if dtype == "bf16" else nullcontext()
 
 
 def batched(model: ModelAdapter, score: Score, batch_size: int) -> Score:
@@ -108,17 +122,27 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @dataclass(frozen=True)
+class Passes:
+    """How altered images are scored: how many at once, the seed of what is random, the precision of the passes."""
+
+    batch_size: int = 8
+    seed: int = 0
+    dtype: Dtype = "float32"
+
+
+@dataclass(frozen=True)
 class Witness:
     """Supplies the evidence on the maps of one scene; whatever costs a pass only when a metric asks for it."""
 
     model: ModelAdapter
     scene: Scene
-    batch_size: int
-    seed: int
+    passes: Passes
 
     def score(self) -> Score:
         """The target's probability or cosine of altered copies."""
-        return batched(self.model, target_scorer(self.model, self.scene.target, self.scene.rows), self.batch_size)
+        scene = self.scene
+        score = target_scorer(self.model, scene.target, scene.rows, dtype=self.passes.dtype)
+        return batched(self.model, score, self.passes.batch_size)
 
     def shared(self, wanted: Sequence[Metric]) -> dict[Evidence, object]:
         """What is the same for all maps."""
@@ -126,7 +150,7 @@ class Witness:
         found: dict[Evidence, object] = {
             Evidence.IMAGES: scene.images,
             Evidence.TARGET_SCORE: score,
-            Evidence.SEED: self.seed,
+            Evidence.SEED: self.passes.seed,
             Evidence.MEAN_COLOUR: scene.images.new_tensor(self.model.source.preprocessing.mean).reshape(1, -1, 1, 1),
         }
         if scene.masks is not None:
@@ -140,7 +164,9 @@ class Witness:
         scene = self.scene
 
         def copies(images: Tensor, which: Tensor) -> Tensor:
-            parts = zip(torch.split(images, self.batch_size), torch.split(which, self.batch_size), strict=True)
+            parts = zip(
+                torch.split(images, self.passes.batch_size), torch.split(which, self.passes.batch_size), strict=True
+            )
             return torch.cat([explain(part, scene.target_of(rows)) for part, rows in parts])
 
         def shuffled() -> Tensor:
@@ -151,7 +177,7 @@ class Witness:
 
         return {
             Evidence.EXPLAIN: lambda: copies,
-            Evidence.RANDOMISED_MAPS: lambda: randomised_maps(self.model.model, shuffled, self.seed),
+            Evidence.RANDOMISED_MAPS: lambda: randomised_maps(self.model.model, shuffled, self.passes.seed),
         }
 
     def _where_possible(self, copies: Explain, which: Tensor) -> list[Tensor]:

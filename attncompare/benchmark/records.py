@@ -9,6 +9,7 @@ from typing import Literal
 SCHEMA_VERSION = 1
 Status = Literal["ok", "unsupported", "failed"]
 Variant = Literal["fp32", "bf16", "compile"]
+Dtype = Literal["float32", "bf16"]
 """What models are timed as."""
 
 TIMING_MEASURES = (

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.benchmark.evidence import Again, Scene, Witness, measure, target_scorer, with_smaller_batches
+from attncompare.benchmark.evidence import Again, Passes, Scene, Witness, measure, target_scorer, with_smaller_batches
 from attncompare.benchmark.records import Record
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.targets import Target, TargetScore
@@ -72,8 +72,7 @@ def score_maps(
     protocol: Protocol,
     *,
     explainers: Mapping[str, Again] | None = None,
-    batch_size: int = 8,
-    seed: int = 0,
+    passes: Passes = Passes(),  # noqa: B008 (frozen)
 ) -> dict[str, list[Scored]]:
     """Score several maps (B,h,w) of the same images under several metrics; all curves in the same stream of batches.
 
@@ -81,8 +80,8 @@ def score_maps(
     are left out. A metric that raises has no values but its reason, and the others go on; so have all metrics of curves
     when the altered images cannot be scored. Out of memory halves the batch, down to 1.
     """
-    found, fault = _curves(model, scene, maps, wanted, protocol, batch_size=batch_size, seed=seed)
-    witness = Witness(model, scene, batch_size, seed)
+    found, fault = _curves(model, scene, maps, wanted, protocol, passes)
+    witness = Witness(model, scene, passes)
     shared = witness.shared(wanted) | {Evidence.SHARES: protocol.shares(model.size)}
     scored: dict[str, list[Scored]] = {}
     for name, values in maps.items():
@@ -118,24 +117,22 @@ def _curves(
     maps: Mapping[str, Tensor],
     wanted: Sequence[Metric],
     protocol: Protocol,
-    *,
-    batch_size: int,
-    seed: int,
+    passes: Passes,
 ) -> tuple[dict[str, dict[Evidence, Tensor]], str]:
     """The curves that the metrics summarise, of all maps; or the reason why there are none."""
     curves = [curve for curve in CURVES if any(curve in metric.curves for metric in wanted)]
     nothing: dict[str, dict[Evidence, Tensor]] = {name: {} for name in maps}
     if not curves or not maps:
         return nothing, ""
-    score = target_scorer(model, scene.target, scene.rows, protocol.score)
+    score = target_scorer(model, scene.target, scene.rows, protocol.score, passes.dtype)
     mean = model.source.preprocessing.mean
     try:
         with torch.no_grad(), left_as_found(model.model):
             return with_smaller_batches(
                 lambda size: perturbation_curves(
-                    score, scene.images, maps, protocol, curves, mean=mean, batch_size=size, seed=seed
+                    score, scene.images, maps, protocol, curves, mean=mean, batch_size=size, seed=passes.seed
                 ),
-                batch_size,
+                passes.batch_size,
             ), ""
     except Exception as error:  # whatever a model makes of altered images
         return nothing, reason_of(error)

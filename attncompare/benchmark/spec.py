@@ -3,11 +3,11 @@
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from attncompare.benchmark.records import Variant
+from attncompare.benchmark.records import Dtype, Variant
 from attncompare.errors import SpecError, reason_of
 
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]
@@ -21,8 +21,9 @@ class BenchmarkSpec(BaseModel):
     image files; limit: at most so many images.
     target: "argmax" (the model's choice on the clean image), "label", a class index, "class:NAME", "embedding" or
     "text:PROMPT" (an image-text pair such as CLIP). timing: also time every method, `repeats` times and at least
-    `timing_seconds`, `timing_batch` images at once, under each of `timing_variants` (fp32, bf16, compile). save_maps: keep
-    maps, heads of every block, channels of every stage, and thumbnails for the report.
+    `timing_seconds`, `timing_batch` images at once, under each of `timing_variants` (fp32, bf16, compile). dtype: "bf16"
+    scores altered images under autocast, which moves areas by some thousandths; how far is measured on the first images and
+    kept in run.json. save_maps: keep maps, heads of every block, channels of every stage, and thumbnails for the report.
 
     >>> BenchmarkSpec(models=["demo/cnn"], methods=["cam"], limit=4).protocol
     'rise'
@@ -40,7 +41,7 @@ class BenchmarkSpec(BaseModel):
     target: Annotated[int, Field(strict=True, ge=0)] | str = "argmax"
     seed: int = Field(default=0, strict=True, ge=0, le=2**32 - 1)
     device: str = "cpu"
-    dtype: Literal["float32"] = "float32"
+    dtype: Dtype = "float32"
     batch_size: Count = 8
     chunk_size: Count = 16
     threads: int | None = Field(default=None, strict=True, ge=1, le=1024)

@@ -33,7 +33,8 @@ Progress = Callable[[Tick], None]
 class Tally:
     """What a run has come to so far: the cells of its plan, and how many of them were computed or there already.
 
-    failed: records, of those computed. deviation: what tuning changes in a model's scores. deaths: why worker processes
+    failed: records, of those computed. deviation: what tuning changes in a model's scores. dtype_deviation: what
+    a dtype other than float32 does, as `ChunkScorer` has it. deaths: why worker processes
     ended before their time.
     """
 
@@ -42,6 +43,7 @@ class Tally:
     reused: int = 0
     failed: int = 0
     deviation: dict[str, float] = field(default_factory=dict)
+    dtype_deviation: dict[str, dict[str, float]] = field(default_factory=dict)
     deaths: list[str] = field(default_factory=list)
 
     def add(self, other: "Tally") -> None:
@@ -51,6 +53,7 @@ class Tally:
         self.reused += other.reused
         self.failed += other.failed
         self.deviation.update(other.deviation)
+        self.dtype_deviation.update(other.dtype_deviation)
 
 
 class Worker:
@@ -59,13 +62,16 @@ class Worker:
     def __init__(self, spec: BenchmarkSpec, store: ResultStore, progress: Progress, total: int) -> None:
         self.spec, self.store, self.progress, self.total = spec, store, progress, total
         self.scorer = ChunkScorer(spec, self.tick)
-        self.tally = Tally(deviation=self.scorer.deviation)
+        self.tally = self._new_tally()
         self.plans: dict[str, ModelPlan] = {}
         self.done = 0
 
     def restart(self) -> None:
         """Count from nothing again; what was told of the models stays."""
-        self.tally, self.done = Tally(deviation=self.scorer.deviation), 0
+        self.tally, self.done = self._new_tally(), 0
+
+    def _new_tally(self) -> Tally:
+        return Tally(deviation=self.scorer.deviation, dtype_deviation=self.scorer.dtype_deviation)
 
     def tick(self, steps: int, what: str) -> None:
         """Report progress."""

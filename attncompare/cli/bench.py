@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from attncompare.cli.options import Json, Methods, Models, Options, TargetOption, parse_options
-from attncompare.cli.running import finish, report_damage, run_spec
+from attncompare.cli.running import finish, parse_tuning, report_damage, run_spec
 
 
 def bench(
@@ -22,6 +22,9 @@ def bench(
     out: Annotated[str, typer.Option(help="The run's folder, or a URL such as s3://bucket/run.")] = "runs/bench",
     option: Options = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, or bf16: scoring under autocast, areas move by some thousandths.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     save_maps: Annotated[
@@ -37,6 +40,13 @@ def bench(
     ] = None,
     timing_batch: Annotated[int | None, typer.Option(help="Images in a timed batch.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Timed runs of every method, at least.")] = None,
+    tune: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="channels_last (convolutions are faster) or matmul (torch's medium precision); repeat for both. "
+            "Scores move in their last digits, which is checked."
+        ),
+    ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray: actors, here or on a cluster.")] = "local",
     workers: Annotated[int | None, typer.Option(help="Ray actors; as many as there are slots.")] = None,
     gpus_per_worker: Annotated[float | None, typer.Option(help="Of Ray actors; 0.5 lets two share one.")] = None,
@@ -56,12 +66,13 @@ def bench(
     from attncompare.benchmark.execution import Execution, parse_shard
     from attncompare.benchmark.spec import make_spec, read_toml
 
+    tuning = parse_tuning(tune)
     execution = Execution(engine, parse_shard(shard), workers, gpus_per_worker, address)
     values = read_toml(spec_file) if spec_file else {}
     flags = {
         "models": model, "methods": method, "metrics": metric, "protocol": protocol, "data": data, "limit": limit,
-        "target": target, "device": device, "seed": seed, "threads": threads, "save_maps": save_maps, "timing": timing,
-        "timing_variants": timing_variant, "timing_batch": timing_batch, "repeats": repeats,
+        "target": target, "device": device, "dtype": dtype, "seed": seed, "threads": threads, "save_maps": save_maps,
+        "timing": timing, "timing_variants": timing_variant, "timing_batch": timing_batch, "repeats": repeats,
     }  # fmt: skip
     values |= {
         name: tuple(value) if isinstance(value, list) else value for name, value in flags.items() if value is not None
@@ -78,7 +89,7 @@ def bench(
         found = costs.dry_run(spec, out, execution)
         typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else costs.describe(found, spec, out))
         return
-    run = run_spec(spec, out, execution)
+    run = run_spec(spec, out, execution, tuning)
     if shard:
         counts = {"shard": shard, "computed": run.computed, "reused": run.reused, "failed": run.failed}
         typer.echo(json.dumps(counts))

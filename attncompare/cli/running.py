@@ -5,17 +5,21 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
+
+from attncompare.errors import unknown_name
 
 if TYPE_CHECKING:
     from attncompare.benchmark.execution import Execution
     from attncompare.benchmark.run import Run
     from attncompare.benchmark.spec import BenchmarkSpec
     from attncompare.benchmark.worker import Tick
+    from attncompare.tuning import Tuning
 
 EXIT_WRONG, EXIT_FAILED_CELLS, EXIT_INTERRUPTED = 1, 3, 130
+TUNED = ("channels_last", "matmul")
 
 
 @contextmanager
@@ -45,13 +49,27 @@ def progress_bar() -> "Iterator[Callable[[Tick], None]]":
             bar.stop()
 
 
-def run_spec(spec: "BenchmarkSpec", out: str | Path, execution: "Execution | None" = None) -> "Run":
-    """Run with a progress bar in a process that keeps its memory; Ctrl-C says how to go on."""
+def parse_tuning(names: list[str] | None) -> "Tuning":
+    """What --tune asks for, beside memory that is kept, which changes no value; UnknownNameError for another name."""
+    from attncompare.tuning import Tuning
+
+    for name in names or ():
+        if name not in TUNED:
+            raise unknown_name("setting of --tune", name, TUNED)
+    wanted = names or []
+    matmul: Literal["medium", "highest"] = "medium" if "matmul" in wanted else "highest"
+    return Tuning(keep_memory=True, channels_last="channels_last" in wanted, matmul=matmul)
+
+
+def run_spec(
+    spec: "BenchmarkSpec", out: str | Path, execution: "Execution | None" = None, tuning: "Tuning | None" = None
+) -> "Run":
+    """Run with a progress bar in a tuned process; Ctrl-C says how to go on."""
     from attncompare.benchmark.execution import Execution
     from attncompare.benchmark.run import run_benchmark
-    from attncompare.tuning import Tuning, tune
+    from attncompare.tuning import tune
 
-    tune(Tuning(keep_memory=True))  # no value changes by it
+    tune(tuning or parse_tuning(None))
     try:
         with progress_bar() as progress:
             return run_benchmark(spec, out, progress=progress, execution=execution or Execution())

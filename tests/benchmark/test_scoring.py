@@ -4,12 +4,15 @@ import pytest
 import torch
 
 import attncompare as ac
+from attncompare.benchmark.evidence import Scene
 from attncompare.benchmark.run import run_benchmark
+from attncompare.benchmark.scoring import fixed_target
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.errors import SpecError, UnknownNameError
 from attncompare.maps import AttributionMap
 from attncompare.metrics._base import metrics
 from attncompare.metrics.user_protocols import read_protocol
+from attncompare.reporting.tables import table
 
 EVERYTHING = [metric.name for metric in metrics if not metric.pairwise and "insertion" not in metric.name]
 QUICK = {"infidelity": {"squares": 4}, "max_sensitivity": {"samples": 2}}
@@ -180,3 +183,32 @@ def test_altered_images_that_cannot_be_scored_leave_the_other_metrics(monkeypatc
     assert set(records[records.status == "failed"].detail) == {"RuntimeError: device lost"}
     again = run_benchmark(spec, tmp_path)  # by accident: tried again
     assert again.computed == 2 and set(again.records().status) == {"ok"}
+
+
+def test_bf16_scores_under_autocast_and_says_how_far_that_is_from_float32(tmp_path):
+    spec = BenchmarkSpec(
+        models=("demo/cnn", "demo/vit"), methods=("activation", "edge_map"), limit=3, protocol="rise-fast", timing=False,
+        metrics=("deletion", "insertion", "average_drop", "sparseness"),
+    )  # fmt: skip
+    exact = run_benchmark(spec, tmp_path / "exact")
+    run = run_benchmark(spec.model_copy(update={"dtype": "bf16"}), tmp_path / "bf16")
+    columns = ["model", "method", "image", "measure"]
+    both = exact.records().merge(run.records(), on=columns, suffixes=("", "_bf16"))
+    both["apart"] = (both.value - both.value_bf16).abs()
+    largest = both.groupby(["model", "measure"]).apart.max()
+    assert (largest.loc[:, ["target_score", "sparseness"]] == 0).all()  # neither alters an image
+    assert (largest.loc[:, ["deletion", "insertion", "average_drop"]] > 0).all() and largest.max() < 0.05
+    told = run.manifest()["dtype_deviation"]
+    assert set(told) == {"demo/cnn", "demo/vit"} and exact.manifest()["dtype_deviation"] == {}
+    first = both[both.image.isin(sorted(both.image.unique())[:2])].groupby(["model", "measure"]).apart.max()
+    for model, found in told.items():
+        assert set(found) == {"deletion", "insertion"}
+        for measure, value in found.items():
+            assert value == pytest.approx(first[model, measure], abs=1e-6)
+    assert "scored in bf16" in table(tmp_path / "bf16", "md") and "bf16" not in table(tmp_path / "exact", "md")
+
+
+def test_a_part_of_a_part_keeps_its_targets(model, images):
+    scene = Scene(images.repeat(2, 1, 1, 1), fixed_target(model, images.repeat(2, 1, 1, 1), [0, 1, 2, 3]))
+    part = scene.subset([1, 2, 3]).subset([1, 2])
+    assert part.targets.tolist() == [2, 3] and torch.equal(part.images, scene.images[2:])

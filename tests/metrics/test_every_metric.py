@@ -7,7 +7,7 @@ import torch
 
 import attncompare as ac
 from attncompare.adapters.base import ModelAdapter
-from attncompare.benchmark.evidence import Scene
+from attncompare.benchmark.evidence import Passes, Scene
 from attncompare.benchmark.scoring import again_of, as_records, fixed_target, score_maps
 from attncompare.maps import AttributionMap
 from attncompare.metrics._base import Evidence, metrics
@@ -55,7 +55,9 @@ def scored(model, scene, name, maps, **options):
     explainers = {key: again_of(model, "saliency", {}) for key in maps}
     return {
         key: one[0]
-        for key, one in score_maps(model, scene, maps, [metric], QUICK, explainers=explainers, **options).items()
+        for key, one in score_maps(
+            model, scene, maps, [metric], QUICK, explainers=explainers, passes=Passes(**options)
+        ).items()
     }
 
 

@@ -155,6 +155,8 @@ def _notes(run: Gallery, found: Content) -> list[str]:
     what = f"{run.manifest['images']} images of '{spec['data']}', protocol {spec['protocol']}, "
     if spec.get("timing_only"):
         what = f"First images of '{spec['data']}', timed and not scored, "
+    if spec.get("dtype", "float32") != "float32":
+        what += f"scored in {spec['dtype']}, "
     where = f"{environment['device']}, {environment['threads']} threads"
     notes = [f"{what}target {spec['target']}, seed {spec['seed']}, {where}"]
     if counts:
