@@ -114,8 +114,9 @@ def explain_targets(
 ) -> dict[str, AttributionMap]:
     """Explain several targets of one image: one forward pass, and one backward pass for each target.
 
-    image: (1,3,H,W). targets: T class indices, or T strings as in `explain_together`. Returns method name -> maps (T,h,w).
-    Methods with passes of their own, but for those of the CAM family, make them for each target.
+    image: (1,3,H,W). targets: T class indices, or T strings as in `explain_together`; "rank:1", "rank:2", ... are the
+    model's first choices, found in the same pass. Returns method name -> maps (T,h,w). Methods with passes of their own, but
+    for those of the CAM family, make them for each target.
 
     >>> import attncompare as ac
     >>> maps = ac.explain_targets(ac.load_model("demo/cnn"), ["grad_cam"], torch.rand(1, 3, 64, 64), [0, 3, 5])
@@ -269,6 +270,7 @@ def _as_map(
         method=name,
         options=dict(job.options),
         detail=detail,
+        probability=reference.probability,
         passes_forward=given.forward,
         passes_backward=given.backward,
     )

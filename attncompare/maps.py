@@ -44,7 +44,8 @@ class AttributionMap:
     target: (B,) int64, the explained output; -1 where it is a function of the outputs. passes_forward, passes_backward:
     passes through the model per image; runs of its head alone (ablation_cam, legrad) are not counted. detail: numbers a
     method reports beside its map, each (B,), such as a convergence delta. prompts: the "text:PROMPT" of each image whose
-    similarity was explained, () for other targets.
+    similarity was explained, () for other targets. probability: (B,) the softmax probability of the target on the clean
+    images (or its similarity, or the value of the function); None where no pass over them was needed for the map.
     """
 
     values: Tensor
@@ -54,6 +55,7 @@ class AttributionMap:
     options: Mapping[str, object] = field(default_factory=dict, kw_only=True)
     detail: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
     prompts: tuple[str, ...] = field(default=(), kw_only=True)
+    probability: Tensor | None = field(default=None, kw_only=True)
     passes_forward: float = field(default=0.0, kw_only=True)
     passes_backward: float = field(default=0.0, kw_only=True)
 

@@ -40,6 +40,11 @@ def fit_image(image: NDArray[np.uint8], how: Preprocessing, *, mask: bool = Fals
     return np.asarray(picture.resize((width, height), filter_, box=kept))
 
 
+def fit_mask(mask: NDArray[np.bool_], how: Preprocessing) -> Tensor:
+    """(H,W) bool of a picture -> (H,W) bool as the model sees it."""
+    return torch.from_numpy(fit_image(mask.astype(np.uint8) * 255, how, mask=True) > 127)
+
+
 def _resized(source: tuple[int, int], size: tuple[int, int], crop: float) -> tuple[int, int]:
     """(width, height) before the crop, rounded as torchvision and timm round: the shorter side is floor(size / crop)."""
     height, width = (math.floor(side / crop + 1e-6) for side in size)

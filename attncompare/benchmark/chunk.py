@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from attncompare.benchmark.scoring import Scored, again_of, as_records, score_ma
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.targets import TEXT, Target, TargetScore
-from attncompare.data.images import fit_image, to_tensor
+from attncompare.data.images import fit_image, fit_mask, to_tensor
 from attncompare.errors import AttnCompareError, UnsupportedMethodError, reason_of
 from attncompare.maps import AttributionMap
 from attncompare.metrics.protocols import get_protocol
@@ -228,6 +227,5 @@ def _masks(chunk: Chunk, model: ModelAdapter) -> Tensor | None:
     for sample in chunk.samples:
         if sample.mask is None:
             return None
-        fitted = fit_image(sample.mask.astype(np.uint8) * 255, model.source.preprocessing, mask=True)
-        found.append(torch.from_numpy(fitted > 127))
+        found.append(fit_mask(sample.mask, model.source.preprocessing))
     return torch.stack(found)

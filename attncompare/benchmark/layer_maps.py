@@ -93,9 +93,19 @@ def _heads(model: ModelAdapter, path: str, rows: Tensor) -> list[LayerMap]:
 def _channels(path: str, features: object) -> list[LayerMap]:
     """Per image the strongest channels (K,h,w) of one stage, from features (B,C,h,w)."""
     assert isinstance(features, Tensor)
-    strongest = features.mean(dim=(2, 3)).topk(min(CHANNELS, features.shape[1]), dim=1).indices
-    pairs = zip(features, strongest, strict=True)
-    return [LayerMap(path, "channel", i.cpu().numpy(), one[i].float().cpu().numpy()) for one, i in pairs]
+    pairs = zip(*strongest_channels(features, CHANNELS), strict=True)
+    return [LayerMap(path, "channel", index.cpu().numpy(), maps.float().cpu().numpy()) for index, maps in pairs]
+
+
+def strongest_channels(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Of features (B,C,h,w) the channels with the largest mean activation: index (B,K), maps (B,K,h,w), the first first.
+
+    >>> index, maps = strongest_channels(torch.tensor([[[[1.0]], [[3.0]], [[2.0]]]]), 2)
+    >>> index.tolist(), maps.flatten().tolist()
+    ([[1, 2]], [3.0, 2.0])
+    """
+    index = features.mean(dim=(2, 3)).topk(min(count, features.shape[1]), dim=1).indices
+    return index, torch.take_along_dim(features, index[:, :, None, None], dim=1)
 
 
 @dataclass(frozen=True)

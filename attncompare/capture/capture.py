@@ -41,6 +41,13 @@ class Capture:
         """(B,) int64, which of the score's outputs belongs to each image."""
         return self.scored.target
 
+    @property
+    def probability(self) -> Tensor | None:
+        """(B,) probability (similarity, value of the function) of the target; None where no pass was made."""
+        if not self.logits.numel():
+            return None
+        return self.scored.probability(self.logits, torch.arange(len(self.logits), device=self.logits.device)).float()
+
 
 def _set_modes(training: Mapping[nn.Module, bool], required: Mapping[nn.Parameter, bool]) -> None:
     """Set the flags that differ: writing one is slow, and most are as wanted."""

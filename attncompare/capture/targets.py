@@ -14,12 +14,15 @@ from attncompare.errors import CaptureError, SpecError
 
 Target = int | str | Sequence[int] | Sequence[str] | Tensor | Callable[[Tensor], Tensor] | None
 """None: the argmax on the clean image. int, sequence or (B,) tensor: class indices. "class:NAME": a class by name.
-"embedding" and "text:PROMPT": see TargetScore. A sequence of strings has one for each image. A function makes a score (n,)
-of the model's outputs (n,K), row by row: the difference of two logits, say."""
+"rank:2": the class that comes second on each clean image; "rank:1" is the argmax. "embedding" and "text:PROMPT": see
+TargetScore. A sequence of strings has one for each image. A function makes a score (n,) of the model's outputs (n,K), row by
+row: the difference of two logits, say."""
 
-TEXT, CLASS = "text:", "class:"
+TEXT, CLASS, RANK = "text:", "class:", "rank:"
+BEHIND = {TEXT: "prompt", CLASS: "class", RANK: "rank"}
+MANY = {TEXT: "prompts", CLASS: "classes", RANK: "ranks"}
 ALLOWED = (
-    "give a class index, None, 'class:NAME', 'text:PROMPT', 'embedding' or a function of the outputs; "
+    "give a class index, None, 'class:NAME', 'text:PROMPT', 'rank:N', 'embedding' or a function of the outputs; "
     "or a list of one index or string per image"
 )
 
@@ -46,13 +49,12 @@ def _all_start(words: Sequence[str], prefix: str) -> bool:
 def _check_words(words: Sequence[str]) -> None:
     """Refuse a string with nothing behind its prefix, and prompts beside classes: a call has one kind of score."""
     for word in words:
-        if word.strip() in (TEXT, CLASS):
-            raise SpecError(
-                f"target {word!r} is empty; write the {'prompt' if TEXT in word else 'class'} behind the colon"
-            )
-    kinds = {prefix for prefix in (TEXT, CLASS) for word in words if word.startswith(prefix)}
+        if word.strip() in BEHIND:
+            raise SpecError(f"target {word!r} is empty; write the {BEHIND[word.strip()]} behind the colon")
+    kinds = {prefix for prefix in BEHIND for word in words if word.startswith(prefix)}
     if len(kinds) > 1:
-        raise SpecError(f"targets {list(words)} mix prompts and classes; explain them in two calls")
+        mixed = " and ".join(MANY[prefix] for prefix in BEHIND if prefix in kinds)
+        raise SpecError(f"targets {list(words)} mix {mixed}; explain them in two calls")
 
 
 def _is_own(target: Target, count: int) -> bool:
@@ -76,6 +78,17 @@ def _indices(target: object, count: int, device: torch.device) -> Tensor:
     if index.shape != (count,):
         raise SpecError(f"{tuple(index.shape)} targets for {count} images")
     return index
+
+
+def _of_rank(clean: Tensor, words: Sequence[str]) -> Tensor:
+    """(B,) which output stands at each image's "rank:N", the largest first; equal ones keep their order."""
+    ranks = [word.removeprefix(RANK) for word in words]
+    for rank in ranks:
+        if not rank.isdecimal() or not 1 <= int(rank) <= clean.shape[1]:
+            raise SpecError(f"target 'rank:{rank}': a rank is a number from 1 to {clean.shape[1]}, the outputs")
+    order = clean.argsort(dim=1, descending=True, stable=True)
+    place = torch.tensor([int(rank) - 1 for rank in ranks], device=clean.device)
+    return order.gather(1, place[:, None])[:, 0]
 
 
 def _check_function(score: Callable[[Tensor], Tensor], clean: Tensor) -> None:
@@ -161,6 +174,8 @@ class TargetScore:
             return TargetScore(torch.arange(count, device=clean.device), F.normalize(clean, dim=1))
         if target is None:
             return TargetScore(clean.detach().argmax(dim=1))
+        if _all_start(words, RANK):
+            return TargetScore(_of_rank(clean.detach(), words))
         if words and not _all_start(words, CLASS):
             raise SpecError(f"target {target!r} is not known here; {ALLOWED}")
         chosen = [adapter.class_index(word.removeprefix(CLASS)) for word in words] if words else target

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from attncompare.cli.inside import Asked, explain_layers, explain_top, listed_layers
 from attncompare.cli.options import Device, Methods, Models, Options, Seed, TargetOption, parse_options
 from attncompare.cli.running import finish, run_spec
 from attncompare.errors import SpecError
@@ -18,10 +19,21 @@ def explain(
     out: Annotated[Path, typer.Option(help="Folder for maps, overlays and the figure.")] = Path("runs/explain"),
     target: TargetOption = None,
     option: Options = None,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(help="Layers by module path, comma-separated or repeated: what each of them responds to."),
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option(help="Of each layer so many of the strongest channels; 3 with --layers alone.")
+    ] = None,
+    top: Annotated[int | None, typer.Option(help="The maps of so many of the model's first choices.")] = None,
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
     """Draw where models look in some images; without --method by every method that takes no hundreds of passes.
+
+    With --layers or --channels: layers x strongest channels (method activation), and a table that compares the layers.
+    With --top: one figure of the most probable classes (method cam unless another is named).
 
     Example: attncompare explain cat.png --model timm/vit_tiny_patch16_224@random --method all --out maps
     """
@@ -33,9 +45,15 @@ def explain(
     missing = [str(path) for path in images if not os.path.isfile(path)]
     if missing:
         raise SpecError(f"no such image file: {', '.join(missing)}")
+    names = model or ["demo/cnn", "demo/vit"]
+    if layers or channels is not None or top is not None:
+        if target is not None or (top is not None and (layers or channels is not None)):
+            raise SpecError("--layers, --top and --target are three questions; ask one of them in a command")
+        asked = Asked(images, names, tuple(method or ()), parse_options(option), out, device, seed)
+        return explain_layers(asked, listed_layers(layers), channels) if top is None else explain_top(asked, top)
     spec = make_spec(
         {
-            "models": tuple(model or ("demo/cnn", "demo/vit")),
+            "models": tuple(names),
             "methods": tuple(method or ("quick",)),
             "metrics": (),
             "data": tuple(str(path) for path in images),

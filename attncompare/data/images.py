@@ -15,6 +15,7 @@ from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.adapters.fitting import fit_image as fit_image
+from attncompare.adapters.fitting import fit_mask as fit_mask
 from attncompare.adapters.fitting import to_tensor as to_tensor
 from attncompare.errors import ImageError, reason_of
 

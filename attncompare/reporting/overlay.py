@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib import colormaps
 from numpy.typing import NDArray
+from torch import Tensor
 
 from attncompare.reporting.gallery import enlarged
 
@@ -39,6 +40,11 @@ def colourise(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.
     """(h,w) map -> (H,W,3) colours: inferno, or red (for) and blue (against) for signed maps."""
     scale = colormaps[DIVERGING if is_signed(values) else SEQUENTIAL]
     return np.asarray(scale(to_unit(enlarged(values, size)))[..., :3] * 255, dtype=np.uint8)
+
+
+def pixels_of(images: Tensor) -> NDArray[np.uint8]:
+    """(B,3,H,W) in [0, 1] -> (B,H,W,3) uint8."""
+    return np.asarray((images.detach().cpu().permute(0, 2, 3, 1) * 255).round().byte().numpy())
 
 
 def overlay(image: NDArray[np.uint8], values: NDArray[np.float32], opacity: float = 0.8) -> NDArray[np.uint8]:

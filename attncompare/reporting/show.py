@@ -11,7 +11,7 @@ from attncompare.errors import SpecError, unknown_name
 from attncompare.maps import AttributionMap
 from attncompare.reporting.figures._base import VENUES, style
 from attncompare.reporting.figures._panels import Block, Cell, draw_blocks
-from attncompare.reporting.overlay import overlay
+from attncompare.reporting.overlay import overlay, pixels_of
 
 
 def show_maps(
@@ -37,10 +37,9 @@ def show_maps(
             raise SpecError(
                 f"{name} has maps of shape {shape}; ({len(images)}, h, w) is needed for {len(images)} images"
             )
-    pictures = (images.detach().cpu().permute(0, 2, 3, 1) * 255).round().byte().numpy()
     rows = [
         [Cell(picture), *(Cell(overlay(picture, np.asarray(one.values[row].cpu()))) for one in maps.values())]
-        for row, picture in enumerate(pictures)
+        for row, picture in enumerate(pixels_of(images))
     ]
     with matplotlib.style.context(["default", style(VENUES[venue])]):
         return draw_blocks(VENUES[venue], [Block("", ["image", *maps], rows, labels)])

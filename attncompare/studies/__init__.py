@@ -6,6 +6,10 @@ from typing import Any
 _PUBLIC: dict[str, str] = {
     "Inversion": "inversion",
     "invert": "inversion",
+    "LayerStudy": "layer_responses",
+    "TopClasses": "first_choices",
+    "layers": "layer_responses",
+    "top_classes": "first_choices",
 }
 """Public name -> module of this package; loaded when first used."""
 

@@ -6,6 +6,8 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextToPath
 
 _metrics = TextToPath()
+INSIDE, BREAK = r"(?:[^\s/_.\-]|(?<=\d)\.(?=\d))", r"(?:[/_\-]|(?<!\d)\.|\.(?!\d))"  # a dot in a number is no break
+PIECE = rf"\s+|{INSIDE}*{BREAK}+|{INSIDE}+"
 
 
 def width_of(text: str, size: float, *, bold: bool = False) -> float:
@@ -29,9 +31,15 @@ def fitted(text: str, width: float, size: float) -> str:
 
 
 def wrapped(text: str, width: float, size: float, *, bold: bool = False) -> str:
-    """The text in lines no wider than a width in inches, broken at spaces and, in long names, after / _ . - or anywhere."""
+    r"""The text in lines no wider than a width in inches, broken at spaces and, in long names, after / _ . - or anywhere.
+
+    A number stays whole.
+
+    >>> wrapped("cat (0.25)", width_of("cat (0.", 8), 8)
+    'cat\n(0.25)'
+    """
     lines, line = [], ""
-    for piece in re.findall(r"\s+|[^\s/_.\-]*[/_.\-]+|[^\s/_.\-]+", text):
+    for piece in re.findall(PIECE, text):
         for part in [piece] if width_of(piece, size, bold=bold) <= width else list(piece):
             if width_of((line + part).rstrip(), size, bold=bold) > width and line.strip():
                 lines.append(line.strip())

@@ -1,5 +1,7 @@
 """Images x methods, one block per model."""
 
+from typing import TypeVar
+
 from matplotlib.figure import Figure
 
 from attncompare.errors import ResultFormatError
@@ -8,6 +10,7 @@ from attncompare.reporting.figures._panels import SEEN, Block, Cell, draw_blocks
 from attncompare.reporting.gallery import Gallery
 from attncompare.reporting.overlay import overlay
 
+T = TypeVar("T")
 MOST_IMAGES = 4
 
 
@@ -37,7 +40,7 @@ def grid(run: Gallery, venue: Venue) -> Figure:
     return draw_blocks(venue, blocks)
 
 
-def even_parts(names: list[str], room: int) -> list[list[str]]:
+def even_parts(names: list[T], room: int) -> list[list[T]]:
     """Names in as few parts of at most `room` as it takes, of nearly equal length.
 
     >>> even_parts(list("abcde"), 4)
