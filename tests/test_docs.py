@@ -84,7 +84,8 @@ def test_every_page_is_in_the_menu_and_every_public_name_in_the_reference():
     menu = (ROOT / "mkdocs.yml").read_text()
     assert [page for page in PAGES[1:] if f": {page.relative_to(DOCS)}" not in menu] == []
     named = re.findall(r"^::: [\w.]+\.(\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
-    assert set(ac.__all__) - {"__version__", "figures", "tables"} <= set(named)
+    assert set(ac.__all__) - {"__version__", *ac._MODULES} <= set(named)
+    assert set(ac.studies.__all__) <= set(named)
 
 
 def test_the_tables_of_methods_are_current(benchmarks):
