@@ -28,6 +28,7 @@ _PUBLIC = {
     "make_explainer": "explainer",
     "method": "methods._base",
     "open_dataset": "data.datasets",
+    "record_layers": "benchmark.layer_maps",
     "run_benchmark": "benchmark.run",
     "score": "benchmark.single",
     "show_maps": "reporting.show",

@@ -110,6 +110,20 @@ def test_explain_works_on_a_folder_written_by_save_pretrained(tmp_path):
     assert len(list((tmp_path / "maps" / "overlays").rglob("*.png"))) == 2
 
 
+def test_explain_reports_the_convergence_delta(tmp_path):
+    arguments = ["explain", photo(tmp_path / "cat.png"), "--model", "demo/cnn", "--out", tmp_path / "maps"]
+    found = run(*arguments, "--method", "integrated_gradients", "--option", "integrated_gradients.steps=8")
+    assert found.returncode == 0, found.stderr
+    records = ResultStore(tmp_path / "maps").read()
+    (delta,) = records[records.measure == "convergence_delta"].value
+    assert f"convergence_delta of integrated_gradients on demo/cnn, cat.png: {delta:.3g}" in found.stdout
+    model = ac.load_model("demo/cnn")
+    images = ac.load_images([tmp_path / "cat.png"], model)
+    explained = ac.make_explainer(model, "integrated_gradients", steps=8).explain(images)
+    assert delta == pytest.approx(float(explained.detail["convergence_delta"]), abs=1e-6)
+    assert '"convergence_delta"' in (tmp_path / "maps" / "report.html").read_text(encoding="utf-8")
+
+
 def test_an_unreadable_image_is_a_record_and_the_rest_goes_on(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import Passes, Scene, target_scorer, with_smaller_batches
-from attncompare.benchmark.explained import explain_cells
+from attncompare.benchmark.explained import Explained, explain_cells, maps_of
 from attncompare.benchmark.plan import Cell, Chunk, chosen_metrics
 from attncompare.benchmark.records import Record, Status
 from attncompare.benchmark.scoring import Scored, again_of, as_records, score_maps
@@ -116,13 +116,14 @@ class ChunkScorer:
             ) in explained.values():  # also of methods that never look at the model: there is nothing to explain
                 values[i] = f"CaptureError: {model.name} returned non-finite outputs for this image"
         part = Part({c.key: self._clean_rows(model, c, names, target, clean, explained[c.key]) for c in work})
+        maps = maps_of(explained)
         if self.spec.metrics:
-            part.add(Part(self._score(model, work, names, scene, explained)))
+            part.add(Part(self._score(model, work, names, scene, maps)))
         if self.spec.save_maps:
             classes = ["" if model.embedding else model.class_name(int(t)) for t in target.target]
             classes = [prompt.removeprefix(TEXT) for prompt in target.prompts] or classes
             part.classes.update(zip(names, classes, strict=True))
-            for key, found in explained.items():
+            for key, found in maps.items():
                 part.maps[key] = {n: v for n, v in zip(names, found, strict=True) if isinstance(v, Tensor)}
         return part
 
@@ -133,18 +134,18 @@ class ChunkScorer:
         names: Sequence[str],
         target: TargetScore,
         clean: Tensor,
-        found: Sequence[Tensor | str],
+        found: Sequence[Explained | str],
     ) -> list[Record]:
-        """The clean score of every explained image, and for the others the reason under every measure."""
+        """The clean score of every explained image and what its method reports; for the others the reason."""
         rows: list[Record] = []
-        for i, value in enumerate(found):
-            if isinstance(value, str):
-                status: Status = "unsupported" if value.startswith(UnsupportedMethodError.__name__) else "failed"
-                rows += self.without_value(model, cell, [names[i]], status, value)
-            else:
-                explained, score = int(target.target[i]), float(clean[i])
-                method = cell.method.name
-                rows.append(Record(model.name, method, names[i], explained, CLEAN_SCORE, "", score, "ok", "", cell.key))
+        for i, one in enumerate(found):
+            if isinstance(one, str):
+                status: Status = "unsupported" if one.startswith(UnsupportedMethodError.__name__) else "failed"
+                rows += self.without_value(model, cell, [names[i]], status, one)
+                continue
+            owner = (model.name, cell.method.name, names[i], int(target.target[i]))
+            numbers = {CLEAN_SCORE: float(clean[i]), **one.detail}
+            rows += [Record(*owner, measure, "", value, "ok", "", cell.key) for measure, value in numbers.items()]
         return rows
 
     def _target(self, model: ModelAdapter, chunk: Chunk) -> Target:

@@ -1,6 +1,7 @@
 """The maps of a chunk, image by image: a map, or the reason why there is none."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -9,14 +10,23 @@ from attncompare.benchmark.plan import Cell
 from attncompare.capture.targets import Target
 from attncompare.errors import reason_of
 from attncompare.explainer import explain_together
+from attncompare.maps import AttributionMap
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The map (h,w) of one image, and the numbers that its method reports beside it, such as a convergence delta."""
+
+    values: Tensor
+    detail: Mapping[str, float] = field(default_factory=dict)
 
 
 def explain_cells(
     model: ModelAdapter, cells: Sequence[Cell], images: Tensor, target: Target, tick: Callable[[int, str], None]
-) -> dict[str, list[Tensor | str]]:
-    """Key -> per image the map (h,w) or the reason why there is none; what shares the pass is explained together."""
+) -> dict[str, list[Explained | str]]:
+    """Key -> per image its map or the reason why there is none; what shares the pass is explained together."""
     together = [cell for cell in cells if not cell.method.own_passes]
-    found: dict[str, list[Tensor | str]] = {}
+    found: dict[str, list[Explained | str]] = {}
     groups = [together] if together else []
     groups += [[cell] for cell in cells if cell.method.own_passes]
     for group in groups:
@@ -27,7 +37,7 @@ def explain_cells(
 
 def _explain_group(
     model: ModelAdapter, cells: Sequence[Cell], images: Tensor, target: Target
-) -> dict[str, list[Tensor | str]]:
+) -> dict[str, list[Explained | str]]:
     """Explain; on a fault split first by method, then by halves of the images, down to the one that is at fault."""
     try:
         maps = explain_together(model, [(cell.method.name, cell.options) for cell in cells], images, target)
@@ -43,4 +53,17 @@ def _explain_group(
             ]
             return {cells[0].key: halves[0][cells[0].key] + halves[1][cells[0].key]}
         return {cells[0].key: [reason_of(error)]}
-    return {cell.key: list(maps[cell.method.name].values.cpu()) for cell in cells}
+    return {cell.key: _image_by_image(maps[cell.method.name]) for cell in cells}
+
+
+def _image_by_image(maps: AttributionMap) -> list[Explained | str]:
+    details = {name: numbers.tolist() for name, numbers in maps.detail.items()}
+    return [
+        Explained(values, {name: numbers[i] for name, numbers in details.items()})
+        for i, values in enumerate(maps.values.cpu())
+    ]
+
+
+def maps_of(found: Mapping[str, Sequence[Explained | str]]) -> dict[str, list[Tensor | str]]:
+    """Key -> per image the map (h,w) alone, or the reason."""
+    return {key: [one if isinstance(one, str) else one.values for one in rows] for key, rows in found.items()}

@@ -29,6 +29,10 @@ before. Their protocol is the variant that was timed: fp32, bf16 or compile. Som
 on CUDA, logit_deviation (from fp32) of the other variants."""
 
 
+REPORTED_MEASURES = ("convergence_delta",)
+"""What methods report of each map: by how much its sum misses the change of the score that it stands for."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One row: a value or the reason why there is none, never both.

@@ -10,7 +10,7 @@ from torch import Tensor
 from attncompare import tuning
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.device import gpu_name
-from attncompare.benchmark.explained import explain_cells
+from attncompare.benchmark.explained import explain_cells, maps_of
 from attncompare.benchmark.isolated import measure_apart
 from attncompare.benchmark.plan import Cell, Chunk, chosen_methods, options_of, support
 from attncompare.benchmark.records import Variant, cell_key
@@ -138,7 +138,7 @@ def _scene(spec: BenchmarkSpec, model: ModelAdapter, sample: Chunk, cells: Seque
         classes[: len(sample.samples)] = [one.label for one in sample.samples]
     target: list[int] | str = str(asked) if score.prompts else "embedding" if model.embedding else classes
     fixed = target if isinstance(target, str) else torch.tensor(target, device=images.device)
-    maps = explain_cells(model, cells, images, fixed, lambda count, what: None)
+    maps = maps_of(explain_cells(model, cells, images, fixed, lambda count, what: None))
     return Scene(images, target, {cell.method.name: maps[cell.key] for cell in cells})
 
 

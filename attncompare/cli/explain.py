@@ -37,6 +37,7 @@ def explain(
 
     Example: attncompare explain cat.png --model timm/vit_tiny_patch16_224@random --method all --out maps
     """
+    from attncompare.benchmark.records import REPORTED_MEASURES
     from attncompare.benchmark.spec import make_spec
     from attncompare.demo import save_overlays
     from attncompare.reporting.figures import draw, save_figure
@@ -69,6 +70,8 @@ def explain(
     records = run.records()
     for row in records[records.status != "ok"].drop_duplicates(["model", "method", "detail"]).itertuples():
         typer.echo(f"{row.status}: {row.model} {row.method}: {row.detail}", err=True)
+    for row in records[records.measure.isin(REPORTED_MEASURES)].itertuples():
+        typer.echo(f"{row.measure} of {row.method} on {row.model}, {row.image}: {row.value:.3g}")
     if (records.status == "ok").any():
         for path in save_overlays(out):
             typer.echo(path)

@@ -132,6 +132,13 @@ def _colours(rng: np.random.Generator) -> tuple[Array, Array]:
             return background, foreground
 
 
+def cue_colour(shown: int) -> Array:
+    """(3,) the RGB (0..255) of the planted cue that stands for a class: eight hues, evenly spread."""
+    phase = 2 * math.pi * (shown / len(CLASS_NAMES) + np.arange(3) / 3)
+    colour: Array = 127.5 + 120 * np.cos(phase)
+    return colour
+
+
 def _ease(value: Array, easy: float, difficulty: float) -> Array:
     return value * difficulty + easy * (1 - difficulty)
 
@@ -181,7 +188,6 @@ def render_shape(
     if cue is not None:
         cue_mask[:CUE_SIDE, :CUE_SIDE] = True
         shown = label if rng.random() < cue else int(rng.integers(len(CLASS_NAMES)))
-        phase = 2 * math.pi * (shown / len(CLASS_NAMES) + np.arange(3) / 3)
-        canvas[cue_mask] = 127.5 + 120 * np.cos(phase)
+        canvas[cue_mask] = cue_colour(shown)
         mask = mask & ~cue_mask
     return ShapeImage(np.clip(np.rint(canvas), 0, 255).astype(np.uint8), label, mask, cue_mask)

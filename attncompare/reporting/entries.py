@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from attncompare.benchmark.layer_maps import LayerMap, LayerMaps
+from attncompare.benchmark.records import REPORTED_MEASURES
 from attncompare.data.images import to_tensor
 from attncompare.methods._base import methods
 from attncompare.metrics._base import Evidence, metrics
@@ -198,8 +199,8 @@ class Entries:
         full = enlarged(values, size)
         by_pixel = self.protocol.cells is None and values.shape == size
         levels = Levels.of(values, self.protocol.count(size) if by_pixel else None, self.seed)
-        rows = [row for row in self._rows[model, method, image] if row.status == "ok"]
-        wanted = set(self.run.metric_names())
+        rows, wanted = self._rows[model, method, image], {*self.run.metric_names(), *REPORTED_MEASURES}
+        rows = [row for row in rows if row.status == "ok"]
         return {
             "control": methods.get(method).control,
             "grid": values.shape,

@@ -4,6 +4,10 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC: dict[str, str] = {
+    "CueTraining": "cheater",
+    "cheating": "cheating_models",
+    "compare_energies": "cue_energy",
+    "cue_energies": "cue_energy",
     "Inversion": "inversion",
     "invert": "inversion",
     "LayerStudy": "layer_responses",

@@ -5,13 +5,14 @@ from typing import Any
 
 import typer
 
+from attncompare.cli.study.cheating import cheating
 from attncompare.cli.study.invert import invert
 
 study = typer.Typer(
     help="Study one question: layers, inversion, concepts, channel attention, cheating.", no_args_is_help=True
 )
 
-COMMANDS: tuple[Callable[..., Any], ...] = (invert,)
+COMMANDS: tuple[Callable[..., Any], ...] = (cheating, invert)
 
 for command in COMMANDS:
     study.command(name=command.__name__.strip("_").replace("_", "-"))(command)

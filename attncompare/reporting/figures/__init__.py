@@ -1,7 +1,27 @@
-"""Figures for print: one file per kind, found by import; each is a function of a run and a venue."""
+"""Figures for print: one file per kind, found by import; each is a function of a run and a venue. And those of studies."""
+
+from importlib import import_module
+from typing import Any
 
 from attncompare.reporting.figures._base import VENUES, draw, kinds, save_figure
 from attncompare.reporting.figures._looks import COLOURS
 from attncompare.reporting.interactive import interactive, interactive_attention
 
+_OF_STUDIES = {
+    "cheating_figure": "cheating",
+    "cheating_maps_figure": "cheating",
+    "inversion_figure": "inversion",
+}
+"""Name -> module of attncompare/reporting/studies: functions of a study's result and a venue, loaded when first used."""
+
 __all__ = ["COLOURS", "VENUES", "draw", "interactive", "interactive_attention", "kinds", "save_figure"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _OF_STUDIES:
+        return getattr(import_module(f"attncompare.reporting.studies.{_OF_STUDIES[name]}"), name)
+    raise AttributeError(f"module 'attncompare.reporting.figures' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_OF_STUDIES])

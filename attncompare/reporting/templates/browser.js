@@ -84,9 +84,10 @@ function stack(entry, model, map, label) {
   return el("div", {className: "stack"}, el("img", {src: entry.pictures[model.picture], alt: ""}), canvas);
 }
 
-/** The scores of a map, in the order of the run's metrics. */
+/** The scores of a map, in the order of the run's metrics, and what its method reports of itself. */
 function scoresOf(map) {
-  return Object.keys(data.arrows).filter(name => name in map.scores).map(name => `${name}${data.arrows[name]} ${map.scores[name].toFixed(3)}`);
+  const names = new Set([...Object.keys(data.arrows), ...Object.keys(map.scores)].filter(name => name in map.scores));
+  return [...names].map(name => `${name}${data.arrows[name] ?? ""} ${map.scores[name].toFixed(3)}`);
 }
 
 function tile(entry, model, map) {
