@@ -16,6 +16,7 @@ _PUBLIC = {
     "Record": "benchmark.records",
     "Run": "benchmark.run",
     "TokenLayout": "signals",
+    "TrainSpec": "training.spec",
     "compare_maps": "benchmark.agreement",
     "explain_targets": "explainer",
     "explain_together": "explainer",
@@ -25,6 +26,7 @@ _PUBLIC = {
     "list_protocols": "catalogue",
     "load_images": "data.images",
     "load_model": "loading",
+    "load_trained": "training.run",
     "make_explainer": "explainer",
     "method": "methods._base",
     "open_dataset": "data.datasets",
@@ -32,6 +34,7 @@ _PUBLIC = {
     "run_benchmark": "benchmark.run",
     "score": "benchmark.single",
     "show_maps": "reporting.show",
+    "train_model": "training.run",
     "wrap_model": "loading",
 }
 
@@ -83,3 +86,6 @@ if TYPE_CHECKING:
     from attncompare.reporting import tables as tables
     from attncompare.reporting.show import show_maps as show_maps
     from attncompare.signals import TokenLayout as TokenLayout
+    from attncompare.training.run import load_trained as load_trained
+    from attncompare.training.run import train_model as train_model
+    from attncompare.training.spec import TrainSpec as TrainSpec

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from attncompare.adapters.anatomy import Anatomy, Classifier, Family, Gate
-from attncompare.adapters.base import ModelAdapter, Preprocessing, Source, device_of
+from attncompare.adapters.base import WEIGHT_SEED, ModelAdapter, Preprocessing, Source, device_of
 from attncompare.adapters.checkpoint import load_checkpoint
 from attncompare.capture.listening import resolve_layer
 from attncompare.capture.probe import probe
@@ -47,17 +47,24 @@ def check_device(device: str | torch.device) -> torch.device:
     return found
 
 
-def load_model(name: str, *, device: str | torch.device = "cpu") -> ModelAdapter:
+def load_model(name: str, *, device: str | torch.device = "cpu", seed: int = 0) -> ModelAdapter:
     """Load a model by name and find out what it can supply.
 
     name: "torchvision/resnet50", "timm/vit_tiny_patch16_224", "hf/path/to/folder", "demo/vit",
-    "offline/efficientnet_lite0"; "@random" behind it gives seeded random weights, "@file.safetensors" a checkpoint.
+    "offline/efficientnet_lite0"; "@random" behind it gives random weights, drawn with `seed`, "@file.safetensors" a
+    checkpoint.
     Raises UnknownNameError for a name that does not exist and AttnCompareError when the weights cannot be had.
 
     >>> model = load_model("timm/vit_tiny_patch16_224@random")
     >>> model.tokens
     TokenLayout(prefix=1, grid=(14, 14), class_token=0)
     """
+    with torch.inference_mode(False):  # weights made inside it could never lead to a gradient
+        return _adapt(load_source(name, seed=seed), device)
+
+
+def load_source(name: str, *, seed: int = 0) -> Source:
+    """As `load_model`, without looking into the model: nothing is run."""
     if not isinstance(name, str):
         raise UnknownNameError(f"model {name!r} is no name; a module of your own goes to wrap_model")
     folder = name.startswith("hf/") and os.path.isdir(os.path.expanduser(name.removeprefix("hf/")))  # may hold an @
@@ -69,11 +76,15 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> ModelAdapter
         allowed = ", ".join(f"{known}/NAME" for known in SOURCES)
         raise UnknownNameError(f"unknown model {name!r}; a model is one of {allowed}")
     with torch.inference_mode(False):  # weights made inside it could never lead to a gradient
-        source: Source = _adapter_file(prefix).load(rest, bool(suffix))
+        before = WEIGHT_SEED.set(seed)
+        try:
+            source: Source = _adapter_file(prefix).load(rest, bool(suffix))
+        finally:
+            WEIGHT_SEED.reset(before)
         if suffix and suffix != "random":
             load_checkpoint(source.model, Path(os.path.expanduser(suffix)))
             source = replace(source, note=f"checkpoint {suffix}")
-        return _adapt(replace(source, name=name), device)
+        return replace(source, name=name)
 
 
 def wrap_model(

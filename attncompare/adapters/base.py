@@ -1,8 +1,9 @@
 """A model, ready to be explained: what its source knows of it, and the adapter around it."""
 
 import hashlib
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
@@ -15,6 +16,17 @@ from attncompare.adapters.batch_norm import ContiguousNorms
 from attncompare.adapters.structure import structure_hash
 from attncompare.errors import SpecError, UnsupportedMethodError, UnsupportedModelError
 from attncompare.signals import Signal, TokenLayout
+
+WEIGHT_SEED: ContextVar[int] = ContextVar("WEIGHT_SEED", default=0)
+"""Of random weights; `load_model(name, seed=...)` sets it."""
+
+
+@contextmanager
+def seeded_weights() -> Iterator[None]:
+    """What is drawn inside depends on WEIGHT_SEED alone, and leaves the generator of the process as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(WEIGHT_SEED.get())
+        yield
 
 
 @dataclass(frozen=True)

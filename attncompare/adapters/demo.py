@@ -4,10 +4,9 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from attncompare.adapters.base import Preprocessing, Source
+from attncompare.adapters.base import Preprocessing, Source, seeded_weights
 from attncompare.adapters.timm import vision_transformer
 from attncompare.adapters.torchvision import squeeze_excitation
 from attncompare.errors import unknown_name
@@ -59,8 +58,7 @@ def load(name: str, random: bool) -> Source:
     """Build a demo model with its shipped weights, or with seeded random ones."""
     if name not in BUILDERS:
         raise unknown_name("model", f"demo/{name}", [f"demo/{known}" for known in BUILDERS])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded_weights():
         model = BUILDERS[name]()
     note = "randomly initialised"
     if not random:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attncompare.adapters.base import Preprocessing, Source, output_tensor
+from attncompare.adapters.base import Preprocessing, Source, output_tensor, seeded_weights
 from attncompare.adapters.processor import DEFAULT_SIDE, deviation, pair, preprocessing_of
 from attncompare.errors import AttnCompareError, SpecError, UnsupportedModelError
 
@@ -131,8 +131,7 @@ def _build(kind: Any, path: str, config: Any, random: bool, **more: object) -> t
     for options in ({"attn_implementation": "sdpa"}, {}):
         try:
             if random:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(0)
+                with seeded_weights():
                     return create(config, **options, **more), []
             model, info = kind.from_pretrained(path, config=config, output_loading_info=True, **options, **more)
             return model, sorted(info["missing_keys"])

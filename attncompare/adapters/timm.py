@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from attncompare.adapters.base import Preprocessing, Source
+from attncompare.adapters.base import Preprocessing, Source, seeded_weights
 from attncompare.errors import AttnCompareError, unknown_name
 
 
@@ -19,10 +19,8 @@ def vision_transformer(**options: Any) -> nn.Module:
 def create(name: str, **options: Any) -> nn.Module:
     """A timm architecture with seeded random weights."""
     import timm
-    import torch
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded_weights():
         model: nn.Module = timm.create_model(name, pretrained=False, **options)
     return model
 

@@ -1,11 +1,13 @@
 """torchvision/: every classifier of torchvision.models."""
 
+import inspect
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from attncompare.adapters.base import Preprocessing, Source
-from attncompare.errors import unknown_name
+from attncompare.adapters.base import Preprocessing, Source, seeded_weights
+from attncompare.errors import SpecError, reason_of, unknown_name
 
 
 def squeeze_excitation(channels: int, squeezed: int) -> nn.Module:
@@ -26,7 +28,6 @@ def names() -> list[str]:
 
 def load(name: str, random: bool) -> Source:
     """Build a torchvision classifier with its default weights, or with seeded random ones."""
-    import torch
     from torchvision import models
 
     if name not in names():
@@ -34,8 +35,7 @@ def load(name: str, random: bool) -> Source:
     weights: Any = models.get_model_weights(name).DEFAULT
     # GoogLeNet and Inception only then skip an initialisation that takes minutes.
     quiet = {"init_weights": False} if name in ("googlenet", "inception_v3") and random else {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded_weights():
         model = models.get_model(name, weights=None if random else weights, **quiet)
         if random:
             _wake_heads(model)
@@ -57,3 +57,41 @@ def _wake_heads(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear) and not module.weight.any():
             nn.init.trunc_normal_(module.weight, std=0.02)
+
+
+PARTS = {"train": ("train", "trainval"), "val": ("val", "valid", "validation"), "test": ("test",)}
+
+
+def image_set(name: str, part: str, root: Path, download: bool) -> Any:
+    """A part ("train", "val" or "test") of one of torchvision's sets of (picture, class); None where it has no such part.
+
+    Archives are checked against torchvision's own checksums before anything in them is unpickled (CIFAR).
+    Raises SpecError where it is not in `root`, or is no set of pictures with a class each.
+    """
+    from torchvision import datasets
+
+    if name not in datasets.__all__:
+        raise unknown_name("torchvision data set", name, datasets.__all__)
+    kind = getattr(datasets, name)
+    options = inspect.signature(kind).parameters
+    more = {"download": download} if "download" in options else {}
+    if "train" in options and "split" not in options:
+        return None if part == "val" else _opened(kind, root, train=part == "train", **more)
+    if "split" not in options:
+        raise SpecError(
+            f"torchvision:{name} has no training part with a class for every picture; give a folder instead"
+        )
+    for split in PARTS[part]:
+        try:
+            return _opened(kind, root, split=split, **more)
+        except ValueError:  # a part of another name
+            continue
+    return None
+
+
+def _opened(kind: Any, root: Path, **options: Any) -> Any:
+    try:
+        return kind(root, **options)
+    except (RuntimeError, OSError, ImportError) as error:
+        hint = "" if options.get("download") else "; give its root, or download = true"
+        raise SpecError(f"torchvision:{kind.__name__} is not in {root}{hint} ({reason_of(error)})") from error

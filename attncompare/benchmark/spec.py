@@ -57,7 +57,7 @@ class BenchmarkSpec(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise _refusal(error) from error
+            raise refusal(error, type(self)) from error
 
     @model_validator(mode="after")
     def _can_be_stored(self) -> "BenchmarkSpec":
@@ -92,13 +92,13 @@ class BenchmarkSpec(BaseModel):
         return tuple(names)
 
 
-def _refusal(error: ValidationError) -> SpecError:
-    """The first wrong key and what is allowed."""
+def refusal(error: ValidationError, spec: type[BaseModel]) -> SpecError:
+    """The first wrong key of a spec and what is allowed."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "spec"
     if first["type"] == "extra_forbidden":
-        known = ", ".join(sorted(BenchmarkSpec.model_fields))
-        return SpecError(f"spec: unknown key {where!r}; known: {known}")
+        known = f"; known: {', '.join(sorted(spec.model_fields))}" if len(first["loc"]) == 1 else ""
+        return SpecError(f"spec: unknown key {where!r}{known}")
     found = repr(first.get("input")) if first["loc"] else "as a whole"
     return SpecError(f"spec: {where}: {first['msg']} (found {found})")
 

@@ -13,6 +13,7 @@ from attncompare.cli.report import report
 from attncompare.cli.running import EXIT_INTERRUPTED, EXIT_WRONG
 from attncompare.cli.study import study
 from attncompare.cli.table import table
+from attncompare.cli.train import train
 from attncompare.errors import AttnCompareError
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ for command in (
     figure,
     table,
     query,
+    train,
     list_,
     doctor,
 ):

@@ -1,1 +1,1 @@
-"""The small training loop behind the demo models."""
+"""Train a classifier on images, resumably: the loop, its recipes, the data, and what `attncompare train` runs."""

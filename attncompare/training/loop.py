@@ -1,121 +1,105 @@
 """The small training loop: seeded, resumable after a kill, checkpoints that hold no code."""
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from attncompare.adapters.base import device_of, output_tensor
+from attncompare.errors import AttnCompareError, SpecError
+from attncompare.training.checkpoint import Row, State, load_state, save_state, stored
+from attncompare.training.recipes import Recipe
+
 Batches = Callable[[int], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class TrainingSpec:
-    """What decides the weights besides data and architecture.
-
-    learning_rate: peak of a linear warm-up and cosine decay to 1 %. precision: "fp32" or "bf16" (autocast).
-    schedule_steps: length of the decay, where the training stops before its end.
-    optimiser: "adamw", or "muon" for the matrices of the blocks with AdamW for the rest (torch >= 2.9).
-    """
-
-    steps: int
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    warmup_steps: int = 200
-    label_smoothing: float = 0.0
-    precision: str = "fp32"
-    optimiser: str = "adamw"
-    seed: int = 0
-    schedule_steps: int | None = None
-
-
-def learning_rate(step: int, spec: TrainingSpec) -> float:
-    """Learning rate at a step: linear warm-up, then cosine decay to 1 % of the peak."""
-    if step < spec.warmup_steps:
-        return spec.learning_rate * (step + 1) / spec.warmup_steps
-    steps = spec.schedule_steps or spec.steps
-    progress = (step - spec.warmup_steps) / max(1, steps - spec.warmup_steps)
-    return spec.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
-
-
-def build_optimisers(model: nn.Module, spec: TrainingSpec) -> list[torch.optim.Optimizer]:
-    """AdamW, or Muon for hidden matrices and AdamW for the rest; biases, norms, tokens and embeddings do not decay."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    flat = [p for name, p in named if p.ndim < 2 or "pos_embed" in name or "token" in name]
-    hidden = [p for name, p in named if p.ndim == 2 and "blocks." in name] if spec.optimiser == "muon" else []
-    taken = {id(p) for p in (*flat, *hidden)}
-    others = [p for _, p in named if id(p) not in taken]
-    groups = [{"params": others, "weight_decay": spec.weight_decay}, {"params": flat, "weight_decay": 0.0}]
-    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=spec.learning_rate, betas=(0.9, 0.98))]
-    if hidden:
-        rate, decay = spec.learning_rate, spec.weight_decay
-        optimisers.append(torch.optim.Muon(hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
-    return optimisers
-
-
-def _save(path: Path, state: dict[str, object]) -> None:
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
 
 
 def train(
     model: nn.Module,
     batches: Batches,
-    spec: TrainingSpec,
+    recipe: Recipe,
     checkpoint: Path,
     *,
     validate: Callable[[nn.Module], float] | None = None,
     every: int = 500,
-) -> Iterator[dict[str, float]]:
-    """Train in place; yield a row (step, loss, accuracy, seconds) every `every` steps and at the end.
+    identity: str = "",
+    tick: Callable[[int], None] = lambda step: None,
+) -> Iterator[Row]:
+    """Train in place; yield a row every `every` steps and at the end, beginning with those of an earlier call.
 
-    batches(step) returns (images in [0, 1] already normalised as the model wants them, labels) and must depend on the
-    step alone: that, and the state saved in `checkpoint`, is what lets a killed training go on as if nothing happened.
+    batches(step) returns (images as the model wants them, labels) and must depend on the step alone: that, and the state
+    saved in `checkpoint`, is what lets a killed training go on as if nothing happened. Row: step, loss (mean since the
+    row before), accuracy (of `validate`), learning_rate, seconds and cpu_seconds spent in training steps. identity: what
+    else the weights depend on. tick: told the number of every finished step. After the last row the weights are those of
+    the last step; the checkpoint also has those of the best accuracy.
+    Raises SpecError for a checkpoint of another training, AttnCompareError where the loss is no number any more.
     """
-    optimisers = build_optimisers(model, spec)
-    loss_function = nn.CrossEntropyLoss(label_smoothing=spec.label_smoothing)
-    start, spent = 0, 0.0
+    state = State(f"{recipe!r} {identity}".strip(), model.state_dict(), [])
+    optimisers = recipe.optimisers(model)
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        if json.loads(state["spec"]) != asdict(spec):
-            raise ValueError(f"{checkpoint} belongs to another spec {state['spec']}; delete it to start over")
-        model.load_state_dict(state["model"])
-        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        start, spent = int(state["step"]), float(state["seconds"])
-    if start >= spec.steps:
-        yield {
-            "step": start,
-            "loss": float("nan"),
-            "accuracy": validate(model) if validate else float("nan"),
-            "seconds": spent,
-        }
-    began, running = time.perf_counter(), float("nan")
-    for step in range(start, spec.steps):
+        state = _resume(checkpoint, state.identity, model, optimisers)
+    yield from list(state.rows)
+    step = int(state.rows[-1]["step"]) if state.rows else 0
+    while step < recipe.steps and not recipe.is_over(state.rows):
+        stop, losses = min(recipe.steps, step - step % every + every), 0.0
+        wall, processor = time.perf_counter(), time.process_time()
+        for number in range(step, stop):
+            for group in (group for optimiser in optimisers for group in optimiser.param_groups):
+                group["lr"] = recipe.rate(number, state.rows)
+            losses += _step(model, batches(number), optimisers, recipe, number)
+            tick(number + 1)
+        spent = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - processor}
+        before = state.rows[-1] if state.rows else dict.fromkeys(spent, 0.0)
+        row = {"step": stop, "loss": losses / (stop - step), "learning_rate": recipe.rate(stop - 1, state.rows)}
+        row["accuracy"] = validate(model) if validate else float("nan")
+        row |= {name: before[name] + value for name, value in spent.items()}
+        if validate and row["accuracy"] > max((earlier["accuracy"] for earlier in state.rows), default=-1.0):
+            state.best = stored(model.state_dict())
+        state.rows.append(row)
+        state.model, state.optimisers = model.state_dict(), [one.state_dict() for one in optimisers]
+        save_state(checkpoint, state)
+        step = stop
+        yield row
+
+
+def _resume(path: Path, identity: str, model: nn.Module, optimisers: list[torch.optim.Optimizer]) -> State:
+    """Put the weights and the optimisers where the checkpoint left them."""
+    state = load_state(path)
+    if state.identity != identity:
+        raise SpecError(f"{path} belongs to another training; choose another folder, or delete it to start over")
+    model.load_state_dict(state.model)
+    for optimiser, saved in zip(optimisers, state.optimisers, strict=True):
+        optimiser.load_state_dict(saved)
+    return state
+
+
+def _step(
+    model: nn.Module,
+    batch: tuple[Tensor, Tensor],
+    optimisers: list[torch.optim.Optimizer],
+    recipe: Recipe,
+    number: int,
+) -> float:
+    """One step; returns the loss. What the model draws (dropout) depends on the seed and the number of the step alone."""
+    images, labels = batch
+    device = device_of(model)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(recipe.seed * 1_000_003 + number)
         model.train()
-        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
-            group["lr"] = learning_rate(step, spec)
-        images, labels = batches(step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=spec.precision == "bf16"):
-            logits = model(images)
-        loss = loss_function(logits.float(), labels)
-        model.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimiser in optimisers:
-            optimiser.step()
-        running = loss.item() if math.isnan(running) else 0.98 * running + 0.02 * loss.item()
-        if (step + 1) % every == 0 or step + 1 == spec.steps:
-            seconds = spent + time.perf_counter() - began
-            states = [optimiser.state_dict() for optimiser in optimisers]
-            state = {"model": model.state_dict(), "optimisers": states, "step": step + 1}
-            _save(checkpoint, {**state, "seconds": seconds, "spec": json.dumps(asdict(spec))})
-            accuracy = validate(model) if validate else float("nan")
-            yield {"step": step + 1, "loss": running, "accuracy": accuracy, "seconds": seconds}
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            logits = output_tensor(model(images))
+    loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)(logits.float(), labels)
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise AttnCompareError(
+            f"the loss is {value} at step {number + 1}; lower the learning rate, or check the images"
+        )
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    if recipe.clip is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+    for optimiser in optimisers:
+        optimiser.step()
+    return value

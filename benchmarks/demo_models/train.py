@@ -22,15 +22,16 @@ from torch import Tensor, nn
 
 from attncompare.adapters.demo import BUILDERS, WEIGHTS
 from attncompare.data.shapes import render_shape
-from attncompare.training.loop import TrainingSpec, train
+from attncompare.training.loop import train
+from attncompare.training.recipes import WarmupCosine
 
 POOL, RAMP_POOL = 50_000, 16_000
 RAMP = {"cnn": 400, "se_cnn": 400, "vit": 2_000}
 SPECS = {
-    "cnn": TrainingSpec(steps=2_500, batch_size=64, learning_rate=3e-3, precision="bf16"),
-    "se_cnn": TrainingSpec(steps=2_500, batch_size=64, learning_rate=3e-3, precision="bf16"),
+    "cnn": WarmupCosine(steps=2_500, batch_size=64, learning_rate=3e-3, precision="bf16"),
+    "se_cnn": WarmupCosine(steps=2_500, batch_size=64, learning_rate=3e-3, precision="bf16"),
     # Stopped before the end of its decay, at more than 98 %: 45 minutes on one core.
-    "vit": TrainingSpec(
+    "vit": WarmupCosine(
         steps=5_750, schedule_steps=12_000, batch_size=64, learning_rate=1.5e-3, precision="bf16", optimiser="muon"
     ),
 }
@@ -123,7 +124,7 @@ def main() -> None:
         model = model.to(memory_format=torch.channels_last)
     held_out = draw("val", 0, 1_000, False, options.work)
     row: dict[str, float] = {}
-    checkpoint = options.work / f"{options.model}.pt"
+    checkpoint = options.work / f"{options.model}.safetensors"
     for row in train(model, batches, spec, checkpoint, validate=lambda m: accuracy(m, *held_out), every=250):
         print(options.model, json.dumps({key: round(value, 4) for key, value in row.items()}), flush=True)
 
