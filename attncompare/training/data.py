@@ -78,7 +78,9 @@ class TrainingData:
         if self.how == how:
             return self
         if self.how is not None:
-            raise SpecError(f"the images were fitted for size {self.how.size}; they cannot be fitted for {how.size} as well")
+            raise SpecError(
+                f"the images were fitted for size {self.how.size}; they cannot be fitted for {how.size} as well"
+            )
         return TrainingData(
             self.class_names,
             *(part.fitted(how) for part in (self.train, self.validation, self.test)),
