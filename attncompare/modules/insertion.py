@@ -64,6 +64,24 @@ def insert(model: nn.Module, layers: str | Sequence[str], reduction: int = 16, *
     return changed
 
 
+def inserted(model: nn.Module) -> dict[str, str]:
+    """The layers as they were named to `insert`, each with the path at which its `SqueezeExcite` is now.
+
+    >>> net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), nn.Flatten())
+    >>> inserted(insert(net, ["0", "0.1"], size=(32, 32)))
+    {'0': '0.squeeze_excite', '0.1': '0.module.1.squeeze_excite'}
+    """
+    found: dict[str, str] = {}
+    for path, part in model.named_modules():
+        if isinstance(part, Gated):
+            names, around = [], model
+            for name in path.split("."):
+                names += [] if isinstance(around, Gated) else [name]
+                around = around.get_submodule(name)
+            found[".".join(names)] = f"{path}.squeeze_excite"
+    return found
+
+
 def _check(model: nn.Module, paths: list[str]) -> None:
     """Raise where a path is no place for channel attention, before anything runs."""
     if not paths:
