@@ -81,12 +81,8 @@ class TrainingData:
             raise SpecError(
                 f"the images were fitted for size {self.how.size}; they cannot be fitted for {how.size} as well"
             )
-        return TrainingData(
-            self.class_names,
-            *(part.fitted(how) for part in (self.train, self.validation, self.test)),
-            fingerprint=self.fingerprint,
-            how=how,
-        )
+        train, validation, test = (part.fitted(how) for part in (self.train, self.validation, self.test))
+        return replace(self, train=train, validation=validation, test=test, how=how)
 
 
 def open_training_data(spec: TrainSpec) -> TrainingData:

