@@ -5,6 +5,7 @@ from typing import Any
 
 import typer
 
+from attncompare.cli.study.channel_attention import channel_attention
 from attncompare.cli.study.cheating import cheating
 from attncompare.cli.study.invert import invert
 
@@ -12,7 +13,7 @@ study = typer.Typer(
     help="Study one question: layers, inversion, concepts, channel attention, cheating.", no_args_is_help=True
 )
 
-COMMANDS: tuple[Callable[..., Any], ...] = (cheating, invert)
+COMMANDS: tuple[Callable[..., Any], ...] = (channel_attention, cheating, invert)
 
 for command in COMMANDS:
     study.command(name=command.__name__.strip("_").replace("_", "-"))(command)
