@@ -1,6 +1,7 @@
 """What channel attention gave and did: training curves, gate values by class, and what its favoured channels are worth."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.style
 import numpy as np
@@ -16,11 +17,11 @@ from attncompare.reporting.studies._folder import save_study
 from attncompare.studies.gate_comparison import GateComparison
 
 NAMES = {False: "without", True: "with channel attention"}
-LOOKS = {
+LOOKS: dict[bool, dict[str, Any]] = {
     False: {"color": GREY, "linestyle": (0, (4, 1.5)), "marker": "o", "markersize": 2.5},
     True: {"color": COLOURS[0], "linestyle": "-", "marker": "s", "markersize": 2.5},
 }
-CHANNELS = {"random": (GREY, "."), "highest": (COLOURS[4], "^"), "lowest": (COLOURS[0], "v")}
+CHANNELS = {"random": (GREY, "o"), "highest": (COLOURS[4], "^"), "lowest": (COLOURS[0], "v")}
 
 
 def training_figure(study: GateComparison, venue: str = "a4") -> Figure:
@@ -93,7 +94,7 @@ def _losses(axes: Axes, rows: pd.DataFrame) -> None:
         for which, (colour, marker) in CHANNELS.items():
             drops = rows[(rows["seed"] == seed) & (rows["channels"] == which)]["drop"]
             beside = rng.uniform(-0.2, 0.2, len(drops)) if which == "random" else np.zeros(len(drops))
-            size = 2.0 if which == "random" else 4.5
+            size = 1.8 if which == "random" else 4.5
             axes.plot(place + beside, drops, linestyle="none", marker=marker, color=colour, markersize=size, mew=0)
     axes.set_xticks(range(len(seeds)), [str(seed) for seed in seeds])
     axes.set_xlim(-0.6, len(seeds) - 0.4)
