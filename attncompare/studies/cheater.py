@@ -16,7 +16,8 @@ from attncompare.benchmark.saved import slug
 from attncompare.data.shapes import CLASS_NAMES
 from attncompare.errors import SpecError, UnsupportedModelError
 from attncompare.studies.cued_pictures import CuedPictures, as_images, plant
-from attncompare.training.loop import TrainingSpec, train
+from attncompare.training.loop import train
+from attncompare.training.recipes import WarmupCosine
 
 ROLES = ("cheating", "clean")
 REPORTS = 10  # times that a training says how far it is, and saves its state
@@ -51,11 +52,11 @@ class CueTraining:
         return min(self.pool, self.steps * self.batch_size)
 
     @property
-    def spec(self) -> TrainingSpec:
+    def spec(self) -> WarmupCosine:
         """What the training loop is told."""
         warm = min(20, self.steps // 5)
         how = {"learning_rate": self.learning_rate, "precision": "bf16", "warmup_steps": warm, "seed": self.seed}
-        return TrainingSpec(self.steps, self.batch_size, **how)  # type: ignore[arg-type]
+        return WarmupCosine(self.steps, self.batch_size, **how)  # type: ignore[arg-type]
 
 
 class _OnPixels(nn.Module):
@@ -106,7 +107,7 @@ def train_on_cue(
     """
     _check(model)
     content = {"weights": model.weights_hash, "structure": model.structure_hash, "role": role, **asdict(training)}
-    checkpoint = folder / f"{slug(model.name)}-{role}-{cell_key(content)[:12]}.pt"
+    checkpoint = folder / f"{slug(model.name)}-{role}-{cell_key(content)[:12]}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     module = deepcopy(model.model)
     note = f"{model.name}, fine-tuned on shapes with a planted cue: {role}, {training}"
