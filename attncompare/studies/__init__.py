@@ -4,16 +4,20 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC: dict[str, str] = {
+    "AttentionDistances": "attention_distance",
     "CueTraining": "cheater",
+    "GateComparison": "gate_comparison",
+    "Inversion": "inversion",
+    "LayerStudy": "layer_responses",
+    "LayerTrends": "depth_trends",
+    "TopClasses": "first_choices",
+    "attention_distances": "attention_distance",
+    "channel_attention": "gate_comparison",
     "cheating": "cheating_models",
     "compare_energies": "cue_energy",
     "cue_energies": "cue_energy",
-    "GateComparison": "gate_comparison",
-    "Inversion": "inversion",
-    "channel_attention": "gate_comparison",
     "invert": "inversion",
-    "LayerStudy": "layer_responses",
-    "TopClasses": "first_choices",
+    "layer_trends": "depth_trends",
     "layers": "layer_responses",
     "top_classes": "first_choices",
 }
