@@ -236,10 +236,8 @@ def _watch(stack: ExitStack, seen: Trace, path: str, module: nn.Module) -> None:
 
 
 def _wake_silent_gates(seen: Trace) -> None:
-    """Try once more, on noise, layers whose gates did not show in the pass.
-
-    Those that saw nothing but zeros (behind a norm that starts at zero), and those whose gates were the same for both
-    images: a learned scale, or a gate whose few hidden units were all at rest (ReLU) on two images so alike.
+    """Try once more, on noise, layers that saw nothing but zeros (behind a norm that starts at zero), or gates that did not
+    differ between the images: a learned scale, or a gate whose few hidden units were all at rest (ReLU) on both.
     """
     for call in list(seen.calls):
         x = call.fed
@@ -282,11 +280,9 @@ def _gate_values(seen: Trace, path: str, args: tuple[object, ...], output: Tenso
         if not inner.path.startswith(path + "."):
             return None, False
         values = inner.output.values
-        if (
-            values is None
-            or values.numel() != x.shape[0] * x.shape[1]
-            or not 0 <= float(values.min()) <= float(values.max()) <= 1
-        ):
+        if values is None or values.numel() != x.shape[0] * x.shape[1]:
+            continue
+        if not 0 <= float(values.min()) <= float(values.max()) <= 1:
             continue
         if equal(x * values.reshape(x.shape[0], -1, 1, 1), output):
             return inner.path, torch.equal(values[0], values[1])

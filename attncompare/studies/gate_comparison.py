@@ -95,37 +95,39 @@ def channel_attention(
     Pairs train in turns, epoch by epoch, so that a slow spell of the machine hits both.
     Raises SpecError for too few seeds, or a model whose layers are not named.
     """
-    spec = _with_gates(spec or TrainSpec())
+    gates = _gates(spec or TrainSpec())
+    spec = (spec or TrainSpec()).model_copy(update={"squeeze_excite": gates})
     numbers = [spec.seed + n for n in range(seeds)] if isinstance(seeds, int) else [int(one) for one in seeds]
     if len(set(numbers)) < LEAST_SEEDS:
         raise SpecError(f"{len(set(numbers))} seeds: at least {LEAST_SEEDS} are needed to say how much chance moves")
     if not 0 < ablated < 1 or draws < 2:
         raise SpecError(f"ablated {ablated}, draws {draws}: a share between 0 and 1, and at least 2 draws")
-    data = open_training_data(spec)
+    data, chosen = open_training_data(spec), list(dict.fromkeys(numbers))
     found: dict[str, list[pd.DataFrame]] = {"runs": [], "history": [], "gates": [], "ablation": []}
     with thread_count(spec.threads):
-        for number, seed in enumerate(dict.fromkeys(numbers)):
-            part = (number, len(numbers))
+        for number, seed in enumerate(chosen):
+            part = (number, len(chosen))
             pair = _train_pair(spec.model_copy(update={"seed": seed}), data, Path(out), _share(progress, part))
-            found["runs"].append(_measured(seed, pair))
-            found["history"] += [t.history.assign(seed=seed, gated=t is pair[1]) for t in pair]
-            model, layers = pair[1].model(spec.device), spec.squeeze_excite.layers  # type: ignore[union-attr]
-            how = model.source.preprocessing
-            progress(Tick(number, len(numbers), f"gates of seed {seed}"))
-            found["gates"].append(gate_values(model, data.fitted(how).test, layers).assign(seed=seed))
-            progress(Tick(number, len(numbers), f"channels of seed {seed} set to zero"))
-            dropped = ablation(model, data.fitted(how), layers, share=ablated, draws=draws, seed=seed)
-            found["ablation"].append(dropped.assign(seed=seed))
+            progress(Tick(*part, f"gates of seed {seed}"))
+            model = pair[1].model(spec.device)
+            fitted = data.fitted(model.source.preprocessing)
+            dropped = ablation(model, fitted, gates.layers, share=ablated, draws=draws, seed=seed)
+            for name, frame in (
+                ("runs", _measured(pair)),
+                ("history", pd.concat([t.history.assign(gated=t is pair[1]) for t in pair])),
+                ("gates", gate_values(model, fitted.test, gates.layers)),
+                ("ablation", dropped),
+            ):
+                found[name].append(frame.assign(seed=seed))
     frames = {name: pd.concat(parts, ignore_index=True) for name, parts in found.items()}
     return GateComparison(spec, data.class_names, **frames)
 
 
-def _with_gates(spec: TrainSpec) -> TrainSpec:
-    if spec.squeeze_excite is not None:
-        return spec
-    if spec.model != TUTORIAL_CNN:
+def _gates(spec: TrainSpec) -> Gates:
+    """Where the gates go; SpecError where nobody said."""
+    if spec.squeeze_excite is None and spec.model != TUTORIAL_CNN:
         raise SpecError(f"say where the gates of {spec.model} go: squeeze_excite = {{layers = [...]}}")
-    return spec.model_copy(update={"squeeze_excite": Gates(layers=BLOCKS)})
+    return spec.squeeze_excite or Gates(layers=BLOCKS)
 
 
 def _share(progress: Progress, part: tuple[int, int]) -> Progress:
@@ -154,7 +156,7 @@ def _train_pair(spec: TrainSpec, data: TrainingData, out: Path, progress: Progre
     return without, gated
 
 
-def _measured(seed: int, pair: tuple[Training, Training]) -> pd.DataFrame:
+def _measured(pair: tuple[Training, Training]) -> pd.DataFrame:
     """The MEASURES of both trainings of a seed."""
     target = min(training.card["validation_accuracy"] for training in pair)
     latencies = _latencies(pair)
@@ -163,7 +165,7 @@ def _measured(seed: int, pair: tuple[Training, Training]) -> pd.DataFrame:
         card, history = training.card, training.history
         reached = int((history.accuracy >= target).to_numpy().argmax())
         row = {name: card[name] for name in ("test_accuracy", "validation_accuracy", "parameters")}
-        row |= {"seed": seed, "gated": bool(gated), "epochs": len(history), "latency_ms": latencies[gated]}
+        row |= {"gated": bool(gated), "epochs": len(history), "latency_ms": latencies[gated]}
         row |= {"epochs_to_equal": reached + 1}
         for clock in ("seconds", "cpu_seconds"):
             spent = history[clock].to_numpy()
@@ -175,11 +177,12 @@ def _measured(seed: int, pair: tuple[Training, Training]) -> pd.DataFrame:
 
 def _latencies(pair: tuple[Training, Training]) -> list[float]:
     """Milliseconds of one image, both models in turns."""
-    models = {name: training.model() for name, training in zip(("without", "with"), pair, strict=True)}
-    image = torch.rand(1, 3, *models["with"].size, generator=torch.Generator().manual_seed(0))
+    device = pair[1].card["spec"]["device"]
+    models = {name: training.model(device) for name, training in zip(("without", "with"), pair, strict=True)}
+    image = torch.rand(1, 3, *models["with"].size, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.inference_mode():
         jobs = {name: (lambda model=model: model.forward(image)) for name, model in models.items()}
-        taken = time_interleaved(jobs, open_device(torch.device("cpu")), repeats=REPEATS, seconds=SECONDS)
+        taken = time_interleaved(jobs, open_device(torch.device(device)), repeats=REPEATS, seconds=SECONDS)
     return [1000 * taken[name].median for name in ("without", "with")]
 
 

@@ -132,7 +132,7 @@ def made_up(tmp_path, accuracies, gated):
 def test_time_to_equal_accuracy_ends_at_the_lower_of_the_two_best(tmp_path, monkeypatch):
     pair = (made_up(tmp_path, [0.2, 0.5, 0.4], 0), made_up(tmp_path, [0.5, 0.6, 0.7], 1))
     monkeypatch.setattr("attncompare.studies.gate_comparison._latencies", lambda pair: [1.0, 2.0])
-    rows = _measured(7, pair).set_index("gated")
+    rows = _measured(pair).set_index("gated")
     assert rows["epochs_to_equal"].to_dict() == {False: 2, True: 1}
     assert rows["seconds_to_equal"].to_dict() == {False: 4.0, True: 2.0}
     assert rows["cpu_seconds_to_equal"].to_dict() == {False: 2.0, True: 1.0}
