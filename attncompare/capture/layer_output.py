@@ -19,15 +19,16 @@ class _Reached(BaseException):
     """Ends a forward pass at a layer; no `except Exception` of a model's own may catch it."""
 
 
-def _tensor_of(path: str, output: object) -> Tensor:
+def _tensor_of(path: str, output: object, alone: bool = False) -> Tensor:
     found = first_tensor(output)
-    if found is None:
+    if found is None or (alone and found is not output):
         raise CaptureError(f"layer {path!r} returns {type(output).__name__}, a tensor of floats is needed")
     return found
 
 
 @contextmanager
-def _undisturbed(adapter: ModelAdapter, *, graph: bool) -> Iterator[None]:
+def undisturbed(adapter: ModelAdapter, *, graph: bool) -> Iterator[None]:
+    """For passes of one's own: the model as `capture` runs it, with or without a graph, and left as found."""
     with ExitStack() as stack:
         stack.enter_context(LOCK)
         stack.enter_context(torch.inference_mode(False))
@@ -37,15 +38,17 @@ def _undisturbed(adapter: ModelAdapter, *, graph: bool) -> Iterator[None]:
         yield
 
 
-def layer_outputs(adapter: ModelAdapter, images: Tensor, paths: Sequence[str]) -> dict[str, Tensor]:
+def layer_outputs(
+    adapter: ModelAdapter, images: Tensor, paths: Sequence[str], *, alone: bool = False
+) -> dict[str, Tensor]:
     """Layer -> its output on images (B,3,H,W), detached; one forward pass for all of them.
 
-    Of a layer that returns several tensors, the first. Raises UnknownNameError for a layer that does not exist, CaptureError
-    for one that does not run exactly once or returns no tensor.
+    Of a layer that returns several tensors, the first, unless it must return one `alone`. Raises UnknownNameError for a
+    layer that does not exist, CaptureError for one that does not run exactly once or returns no tensor.
     """
     found: dict[str, Tensor] = {}
     with ExitStack() as stack:
-        stack.enter_context(_undisturbed(adapter, graph=False))
+        stack.enter_context(undisturbed(adapter, graph=False))
         for path in paths:
 
             def keep(module: nn.Module, args: object, output: object, path: str = path) -> None:
@@ -53,7 +56,7 @@ def layer_outputs(adapter: ModelAdapter, images: Tensor, paths: Sequence[str]) -
                     raise CaptureError(
                         f"layer {path!r} runs several times in a pass; which run is meant is not defined"
                     )
-                found[path] = _tensor_of(path, output).clone()  # what comes next may write into it
+                found[path] = _tensor_of(path, output, alone).clone()  # what comes next may write into it
 
             layer = adapter.model.get_submodule(resolve_layer(adapter, path))
             stack.callback(layer.register_forward_hook(keep).remove)
@@ -89,7 +92,7 @@ def run_up_to(adapter: ModelAdapter, path: str) -> Iterator[Callable[[Tensor], T
             raise CaptureError(f"layer {path!r} did not run in the forward pass")
         return reached.pop()
 
-    with _undisturbed(adapter, graph=True):
+    with undisturbed(adapter, graph=True):
         handle = layer.register_forward_hook(stop)
         try:
             yield features

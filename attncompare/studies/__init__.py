@@ -5,6 +5,7 @@ from typing import Any
 
 _PUBLIC: dict[str, str] = {
     "AttentionDistances": "attention_distance",
+    "ConceptStudy": "concepts",
     "CueTraining": "cheater",
     "GateComparison": "gate_comparison",
     "Inversion": "inversion",
@@ -19,6 +20,7 @@ _PUBLIC: dict[str, str] = {
     "invert": "inversion",
     "layer_trends": "depth_trends",
     "layers": "layer_responses",
+    "tcav": "concepts",
     "top_classes": "first_choices",
 }
 """Public name -> module of this package; loaded when first used."""
