@@ -2,8 +2,9 @@
 
 On the demo models: concepts that are painted into pictures of the shape set, a texture that says nothing of the class and
 parts of one class each, for two target classes. Writes benchmarks/results/tcav.csv, one row per model, class, measure, layer
-and concept, with `logit_change`: by how much the class's logit rises on average when the concept is painted into pictures of
-the class, and its bootstrap 95 % interval. This is what the concept does to the model, whatever a vector says.
+and concept. Whatever a vector says, `with_class` is by how much the class's logit rises on average when the concept is
+painted into pictures of the class, where it also hides some of the object, and `without` the same in pictures of other
+classes; both with bootstrap 95 % intervals.
 """
 
 import argparse
@@ -32,13 +33,21 @@ def of_class(name: str) -> list[np.ndarray]:
     return [one.image for one in shown if shapes.class_names[one.label] == name][:IMAGES]
 
 
-def logit_change(model: ac.ModelAdapter, pictures: list[np.ndarray], concept: str, index: int) -> tuple[float, ...]:
-    """Mean rise of the logit, and its interval."""
-    painted = [add_concept(one, concept, seed) for seed, one in enumerate(pictures)]
-    with torch.no_grad():
-        after, before = (model.forward(ac.load_images(one, model))[:, index] for one in (painted, pictures))
-    change = (after - before).double().numpy()
-    return float(change.mean()), *mean_interval(change)
+def logit_changes(model: ac.ModelAdapter, concept: str, target: str) -> dict[str, float]:
+    """Mean rise of the target's logit by the concept, in pictures of the class and of others, with intervals."""
+    pictures = {
+        "with_class": of_class(target),
+        "without": concept_pictures(None, EXAMPLES, without=target, start=200_000),
+    }
+    found = {}
+    for where, plain in pictures.items():
+        painted = [add_concept(one, concept, seed) for seed, one in enumerate(plain)]
+        with torch.no_grad():
+            after, before = (model.forward(ac.load_images(one, model)) for one in (painted, plain))
+        change = (after - before)[:, model.class_index(target)].double().numpy()
+        low, high = mean_interval(change)
+        found |= {where: float(change.mean()), f"{where}_low": low, f"{where}_high": high}
+    return found
 
 
 def main() -> None:
@@ -53,12 +62,9 @@ def main() -> None:
             concepts = {one: concept_pictures(one, EXAMPLES, without=target) for one in CONCEPTS}
             random = concept_pictures(None, SETS * EXAMPLES, without=target, start=100_000)
             found = ac.studies.tcav(model, images, index, concepts, random, layers)
-            change = {one: logit_change(model, images, one, index) for one in CONCEPTS}
-            columns = {
-                part: [change[one][place] for one in found.table.concept]
-                for place, part in enumerate(("logit_change", "change_low", "change_high"))
-            }
-            rows.append(found.table.assign(**columns, model=name, target=target, images=found.images, size=found.size))
+            changes = pd.DataFrame({one: logit_changes(model, one, target) for one in CONCEPTS}).T
+            table = found.table.join(changes, on="concept")
+            rows.append(table.assign(model=name, target=target, images=found.images, size=found.size))
             print(rows[-1].round(3).to_string(), flush=True)
             if given.figures and target == CLASSES[0]:
                 figure = concepts_figure(found)

@@ -76,7 +76,7 @@ def tcav(
     >>> noise = torch.rand(60, 3, 64, 64, generator=draw)
     >>> found = tcav(model, torch.rand(4, 3, 64, 64), "class:ring", {"bright": noise[:6] / 2 + 0.5}, noise, ["2"])
     >>> len(found.table), len(found.runs)  # 10 random sets against the concept, and 45 pairs of them
-    (1, 55)
+    (2, 55)
     """
     names, equal = deal(model, concepts, random, seed)
     shown = read(model, images)
