@@ -36,7 +36,7 @@ def pictures(path):
 
 
 def test_the_list_is_complete():
-    assert [path.name[:2] for path in NOTEBOOKS] == [f"{number}_" for number in range(1, 7)]
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{number}_" for number in range(1, 8)]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -111,3 +111,13 @@ def test_paper_figures(execute, tmp_path):
     assert all(pictures(tmp_path / f"{name}.png") > 20 for name in ("grid", "curves", "cost"))
     assert (tmp_path / "figures" / "grid.pdf").read_bytes().startswith(b"%PDF")
     assert "\\toprule" in made["latex"] and "demo/vit" in made["latex"] and "rise-fast" in made["latex"]
+
+
+def test_studies(execute, tmp_path):
+    execute(7)
+    assert len(pd.read_csv(tmp_path / "layers_table.csv")) >= 3
+    accuracy = pd.read_csv(tmp_path / "accuracy.csv")
+    assert set(accuracy.role) == {"cheating", "clean"} and accuracy.accuracy.between(0, 1).all()
+    assert len(pd.read_csv(tmp_path / "gated_table.csv")) > 3
+    for name in ("layers_figure", "choices_figure", "kept_figure", "gates_figure", "cheats_figure"):
+        assert pictures(tmp_path / f"{name}.png") > 20, name

@@ -119,3 +119,10 @@ def test_no_curve_is_cut_off(synthetic):
     assert low == 0
     for panel in axes:
         assert panel.dataLim.y1 < high and panel.get_ylim() == (low, high)
+
+
+def test_every_figure_of_a_study_can_be_had_by_its_name():
+    named = [name for name in dir(ac.figures) if name.endswith("_figure")]
+    assert len(named) >= 10 and all(callable(getattr(ac.figures, name)) for name in named)
+    with pytest.raises(AttributeError, match="no attribute 'nothing_figure'"):
+        _ = ac.figures.nothing_figure

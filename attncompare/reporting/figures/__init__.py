@@ -8,9 +8,16 @@ from attncompare.reporting.figures._looks import COLOURS
 from attncompare.reporting.interactive import interactive, interactive_attention
 
 _OF_STUDIES = {
+    "causes_figure": "channel_attention",
     "cheating_figure": "cheating",
     "cheating_maps_figure": "cheating",
+    "distance_figure": "layer_trends",
+    "gates_figure": "channel_attention",
     "inversion_figure": "inversion",
+    "layers_figure": "layers",
+    "top_classes_figure": "first_choices",
+    "training_figure": "channel_attention",
+    "trends_figure": "layer_trends",
 }
 """Name -> module of attncompare/reporting/studies: functions of a study's result and a venue, loaded when first used."""
 

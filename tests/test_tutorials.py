@@ -1,0 +1,123 @@
+"""docs/tutorials.md is run: every command and every line of Python in its table, and the pictures are looked at."""
+
+import ast
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage
+from command_line import run
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "tutorials.md").read_text(encoding="utf-8")
+COLUMNS = ("number", "shown", "commands", "line", "picture", "test")
+ROWS = [
+    dict(zip(COLUMNS, (cell.strip() for cell in line.strip("| ").split(" | ")), strict=True))
+    for line in PAGE.splitlines()
+    if re.match(r"\| T\d+ \|", line)
+]
+each_row = pytest.mark.parametrize("row", ROWS, ids=[row["number"] for row in ROWS])
+
+QUICK_TRAINING = ("train_images=32", "validation_images=16", "test_images=16", "epochs=1", "size=16")
+QUICK = {
+    "T2": ["--limit", "3"],
+    "T3": ["quick.toml", "--draws", "2"],
+    "T8": ["--steps", "4", "--layers", "0,2"],
+    "T10": ["--option", "lime.samples=40"],
+    "T13": ["--model", "demo/cnn", "--method", "grad_cam", "--images", "4", "--steps", "2"],
+}
+"""What is added to the first command where its defaults take minutes."""
+
+QUICK_LINE = {
+    "T3": ("(seeds=3,", f"(ac.TrainSpec({', '.join(QUICK_TRAINING)}), draws=2, seeds=3,"),
+    "T8": ("(model, images)", '(model, images, ["blocks.0"], steps=2)'),
+    "T10": ('"lime")', '"lime", samples=40)'),
+    "T13": (
+        '("t13")',
+        '("t13", models=["demo/cnn"], methods=["cam"], images=4, training=ac.studies.CueTraining(steps=2))',
+    ),
+}
+"""What is put in place of a part of the line."""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with a cat in it, and the settings of a short training, to work in."""
+    shutil.copy(Path(skimage.__file__).parent / "data" / "chelsea.png", tmp_path / "cat.png")
+    (tmp_path / "quick.toml").write_text("\n".join(QUICK_TRAINING))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def opened():
+    """The names that the lines of the table follow on."""
+    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    cat = str(Path(skimage.__file__).parent / "data" / "chelsea.png")
+    names: dict[str, object] = {}
+    exec(code.replace('"cat.png"', repr(cat)), names)
+    return names
+
+
+def code_in(cell):
+    found = re.findall(r"`([^`]+)`", cell)
+    assert found, cell
+    return found
+
+
+def look_at(path):
+    """Fail unless the file holds a picture."""
+    if path.suffix == ".png":
+        pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3) // 32
+        assert len(np.unique(pixels, axis=0)) > 20, f"{path} is all but empty"
+    elif path.suffix == ".pdf":
+        content = path.read_bytes()
+        assert content.startswith(b"%PDF") and b"/Subtype /Image" in content and len(content) > 5_000
+    else:
+        assert path.suffix == ".html"
+        page = path.read_text(encoding="utf-8")
+        assert "data:image/png;base64," in page and 'type="range"' in page
+
+
+def test_every_system_of_the_tutorials_has_a_row():
+    assert [row["number"] for row in ROWS] == [f"T{number}" for number in range(1, 14) if number != 9]
+
+
+@each_row
+def test_the_command_makes_the_picture(row, folder):
+    for place, command in enumerate(code_in(row["commands"])):
+        program, *arguments = shlex.split(command)
+        assert program == "attncompare"
+        done = run(*arguments, *(QUICK.get(row["number"], []) if place == 0 else []))
+        assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
+    (pattern,) = code_in(row["picture"])
+    (picture,) = folder.glob(pattern)
+    look_at(picture)
+
+
+@each_row
+def test_the_line_of_python_gives_something(row, folder, opened):
+    (line,) = code_in(row["line"])
+    if row["number"] in QUICK_LINE:
+        part, quick = QUICK_LINE[row["number"]]
+        assert part in line
+        line = line.replace(part, quick)
+    found = eval(line, dict(opened))
+    assert found is not None and type(found).__module__.split(".")[0] in (
+        "attncompare",
+        "matplotlib",
+        "plotly",
+        "pandas",
+    )
+
+
+@each_row
+def test_the_named_test_exists(row):
+    (named,) = code_in(row["test"])
+    path, name = named.split("::")
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    assert name in [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
