@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 import attncompare as ac
-from attncompare.benchmark.evidence import target_scorer
+from attncompare.benchmark.evidence import images_a_pass, target_scorer
 from attncompare.benchmark.scoring import fixed_target
 from attncompare.metrics._base import Evidence
 from attncompare.metrics.imputation import SHARES, imputed_scores
@@ -80,11 +80,12 @@ def measure(name: str, steps: int, rounds: int, maps: int) -> list[dict[str, obj
         score = target_scorer(model, target, index)
         base, blurred = (baseline_images(image, kind, mean) for kind in ("mean", "blur"))
         count = 3 + maps * 2 * (steps - 1)
-        full, rest = divmod(count, BATCH)
-        batch = arranged(image.expand(BATCH, -1, -1, -1).contiguous())
+        together = images_a_pass(image.device, BATCH)
+        full, rest = divmod(count, together)
+        batch = arranged(image.expand(together, -1, -1, -1).contiguous())
 
         def bare() -> None:
-            for size in [BATCH] * full + [rest] * bool(rest):
+            for size in [together] * full + [rest] * bool(rest):
                 model.forward(batch[:size])
 
         def engine():

@@ -1,6 +1,5 @@
 """What the report's image browser shows of one image: pictures, maps, curves, layers, and reasons for what is missing."""
 
-import base64
 import io
 from collections import defaultdict
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from attncompare.metrics._base import Evidence, metrics
 from attncompare.metrics.perturbation import baseline_images, change_step, ends_of, rank_units
 from attncompare.metrics.protocols import Baseline, Protocol
 from attncompare.reporting.gallery import Gallery, enlarged
-from attncompare.reporting.levels import EXACT, LEVELS, Levels, as_text, grey_png
+from attncompare.reporting.levels import EXACT, LEVELS, Levels, as_text, grey_png, png_uri
 from attncompare.reporting.overlay import is_signed, scale_of, to_unit
 
 LOSSLESS = 128
@@ -204,7 +203,7 @@ class Entries:
         return {
             "control": methods.get(method).control,
             "grid": values.shape,
-            "png": png_uri(levels.png()),
+            "levels": levels.text(),
             "values": as_text(levels.value.astype("<f4").tobytes()),
             "scale": [float(f"{end:.6g}") for end in scale_of(full)],
             "signed": is_signed(full),
@@ -254,11 +253,6 @@ def _picture(picture: NDArray[np.uint8]) -> str:
         return png_uri(buffer.getvalue())
     Image.fromarray(picture).save(buffer, "JPEG", quality=92, subsampling=0, optimize=True)
     return "data:image/jpeg;base64," + as_text(buffer.getvalue())
-
-
-def png_uri(content: bytes) -> str:
-    """A PNG as a data: URI."""
-    return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
 def _curve(scores: NDArray[np.float32]) -> str:

@@ -1,4 +1,4 @@
-"""Maps made small for a page: a PNG of levels, and the value of every level."""
+"""Maps made small for a page: a picture of levels, and the value of every level."""
 
 import base64
 import io
@@ -14,6 +14,8 @@ from attncompare.metrics.perturbation import rank_units
 EXACT = 1024
 """Maps of so many different values at most are kept as they are."""
 LEVELS = 256
+SMALL = 2048
+"""Bytes of a map that no PNG would make much smaller."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,15 @@ class Levels:
         mean = np.bincount(level, weights=flat.astype(np.float64)) / np.maximum(count, 1)
         return Levels(level.reshape(values.shape).astype(np.uint16), mean.astype(np.float32))
 
-    def png(self) -> bytes:
-        """A grey PNG (h,w) of the levels; with more than 256 of them (2h,w), the high bytes above the low bytes."""
+    def planes(self) -> NDArray[np.uint8]:
+        """(h,w) the levels; with more than 256 of them (2h,w), the high bytes above the low bytes."""
         low = (self.level % 256).astype(np.uint8)
-        planes = [low] if len(self.value) <= LEVELS else [(self.level // 256).astype(np.uint8), low]
-        return grey_png(np.concatenate(planes))
+        return np.concatenate([low] if len(self.value) <= LEVELS else [(self.level // 256).astype(np.uint8), low])
+
+    def text(self) -> str:
+        """The planes: of a small map as base64 of their bytes, which a page reads at once, else as a data: URI of a PNG."""
+        planes = self.planes()
+        return as_text(planes.tobytes()) if planes.size <= SMALL else png_uri(grey_png(planes))
 
 
 def _borders(units: int, steps: int | None) -> NDArray[np.int64]:
@@ -66,6 +72,11 @@ def grey_png(picture: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
+
+
+def png_uri(content: bytes) -> str:
+    """A PNG as a data: URI."""
+    return "data:image/png;base64," + as_text(content)
 
 
 def as_text(content: bytes) -> str:

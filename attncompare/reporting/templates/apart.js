@@ -59,11 +59,19 @@ function curveChart(curves, n, alt) {
   return {svg, move};
 }
 
+/** Once per picture of an entry: its pixels. */
+const decodedPictures = new WeakMap();
+function pixelsOf(entry, number) {
+  if (!decodedPictures.has(entry)) decodedPictures.set(entry, new Map());
+  const known = decodedPictures.get(entry);
+  if (!known.has(number)) known.set(number, picture(entry.pictures[number]).then(image => pixels(image)));
+  return known.get(number);
+}
+
 /** What both kinds of curves start from and end at, as ImageData. */
-async function ends(entry, model, how) {
-  const uri = name => entry.pictures[name === "image" ? model.picture : model.baselines[name]];
-  const [from, to] = await Promise.all([how.from, how.to].map(name => picture(uri(name))));
-  return [pixels(from), pixels(to)];
+function ends(entry, model, how) {
+  const number = name => name === "image" ? model.picture : model.baselines[name];
+  return Promise.all([how.from, how.to].map(name => pixelsOf(entry, number(name))));
 }
 
 /** At which step each pixel changes: of cells the page is told, pixels it orders itself. */
@@ -127,7 +135,7 @@ function startApart() {
   pick("step").addEventListener("input", () => {
     apart.step = Number(pick("step").value);
     remember("step", apart.step || null);
-    apart.show(apart.step);
+    apart.show?.(apart.step);
   });
   play(pick("step-play"), pick("step"), 250);
 }

@@ -52,8 +52,9 @@ function fillChoices(id, names, chosen, param) {
   changed();
 }
 
+/** On the pictures alone: a property of the whole page would have every chart in it styled again. */
 function setOpacity() {
-  document.documentElement.style.setProperty("--opacity", VIEWS[state.view]());
+  for (const id of ["view", "inside-view"]) pick(id).style.setProperty("--opacity", VIEWS[state.view]());
 }
 function setView(view) {
   state.view = view;
@@ -72,15 +73,38 @@ function setImage(number) {
   remember("target", null);
 }
 
+// ---- what lies in the window is drawn at once, the rest as soon as there is time
+
+let unpainted = [];
+let drawing = 0;
+const inWindow = one => {
+  const box = one.getBoundingClientRect();
+  return box.bottom > 0 && box.top < innerHeight;
+};
+const aMoment = () => new Promise(done => setTimeout(done));
+
+/** Do jobs [element, async function], those in the window first; an older call stops when `draw` is called again. */
+async function inOrder(jobs) {
+  const mine = drawing, now = jobs.map(([element]) => inWindow(element));
+  await Promise.all(jobs.filter((_, i) => now[i]).map(([, job]) => job()));
+  return async () => {
+    for (const [, job] of jobs.filter((_, i) => !now[i])) {
+      await aMoment();
+      if (mine !== drawing) return;
+      await job();
+    }
+  };
+}
+
 // ---- tiles
 
 /** A name that may break behind its underscores. */
 const breakable = name => name.split(/(?<=_)/).flatMap(part => [part, el("wbr")]);
 
-/** A picture and a map above it; drawn when the map is ready. */
+/** A picture and a map above it, which `paintAll` draws. */
 function stack(entry, model, map, label) {
-  const canvas = el("canvas", {className: "map", role: "img", "aria-label": label});
-  fullMap(map, model.size).then(values => paint(canvas, values, ...model.size, map.scale, map.signed));
+  const canvas = el("canvas", {className: "map", role: "img", "aria-label": label, width: model.size[1], height: model.size[0]});
+  unpainted.push([canvas, async () => paint(canvas, await fullMap(map, model.size), ...model.size, map.scale, map.signed)]);
   return el("div", {className: "stack"}, el("img", {src: entry.pictures[model.picture], alt: ""}), canvas);
 }
 
@@ -120,7 +144,9 @@ function modelSection(entry, model) {
 
 // ---- everything that depends on the image, the models or the methods
 
+/** Resolves when what lies in the window has been drawn. */
 async function draw() {
+  const mine = ++drawing;
   const target = data.images[state.image].targets[state.target] || data.images[state.image].targets[0];
   let entry;
   try {
@@ -129,13 +155,16 @@ async function draw() {
     pick("view").replaceChildren(el("p", {role: "alert"}, error.message));
     return;
   }
+  if (mine !== drawing) return;  // another image was chosen meanwhile
   state.entry = entry;
   state.run = data.runs[target.run];
   const models = entry.models.filter(model => state.models.has(model.model));
   const nothing = el("p", {className: "dim"}, "No model that is chosen above has maps of this image.");
+  unpainted = [];
   pick("view").replaceChildren(...(models.length ? models.flatMap(model => modelSection(entry, model)) : [nothing]));
-  drawApart(models);
-  drawLayers(models);
+  const jobs = [...unpainted, [pick("apart-view"), () => drawApart(models)], [pick("inside-view"), () => drawLayers(models)]];
+  const rest = await inOrder(jobs);
+  rest();
 }
 
 function startBrowser() {

@@ -3,16 +3,14 @@
 const bytes = text => Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
 const floats = text => new Float32Array(bytes(text).buffer);
 
-/** A decoded picture as an Image element. */
-async function picture(uri) {
-  const image = new Image();
-  image.src = uri;
-  await image.decode();
-  return image;
+/** A decoded picture, from its data: URI; not by an <img>, which waits for the next frames of the page. */
+function picture(uri) {
+  const [kind, content] = uri.slice("data:".length).split(";base64,");
+  return createImageBitmap(new Blob([bytes(content)], {type: kind}), {colorSpaceConversion: "none"});
 }
 
 /** RGBA of a picture, at its own size or another. */
-function pixels(image, w = image.naturalWidth, h = image.naturalHeight) {
+function pixels(image, w = image.width, h = image.height) {
   const context = new OffscreenCanvas(w, h).getContext("2d", {willReadFrequently: true});
   context.drawImage(image, 0, 0, w, h);
   return context.getImageData(0, 0, w, h);
@@ -20,52 +18,67 @@ function pixels(image, w = image.naturalWidth, h = image.naturalHeight) {
 
 /** The first channel of a grey picture. */
 async function grey(uri) {
-  const rgba = pixels(await picture(uri)).data;
-  return Uint8Array.from({length: rgba.length / 4}, (_, i) => rgba[4 * i]);
+  const rgba = new Uint32Array(pixels(await picture(uri)).data.buffer), out = new Uint8Array(rgba.length);
+  for (let i = 0; i < out.length; i++) out[i] = rgba[i];  // the lowest byte, which is red
+  return out;
 }
 
 /** {values, h, w} of a map: every place has a level, every level a value; more than 256 levels come in two planes. */
 async function decodeMap(map) {
-  const [h, w] = map.grid, value = floats(map.values), planes = await grey(map.png), places = h * w;
-  const level = value.length <= 256 ? i => planes[i] : i => planes[i] * 256 + planes[places + i];
-  return {values: Float32Array.from({length: places}, (_, i) => value[level(i)]), h, w};
+  const [h, w] = map.grid, value = floats(map.values), places = h * w;
+  const planes = map.levels.startsWith("data:") ? await grey(map.levels) : bytes(map.levels);
+  const values = new Float32Array(places), two = value.length > 256;
+  for (let i = 0; i < places; i++) values[i] = value[two ? planes[i] * 256 + planes[places + i] : planes[i]];
+  return {values, h, w};
 }
 
 /** Where each of `to` places lies between two of `from` places: bilinear, without aligned corners. */
 function between(from, to) {
-  return Array.from({length: to}, (_, i) => {
-    const at = Math.max(0, (i + 0.5) * from / to - 0.5), low = Math.min(Math.floor(at), from - 1);
-    return [low, Math.min(low + 1, from - 1), at - low];
-  });
+  const low = new Int32Array(to), high = new Int32Array(to), share = new Float64Array(to);
+  for (let i = 0; i < to; i++) {
+    const at = Math.max(0, (i + 0.5) * from / to - 0.5);
+    low[i] = Math.min(Math.floor(at), from - 1);
+    high[i] = Math.min(low[i] + 1, from - 1);
+    share[i] = at - low[i];
+  }
+  return {low, high, share};
 }
 
 /** A map on a grid of another size, as float32. */
 function enlarge({values, h, w}, H, W) {
   if (h === H && w === W) return values;
-  const out = new Float32Array(H * W), columns = between(w, W);
-  between(h, H).forEach(([top, bottom, down], y) => {
-    for (let x = 0; x < W; x++) {
-      const [left, right, across] = columns[x];
-      const above = (1 - across) * values[top * w + left] + across * values[top * w + right];
-      const below = (1 - across) * values[bottom * w + left] + across * values[bottom * w + right];
-      out[y * W + x] = (1 - down) * above + down * below;
+  const out = new Float32Array(H * W), rows = between(h, H), columns = between(w, W);
+  for (let y = 0, i = 0; y < H; y++) {
+    const top = rows.low[y] * w, bottom = rows.high[y] * w, down = rows.share[y];
+    for (let x = 0; x < W; x++, i++) {
+      const left = columns.low[x], right = columns.high[x], across = columns.share[x];
+      const above = (1 - across) * values[top + left] + across * values[top + right];
+      const below = (1 - across) * values[bottom + left] + across * values[bottom + right];
+      out[i] = (1 - down) * above + down * below;
     }
-  });
+  }
   return out;
+}
+
+/** The 256 colours of a scale as opaque pixels. */
+const palettes = {};
+function palette(name) {
+  if (!palettes[name]) {
+    const rgba = new Uint8Array(1024).fill(255);
+    for (let i = 0; i < 256; i++) rgba.set(COLOURS[name].subarray(3 * i, 3 * i + 3), 4 * i);
+    palettes[name] = new Uint32Array(rgba.buffer);
+  }
+  return palettes[name];
 }
 
 /** Colour a map (H, W) on a canvas: from scale[0] to scale[1] along 256 colours. */
 function paint(canvas, values, H, W, scale, signed) {
-  const colours = COLOURS[signed ? "diverging" : "sequential"], context = canvas.getContext("2d");
+  const colours = palette(signed ? "diverging" : "sequential"), context = canvas.getContext("2d");
   canvas.width = W;
   canvas.height = H;
-  const image = context.createImageData(W, H), rgba = image.data, span = scale[1] - scale[0];
+  const image = context.createImageData(W, H), out = new Uint32Array(image.data.buffer), span = scale[1] - scale[0];
   for (let i = 0; i < values.length; i++) {
-    const at = 3 * Math.min(255, Math.max(0, Math.floor(256 * (values[i] - scale[0]) / span)));
-    rgba[4 * i] = colours[at];
-    rgba[4 * i + 1] = colours[at + 1];
-    rgba[4 * i + 2] = colours[at + 2];
-    rgba[4 * i + 3] = 255;
+    out[i] = colours[Math.min(255, Math.max(0, Math.floor(256 * (values[i] - scale[0]) / span)))];
   }
   context.putImageData(image, 0, 0);
 }
@@ -80,10 +93,25 @@ function cellsOf(length, cells) {
 /** Half to even, as Python's round. */
 const round = x => x - Math.floor(x) === 0.5 ? 2 * Math.round(x / 2) : Math.round(x);
 
+const TIES = 2 ** 21;  // pixels of the largest picture whose order can be told; 32 bits of value and 21 of tie make 53
+/** The places of a map, the largest values first (sign -1: the smallest), equal ones by `ties`. */
+function orderOf(values, sign, ties) {
+  const places = values.length, keys = new Float64Array(places), place = new Uint32Array(places);
+  const one = new Float32Array(1), bits = new Uint32Array(one.buffer);
+  for (let i = 0; i < places; i++) {
+    one[0] = -sign * values[i] + 0;  // -0 becomes 0
+    const rising = bits[0] >>> 31 ? ~bits[0] >>> 0 : bits[0] + 2 ** 31;  // unsigned numbers in the order of the values
+    keys[i] = rising * TIES + ties[i];
+    place[ties[i]] = i;
+  }
+  keys.sort();
+  for (let i = 0; i < places; i++) keys[i] = place[keys[i] % TIES];
+  return keys;
+}
+
 /** The step, 1 to n, at which each pixel changes: after step k round(k U / n) have, the largest values first. */
 function changeSteps(values, {steps, sign, ties}) {
-  const units = values.length, step = new Uint16Array(units), order = Uint32Array.from({length: units}, (_, i) => i);
-  order.sort((a, b) => sign * (values[b] - values[a]) || ties[a] - ties[b]);
+  const units = values.length, step = new Uint16Array(units), order = orderOf(values, sign, ties);
   for (let k = 1, rank = 0; k <= steps; k++) for (const end = round(k * units / steps); rank < end; rank++) step[order[rank]] = k;
   return step;
 }

@@ -18,12 +18,14 @@ function el(tag, props = {}, ...children) {
 // ---- the state of the page, kept in the link
 
 const link = new URLSearchParams(location.hash.slice(1));
-/** Keep a value, or several, in the link; null takes it out. */
+let writing = 0;
+/** Keep a value, or several, in the link; null takes it out. Browsers count changes of the link: a slider makes few. */
 function remember(name, value) {
   link.delete(name);
   if (Array.isArray(value)) value.forEach(one => link.append(name, one));
   else if (value !== null) link.set(name, value);
-  history.replaceState(null, "", "#" + link);
+  clearTimeout(writing);
+  writing = setTimeout(() => history.replaceState(null, "", "#" + link), 50);
 }
 
 // ---- light and dark
