@@ -1,6 +1,11 @@
 // Maps in the page: from a picture of levels to values, to colours, and to the order in which a protocol changes pixels.
 
-const bytes = text => Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+/** The bytes that base64 stands for. */
+function bytes(text) {
+  const letters = atob(text), out = new Uint8Array(letters.length);
+  for (let i = 0; i < out.length; i++) out[i] = letters.charCodeAt(i);
+  return out;
+}
 const floats = text => new Float32Array(bytes(text).buffer);
 
 /** A decoded picture, from its data: URI; not by an <img>, which waits for the next frames of the page. */
