@@ -202,9 +202,13 @@ def test_the_figures_can_be_read(found, venue):
     for figure in (trends_figure(found, venue), distance_figure(found, venue)):
         assert faults(figure) == []
         words = " ".join(" ".join(text for text, _ in drawn_texts(figure)).split())
-        assert ("20 images of shapes" in words or "on shapes, n = 20" in words) and "demo/vit" in words
+        assert ("shapes (n = 20)" in words or "on shapes, n = 20" in words) and "demo/vit" in words
     dots = distance_figure(found).axes[0].lines[0]
     np.testing.assert_allclose(dots.get_ydata(), found.heads["mean"])
+
+
+def test_the_command_shows_an_example():
+    assert "attncompare study layers --model demo/cnn" in " ".join(run("study", "layers", "--help").stdout.split())
 
 
 def test_the_command_writes_tables_and_figures(tmp_path):

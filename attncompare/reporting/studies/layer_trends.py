@@ -59,7 +59,7 @@ def trends_figure(found: LayerTrends, venue: str = "a4") -> Figure:
                 axes.set_xlim(-0.03, 1.03)
                 axes.set_xticks([0, 1], ["", ""] if column < len(below) else ["first", "last layer"])
             panels[row][0].set_ylabel(ROWS[grid], fontsize=page.small)
-        head = f"Layers over depth on {means.n.max()} images of {found.data}: means with 95 % intervals"
+        head = f"Layers over depth, {found.data} (n = {means.n.max()}): means with 95 % intervals"
         figure.suptitle(wrapped(head, page.width - 0.1, page.font), fontsize=page.font)
         legend_below(figure, {name: drawn[name] for name in models}, page)
         return figure
