@@ -11,6 +11,7 @@ _OF_STUDIES = {
     "causes_figure": "channel_attention",
     "cheating_figure": "cheating",
     "cheating_maps_figure": "cheating",
+    "concepts_figure": "concepts",
     "distance_figure": "layer_trends",
     "gates_figure": "channel_attention",
     "inversion_figure": "inversion",
