@@ -79,7 +79,7 @@ cheats = ac.studies.cheating(
     "runs/notebook-7/cheating",
     models=["demo/cnn"],
     methods=["cam", "center_map"] if SMALL else "quick",
-    images=4 if SMALL else 64,
+    images=4 if SMALL else 32,
     training=ac.studies.CueTraining(steps=2) if SMALL else ac.studies.CueTraining(),
 )
 accuracy = cheats.accuracy

@@ -98,10 +98,12 @@ def test_the_tables_of_methods_are_current(benchmarks):
 
 
 def test_the_answers_are_those_of_the_scores(benchmarks):
-    from demo_scores import SCORES, put, question_table
+    from demo_scores import CHEATING, SCORES, put, question_table
 
     text, scores = README.read_text(encoding="utf-8"), pd.read_csv(SCORES)
-    assert put(text, "questions", question_table(scores)) == text, "run python benchmarks/demo_scores.py --table"
+    assert put(text, "questions", question_table(scores, pd.read_csv(CHEATING))) == text, (
+        "run python benchmarks/demo_scores.py --table"
+    )
     assert (scores.n == 32).all() and (scores.low <= scores["mean"]).all() and (scores["mean"] <= scores.high).all()
 
 
@@ -113,6 +115,17 @@ def test_a_recommended_method_beats_every_control(benchmarks):
         sign = -1 if metrics.get(measure).better == "lower" else 1
         controls = [means[model, measure, name] for name in ("random_map", "center_map", "edge_map")]
         assert sign * means[model, measure, method] > max(sign * one for one in controls), (model, method)
+
+
+def test_the_page_on_cheating_shows_the_figures_of_the_study(benchmarks):
+    from cheating import PAGE, RESULTS, accuracy_table, method_table, put
+
+    text = PAGE.read_text(encoding="utf-8")
+    energy, accuracy = (pd.read_csv(RESULTS / f"{name}.csv") for name in ("cheating", "cheating_accuracy"))
+    current = put(put(text, "accuracy", accuracy_table(accuracy)), "energy", method_table(energy))
+    assert current == text, "run python benchmarks/cheating.py --table"
+    assert (energy[energy.control].difference == 0).all()  # controls know nothing of either model
+    assert PAGE.with_suffix(".png").stat().st_size < 200_000
 
 
 def test_the_table_of_conformance_is_that_of_the_file():

@@ -58,7 +58,7 @@ def cheating(
     *,
     models: Sequence[str | ModelAdapter] = ("demo/cnn", "demo/vit"),
     methods: str | Sequence[str] = "quick",
-    images: int = 64,
+    images: int = 32,
     training: CueTraining = CueTraining(),  # noqa: B008  (frozen)
     device: str = "cpu",
     progress: Progress | None = None,

@@ -13,7 +13,7 @@ def cheating(
     model: Models = None,
     method: Methods = None,
     out: Annotated[Path, typer.Option(help="Folder for weights, tables and figures.")] = Path("runs/cheating"),
-    images: Annotated[int, typer.Option(help="Test images that are explained.")] = 64,
+    images: Annotated[int, typer.Option(help="Test images that are explained.")] = 32,
     steps: Annotated[int, typer.Option(help="Training steps of each model.")] = 200,
     seed: Seed = 0,
     device: Device = "cpu",
