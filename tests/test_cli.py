@@ -358,7 +358,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
 def test_a_timing_pass_takes_the_quick_methods_unless_told_otherwise(monkeypatch, tmp_path, words, methods):
     asked = []
 
-    def stop(spec, out, execution):
+    def stop(spec, out, execution, tuning):
         asked.append(spec)
         raise SpecError("seen")
 
