@@ -8,6 +8,8 @@
 # %matplotlib inline
 import os
 
+import numpy as np
+
 import attncompare as ac
 
 SMALL = bool(os.environ.get("ATTNCOMPARE_NOTEBOOK_SMALL"))
@@ -50,6 +52,28 @@ shape = ac.load_images([shapes.load(shapes.names[0]).image], demo)
 kept = ac.studies.invert(demo, shape, ["0", "2"], steps=5 if SMALL else 300)
 kept_figure = ac.figures.inversion_figure(kept)
 kept_figure
+
+# %% [markdown]
+# ## Does a class use a concept?
+#
+# TCAV: the direction that tells pictures with stripes from others in one layer, and whether moving along it raises a class's
+# logit. The null is what other pictures score in the concept's place; texture says nothing of the class in these data.
+
+# %%
+several = ac.open_dataset("shapes", limit=100 if SMALL else 500)
+shown = [several.load(name) for name in several.names]
+rings = [one.image for one in shown if one.label == demo.class_index("ring")]
+others = [one.image for one in shown if one.label != demo.class_index("ring")]
+count = len(others) // 11  # one set for the concept, ten to compare it with
+stripes = 60 * np.sin(np.arange(64))[:, None, None]
+striped = [np.clip(image + stripes, 0, 255).astype(np.uint8) for image in others[:count]]
+concept = ac.studies.tcav(demo, rings, "class:ring", {"striped": striped}, others[count:], ["2"])
+concept_table = concept.table
+concept_table
+
+# %%
+concept_figure = ac.figures.concepts_figure(concept)
+concept_figure
 
 # %% [markdown]
 # ## Does channel attention help, and what do its gates do?

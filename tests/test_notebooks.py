@@ -119,5 +119,7 @@ def test_studies(execute, tmp_path):
     accuracy = pd.read_csv(tmp_path / "accuracy.csv")
     assert set(accuracy.role) == {"cheating", "clean"} and accuracy.accuracy.between(0, 1).all()
     assert len(pd.read_csv(tmp_path / "gated_table.csv")) > 3
-    for name in ("layers_figure", "choices_figure", "kept_figure", "gates_figure", "cheats_figure"):
+    concepts = pd.read_csv(tmp_path / "concept_table.csv")
+    assert set(concepts.measure) == {"score", "magnitude"} and set(concepts.concept) == {"striped"}
+    for name in ("layers_figure", "choices_figure", "kept_figure", "concept_figure", "gates_figure", "cheats_figure"):
         assert pictures(tmp_path / f"{name}.png") > 20, name
