@@ -104,6 +104,7 @@ def cue_energies(
     explain, see `explain_together`. methods: names, "quick" or "all"; those that one of them does not support are left out.
     Columns: model, method, role, image, energy (NaN for a map without a positive value).
 
+    >>> import torch
     >>> import attncompare as ac
     >>> corner = torch.zeros(64, 64, dtype=torch.bool)
     >>> corner[:8, :8] = True
