@@ -25,15 +25,20 @@ from attncompare.training.spec import TrainSpec
 Item = tuple[NDArray[np.uint8], int]
 SHAPES = {"train": 8000, "val": 1000, "test": 2000}
 HELD_OUT = 0.1  # share of the training images, for validation (and for a test) where the data has no such part
+HASHED = 16  # images that are read for the fingerprint, of a set that keeps them in files
 CACHE = 2 << 30  # bytes of decoded images that are kept, per part
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some images with their classes. load: number -> ((H,W,3) uint8 RGB, class). labels: (n,) without decoding anything."""
+    """Some images with their classes. load: number -> ((H,W,3) uint8 RGB, class). labels: (n,) without decoding anything.
+
+    content: a hash that changes with the images; of a subset that of the whole.
+    """
 
     labels: NDArray[np.int64]
     load: Callable[[int], Item]
+    content: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -41,7 +46,7 @@ class Part:
     def take(self, chosen: Sequence[int] | NDArray[np.int64]) -> "Part":
         """Only some of them, in that order."""
         numbers = [int(number) for number in chosen]
-        return Part(self.labels[numbers], lambda number: self.load(numbers[number]))
+        return replace(self, labels=self.labels[numbers], load=lambda number: self.load(numbers[number]))
 
     def fitted(self, how: Preprocessing) -> "Part":
         """As a model wants them; what was decoded is kept, as far as CACHE reaches."""
@@ -96,7 +101,8 @@ def open_training_data(spec: TrainSpec) -> TrainingData:
     train, validation, test = _complete(parts)
     limits = (spec.train_images, spec.validation_images, spec.test_images)
     train, validation, test = (_limited(p, most) for p, most in zip((train, validation, test), limits, strict=True))
-    digest = hashlib.sha256(b"".join(part.labels.tobytes() for part in (train, validation, test))).hexdigest()
+    marks = (part.labels.tobytes() + part.content.encode() for part in (train, validation, test))
+    digest = hashlib.sha256(b"".join(marks)).hexdigest()
     return TrainingData(names, train, validation, test, f"{spec.data} {len(train)} {digest[:16]}")
 
 
@@ -111,23 +117,24 @@ def _complete(parts: dict[str, Part]) -> tuple[Part, Part, Part]:
     """Training, validation and test; what is missing is held out from the training images, class by class."""
     train, validation, test = (parts.get(name) for name in ("train", "val", "test"))
     assert train is not None
+    lacking = " and ".join(f"a {name}/ folder" for name in ("val", "test") if name not in parts)
     if test is None and validation is not None:
         validation, test = None, validation  # what others report on; the schedule must not look at it
     if test is None:
-        train, test = _held_out(train)
+        train, test = _held_out(train, lacking)
     if validation is None:
-        train, validation = _held_out(train)
+        train, validation = _held_out(train, lacking)
     return train, validation, test
 
 
-def _held_out(part: Part) -> tuple[Part, Part]:
-    """(the rest, a tenth of every class), the same ones every time."""
+def _held_out(part: Part, lacking: str) -> tuple[Part, Part]:
+    """(the rest, a tenth of every class), the same ones every time. lacking: what would make that unnecessary."""
     order = np.random.default_rng(0).permutation(len(part))
     held: list[int] = []
     for label in np.unique(part.labels):
         of_class = [int(number) for number in order if part.labels[number] == label]
         if len(of_class) < 2:
-            raise SpecError(f"class {label} has {len(of_class)} image left to train on; add images, or a val/ folder")
+            raise SpecError(f"class {label} has {len(of_class)} image left to train on; add images, or {lacking}")
         held += of_class[: max(1, round(HELD_OUT * len(of_class)))]
     rest = np.setdiff1d(np.arange(len(part)), held)
     return part.take(rest), part.take(sorted(held))
@@ -156,7 +163,7 @@ def _folder(root: Path) -> tuple[tuple[str, ...], dict[str, Part]]:
         part: next((root / name for name in names if (root / name).is_dir()), None) for part, names in named.items()
     }
     folders = {part: path for part, path in found.items() if path} if found["train"] else {"train": root}
-    names = tuple(sorted(path.name for path in folders["train"].iterdir() if path.is_dir()))
+    names = _class_folders(folders["train"])
     if len(names) < 2:
         raise SpecError(
             f"folder {folders['train']} has {len(names)} sub-folders; one for each of several classes is needed"
@@ -164,20 +171,44 @@ def _folder(root: Path) -> tuple[tuple[str, ...], dict[str, Part]]:
     return names, {part: _classes(path, names) for part, path in folders.items()}
 
 
+def _class_folders(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
+
+
 def _classes(folder: Path, names: tuple[str, ...]) -> Part:
+    unknown = sorted(set(_class_folders(folder)) - set(names))
+    if unknown:
+        raise SpecError(f"folder {folder} has classes to which there are no training images: {', '.join(unknown)}")
     listed = [
         (path, label)
         for label, name in enumerate(names)
-        if (folder / name).is_dir()
         for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in SUFFIXES and path.is_file()
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not _hidden(path.relative_to(folder))
     ]
     absent = sorted(set(names) - {names[label] for _, label in listed})
     if absent:
         raise SpecError(f"folder {folder} holds no image of the class {absent[0]}")
     return Part(
-        np.array([label for _, label in listed]), lambda number: (read_image(listed[number][0]), listed[number][1])
+        np.array([label for _, label in listed]),
+        lambda number: (read_image(listed[number][0]), listed[number][1]),
+        _files_hash(folder, [path for path, _ in listed]),
     )
+
+
+def _hidden(path: Path) -> bool:
+    """Whether it is one of those that other programs leave behind, such as .ipynb_checkpoints/ and ._01.png."""
+    return any(name.startswith(".") for name in path.parts)
+
+
+def _files_hash(folder: Path, paths: Sequence[Path]) -> str:
+    """Of names, sizes and times of change: reading every file would take minutes where there are a million."""
+    digest = hashlib.sha256()
+    for path in paths:
+        seen = path.stat()
+        digest.update(
+            f"{path.relative_to(folder)}\0{seen.st_size}\0{seen.st_mtime_ns}\0".encode(errors="surrogateescape")
+        )
+    return digest.hexdigest()
 
 
 def _torchvision(spec: TrainSpec) -> tuple[tuple[str, ...], dict[str, Part]]:
@@ -205,4 +236,13 @@ def _of_set(name: str, found: Any) -> Part:
         picture, _ = found[number]
         return np.asarray(picture.convert("RGB")), int(labels[number])
 
-    return Part(labels, load)
+    return Part(labels, load, _pixels_hash(found, load))
+
+
+def _pixels_hash(found: Any, load: Callable[[int], Item]) -> str:
+    """Of all pixels where the set has them in memory, else of a few images from the first to the last."""
+    pixels = getattr(found, "data", None)
+    if isinstance(pixels, np.ndarray | Tensor):
+        return hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
+    numbers = np.unique(np.linspace(0, len(found) - 1, HASHED).astype(int)) if len(found) else ()
+    return hashlib.sha256(b"".join(load(int(number))[0].tobytes() for number in numbers)).hexdigest()

@@ -25,8 +25,9 @@ class TrainSpec(BaseModel):
 
     data: "shapes", a folder with one sub-folder of images per class (or with train/, val/ and test/ of such), or
     "torchvision:NAME" (in `root`; `download` allows to fetch it). Where there is no validation part, a tenth of the training
-    images is held out for it. train_images, validation_images, test_images: how many shapes to draw (8000, 1000, 2000), at
-    most how many of other data. augment: random flips, and crops after padding by an eighth.
+    images is held out for it; with val/ and no test/, val/ is the test and a tenth of train/ validates. train_images,
+    validation_images, test_images: how many shapes to draw (8000, 1000, 2000), at most how many of other data. augment:
+    random flips, and crops after padding by an eighth.
     model: "tutorial_cnn" (three blocks of 32, 64, 128 channels) or any name of `load_model`, with as many classes as the
     data has; "@random" starts from weights drawn with the seed. size: side of the images in pixels; the tutorial's CNN has
     64 without it, another model its own. squeeze_excite: {layers = [...], reduction = 16}.

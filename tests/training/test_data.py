@@ -1,16 +1,18 @@
 """Images to train on: shapes, class folders, and real data sets in torchvision's own file formats."""
 
 import hashlib
+import os
 import pickle
 
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from attncompare.adapters.base import Preprocessing
 from attncompare.data.shapes import render_shape
 from attncompare.errors import ImageError, SpecError, UnknownNameError
-from attncompare.training.data import open_training_data
+from attncompare.training.data import _of_set, open_training_data
 from attncompare.training.spec import TrainSpec
 
 HOW = Preprocessing(size=(16, 16))
@@ -81,12 +83,58 @@ def test_with_no_test_folder_validation_images_test_and_a_tenth_validates(tmp_pa
     assert int(data.test.load(0)[0][0, 0, 0]) == 50
 
 
-def cifar(root, monkeypatch, per_batch=6):
+def test_replaced_images_are_other_data_and_a_second_look_is_not(tmp_path):
+    for name in ("cat", "dog"):
+        save_images(tmp_path / name, 4, 0)
+    first = opened(data=str(tmp_path)).fingerprint
+    assert opened(data=str(tmp_path)).fingerprint == first
+    image = tmp_path / "cat" / "01.png"
+    before = image.stat()
+    Image.fromarray(np.full((20, 24, 3), 77, np.uint8)).save(image)
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))  # however coarse the clock of the disk is
+    second = opened(data=str(tmp_path)).fingerprint
+    image.rename(image.with_name("09.png"))
+    assert len({first, second, opened(data=str(tmp_path)).fingerprint}) == 3
+
+
+def test_what_a_training_folder_lacks_is_named_in_the_error(tmp_path):
+    for part in ("train", "val"):
+        for name in ("a", "b"):
+            save_images(tmp_path / part / name, 1, 0)
+    with pytest.raises(SpecError, match=r"class 0 has 1 image left to train on; add images, or a test/ folder$"):
+        opened(data=str(tmp_path))
+    (tmp_path / "val").rename(tmp_path / "test")
+    with pytest.raises(SpecError, match=r"add images, or a val/ folder$"):
+        opened(data=str(tmp_path))
+    with pytest.raises(SpecError, match=r"add images, or a val/ folder and a test/ folder$"):
+        opened(data=str(tmp_path / "test"))
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_class_without_training_images_is_refused(tmp_path, part):
+    for folder, names in (("train", "ab"), (part, "abcd")):
+        for name in names:
+            save_images(tmp_path / folder / name, 4, 0)
+    with pytest.raises(SpecError, match=rf"folder .*{part} has classes .* no training images: c, d$"):
+        opened(data=str(tmp_path))
+
+
+def test_names_that_start_with_a_dot_are_skipped(tmp_path):
+    for part in ("train", "test"):
+        for name in ("a", "b", ".ipynb_checkpoints", "a/.thumbnails"):
+            save_images(tmp_path / part / name, 4, 0)
+        (tmp_path / part / "b" / "._00.png").write_bytes(b"of another system")
+    data = opened(data=str(tmp_path))
+    assert data.class_names == ("a", "b")
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [6, 2, 8]
+
+
+def cifar(root, monkeypatch, per_batch=6, seed=0):
     """CIFAR-10's own files, small: five pickled training batches, one test batch, and the names; torchvision checks them."""
     from torchvision.datasets import CIFAR10
 
-    folder, rng, sums = root / "cifar-10-batches-py", np.random.default_rng(0), {}
-    folder.mkdir()
+    folder, rng, sums = root / "cifar-10-batches-py", np.random.default_rng(seed), {}
+    folder.mkdir(exist_ok=True)
     names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
     pixels = {name: rng.integers(0, 256, (per_batch, 3072), dtype=np.uint8) for name in names}
     files = {
@@ -112,6 +160,23 @@ def test_cifar_is_read_from_its_own_files(tmp_path, monkeypatch):
     np.testing.assert_array_equal(image, pixels["test_batch"][1].reshape(3, 32, 32).transpose(1, 2, 0))
     assert label == data.test.labels[1] == 0
     assert data.fitted(Preprocessing(size=(32, 32))).train.batch([0])[0].shape == (1, 3, 32, 32)
+
+
+def test_other_pixels_in_the_files_of_a_torchvision_set_are_other_data(tmp_path, monkeypatch):
+    def fingerprint(seed):
+        cifar(tmp_path, monkeypatch, seed=seed)
+        return opened(data="torchvision:CIFAR10", root=str(tmp_path)).fingerprint
+
+    assert fingerprint(0) == fingerprint(0) != fingerprint(1)
+
+
+def test_a_torchvision_set_of_files_is_known_by_some_of_its_pictures(tmp_path):
+    for name in ("a", "b"):
+        save_images(tmp_path / name, 4, 0)
+    first = _of_set("set", ImageFolder(tmp_path)).content
+    assert _of_set("set", ImageFolder(tmp_path)).content == first
+    Image.fromarray(np.full((20, 24, 3), 77, np.uint8)).save(tmp_path / "b" / "03.png")
+    assert _of_set("set", ImageFolder(tmp_path)).content != first
 
 
 def test_a_pickle_that_is_not_cifars_is_never_opened(tmp_path, monkeypatch):

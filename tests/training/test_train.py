@@ -81,6 +81,21 @@ def test_a_second_call_trains_nothing_and_other_settings_are_refused(trained):
         train_model(TrainSpec(**SMALL), trained.folder)
 
 
+def test_a_training_whose_images_were_replaced_is_not_taken_for_done(tmp_path):
+    for value, name in ((20, "dark"), (220, "light")):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (16, 16), (value + number,) * 3).save(tmp_path / "set" / name / f"{number}.png")
+    spec = TrainSpec(data=str(tmp_path / "set"), size=16, epochs=1)
+    card = train_model(spec, tmp_path / "run").card
+    assert train_model(spec, tmp_path / "run").card == card
+    image = tmp_path / "set" / "dark" / "0.png"
+    Image.new("RGB", (16, 16), "red").save(image)
+    os.utime(image, ns=(0, 0))  # however coarse the clock of the disk is
+    with pytest.raises(SpecError, match="belongs to another training; choose another folder"):
+        train_model(spec, tmp_path / "run")
+
+
 def same(first, second):
     """Whether two folders hold the same training, apart from what the clock said."""
     kept = ["step", "loss", "accuracy", "learning_rate"]
