@@ -1,6 +1,7 @@
 """The images of a concept study: read from whatever they are given as, and dealt into sets of equal size."""
 
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import cast
 
@@ -37,8 +38,13 @@ def deal(
     """The concepts' names, and the sets, first those of the concepts: all cut at random to the size of the smallest.
 
     random: a list of sets, or one pool that is dealt into ten. A classifier's normal is the noisier the fewer images it is
-    fitted to, so that only sets of equal size can be compared. Raises SpecError for fewer than ten random sets.
+    fitted to, so that only sets of equal size can be compared. Raises SpecError for fewer than ten random sets, and where
+    random sets share images with each other or with a concept.
     """
+    if not isinstance(concepts, Mapping):
+        raise SpecError(
+            f"concepts are a {type(concepts).__name__}; give each a name, such as {{'striped': 'striped/'}} with a folder"
+        )
     names = tuple(concepts)
     if not names:
         raise SpecError("no concept was given; give a name and a folder of images")
@@ -47,12 +53,31 @@ def deal(
     if len(others) < SETS:
         raise SpecError(f"{len(others)} random sets; at least {SETS} are needed to know how far chance reaches")
     sets = [*(read(model, one) for one in concepts.values()), *others]
+    called = [*(f"concept {name!r}" for name in names), *(f"random set {place}" for place in range(len(others)))]
     size = min(len(one) for one in sets)
     if size < FEWEST:
-        place = [len(one) for one in sets].index(size)
-        which = f"concept {names[place]!r}" if place < len(names) else f"random set {place - len(names)}"
+        which = called[[len(one) for one in sets].index(size)]
         raise SpecError(f"{which} has {size} images; at least {FEWEST} are needed in every set")
+    _refuse_repeats(called, sets, len(names))
     return names, [_some(one, size, draw) for one in sets]
+
+
+def _refuse_repeats(called: Sequence[str], sets: Sequence[Tensor], concepts: int) -> None:
+    """SpecError for an image that two sets share, or that one set holds twice; `concepts` sets come first.
+
+    Random sets with images in common are no independent draws: copies of one set have no spread, and any concept lies
+    outside it. Two concepts may share images, since each is tested by itself.
+    """
+    seen: dict[bytes, int] = {}
+    for place in reversed(range(len(sets))):  # random sets first, so that a concept's image is held against them
+        digests = [sha256(image.numpy().tobytes()).digest() for image in sets[place].cpu()]
+        if len(set(digests)) < len(digests):
+            raise SpecError(f"{called[place]} holds an image twice; give every image once")
+        other = next((seen[one] for one in digests if one in seen), None)
+        if other is not None:
+            raise SpecError(f"{called[place]} and {called[other]} share an image; give random sets none of another set")
+        if place >= concepts:
+            seen |= dict.fromkeys(digests, place)
 
 
 def _some(images: Tensor, count: int, draw: torch.Generator) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.layer_output import undisturbed
+from attncompare.errors import CaptureError
 
 HELD_OUT = 1 / 3  # share of the images that a concept vector's accuracy is measured on
 NUMBERS = 4_000_000  # that Captum holds as Python numbers at a time: it turns every concept vector into a list
@@ -103,7 +104,8 @@ def score_pairs(
     layers: path -> values per image. sets: images (n,3,H,W) of every set. A vector points from the second set of a pair to
     the first. score: share of the images on which the derivative of the target's logit along it is above 0. magnitude: mean
     of that derivative, along the unit vector. accuracy: of the classifier on held-out images. done: called with the pairs
-    finished since and the layer. Captum's files lie in a temporary folder that is gone afterwards.
+    finished since and the layer. Captum's files lie in a temporary folder that is gone afterwards. Raises CaptureError for a
+    layer along which every derivative is 0: no vector has an opposite score there.
     """
     wrapped = _Pixels(model)
     rows = []
@@ -118,6 +120,11 @@ def score_pairs(
                     for pair in group
                 ]
                 done(len(group), path)
+            if all(row["magnitude"] == 0 for row in rows if row["layer"] == path):
+                raise CaptureError(
+                    f"every derivative in layer {path!r} of {model.name} is 0: no gradient of class {question.target} "
+                    "reaches it on these images, or it returns the same for all; choose another layer or other images"
+                )
     return pd.DataFrame(rows)
 
 

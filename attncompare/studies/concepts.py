@@ -68,7 +68,8 @@ def tcav(
     five spread over depth when not given. Every set is cut at random to the size of the smallest, so that a concept and a
     random set differ in nothing but what they show.
 
-    Raises SpecError for too few images or sets, UnknownNameError for a layer that does not exist.
+    Raises SpecError for too few images or sets and for random sets that share images with another set, UnknownNameError for
+    a layer that does not exist, CaptureError for one through which no gradient flows on these images.
 
     >>> import torch
     >>> import attncompare as ac
@@ -103,9 +104,10 @@ def summarise(runs: pd.DataFrame, images: int, seed: int = 0) -> pd.DataFrame:
 
     measure: "score" or "magnitude". mean: over the random partners; low, high: bootstrap 95 % interval of this mean.
     null_low, null_high: where 95 % of the means of sets of random images would lie. p: two-sided, that the concept's mean is
-    one of these (see `null_test`); p_holm: Holm over all layers and concepts; significant: p_holm below 0.05. p_runs: of the
-    test of the paper's authors, a t-test of the concept's runs against the random runs, which takes runs that share a set
-    for independent. accuracy: mean over partners, on held-out images; accuracy_random: of random against random sets.
+    one of these (see `null_test`); p_holm: Holm over all layers and concepts of the measure; significant: p_holm below
+    0.05. p_runs: after the test of the paper's authors, Welch's t-test of the concept's runs against the random runs
+    and the opposite of each of them, which takes runs that share a set for independent. accuracy: mean over partners, on
+    held-out images; accuracy_random: of random against random sets.
     """
     parts = []
     for measure in MEASURES:
@@ -146,6 +148,8 @@ def null_means(random: pd.DataFrame, measure: str) -> NDArray[np.float64]:
     """(K,) what each random set of one layer has in the place of a concept: its mean over the other random sets.
 
     A vector from one set to another is the opposite of that from the other to the one, and so is each derivative along it.
+    A set's mean lies K / (K - 1) times as far out as a concept's would, whose partners are all K sets: with ten the spread
+    is some 10 % too large, which errs on the side of no finding.
     """
     opposite = 1 - random[measure] if measure == "score" else -random[measure]
     forward = pd.DataFrame({"set": random.concept.astype(int), "value": random[measure]})

@@ -202,9 +202,13 @@ def test_model_disk_and_random_state_are_left_as_found(squares, caller, tmp_path
         ({"target": 2}, SpecError, "out of range"),
         ({"target": "class:left"}, SpecError, "no class named"),
         ({"concepts": {}}, SpecError, "no concept"),
+        ({"concepts": "striped/"}, SpecError, "concepts are a str; .*{'striped': 'striped/'}"),
         ({"concepts": {"few": noise(3, 0)}}, SpecError, "concept 'few' has 3 images"),
         ({"random": noise(59, 0)}, SpecError, "59 random images"),
         ({"random": [noise(6, n) for n in range(9)]}, SpecError, "9 random sets"),
+        ({"random": [noise(6, 2)] * 10}, SpecError, "random set 8 and random set 9 share an image"),
+        ({"concepts": {"a": noise(60, 2)[:6]}}, SpecError, "concept 'a' and random set . share an image"),
+        ({"concepts": {"a": noise(6, 1)[[0, 1, 2, 3, 4, 4]]}}, SpecError, "concept 'a' holds an image twice"),
         ({"layers": "flatt"}, UnknownNameError, "did you mean flat"),
         ({"layers": ("flat", "flat")}, SpecError, "none twice"),
         ({"images": noise(2, 0, size=9)}, SpecError, "need"),
@@ -221,6 +225,19 @@ def test_questions_that_have_no_answer_are_refused(squares, change, error, words
     }
     with pytest.raises(error, match=words):
         tcav(squares, **(asked | change))
+
+
+class Dead(Squares):
+    """A ReLU behind the layer is off for every image, so that each derivative is exactly 0."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.relu(self.flat(self.colours(images)) - 100) @ self.weights.T
+
+
+def test_a_layer_through_which_no_gradient_flows_is_refused():
+    model = ac.wrap_model(Dead(), size=(8, 8), name="dead")
+    with pytest.raises(CaptureError, match="every derivative in layer 'flat' of dead is 0: no gradient of class 0"):
+        tcav(model, noise(2, 0), 0, {"a": noise(6, 1)}, noise(60, 2), "flat")
 
 
 class Pair(nn.Module):
@@ -247,6 +264,11 @@ def test_sets_are_dealt_without_an_image_in_two_of_them(squares):
     names, sets = deal(squares, {"a": noise(7, 1)}, noise(95, 2), seed=0)
     assert names == ("a",) and [len(one) for one in sets] == [7] * 11
     assert len(torch.unique(torch.cat(sets[1:]).flatten(1), dim=0)) == 70
+
+
+def test_two_concepts_may_share_images(squares):
+    names, sets = deal(squares, {"a": noise(7, 1), "b": noise(7, 1)}, noise(70, 2), seed=0)
+    assert names == ("a", "b") and len(sets) == 12
 
 
 @pytest.mark.parametrize("concept", CONCEPTS)

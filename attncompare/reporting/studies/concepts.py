@@ -21,7 +21,7 @@ def concepts_figure(study: ConceptStudy, venue: str = "a4") -> Figure:
     """Scores (above) and magnitudes (below) of every concept by layer, with 95 % intervals over the random partners.
 
     The grey band is where 95 % of sets of random images lie; a star marks a concept that lies outside it also when all
-    layers and concepts are corrected for (Holm, 0.05).
+    layers and concepts of this measure are corrected for (Holm, 0.05).
 
     >>> import torch
     >>> import attncompare as ac
