@@ -1,5 +1,7 @@
 """What a caller hands over, checked before anything runs."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -35,3 +37,11 @@ def check_images(model: ModelAdapter, images: Tensor) -> Tensor:
         raise SpecError(f"images range from {low:.3g} to {high:.3g}; [0, 1] is needed (do not normalise them yourself)")
     with torch.inference_mode(False):  # a caller's inference tensors cannot carry gradients; a copy can
         return (images.clone() if images.is_inference() else images).to(model.device, torch.float32)
+
+
+def check_names(models: Sequence[ModelAdapter]) -> None:
+    """SpecError for two models of one name, whose results could not be told apart."""
+    names = [model.name for model in models]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise SpecError(f"models: {', '.join(twice)} is listed twice; name models of your own: wrap_model(..., name=)")

@@ -7,15 +7,17 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from attncompare.adapters.base import ModelAdapter
+from attncompare.benchmark.folder import write_atomically
 from attncompare.benchmark.records import cell_key
 from attncompare.benchmark.saved import slug
 from attncompare.data.shapes import CLASS_NAMES
 from attncompare.errors import SpecError, UnsupportedModelError
 from attncompare.studies.cued_pictures import CuedPictures, as_images, plant
+from attncompare.training.checkpoint import stored
 from attncompare.training.loop import train
 from attncompare.training.recipes import WarmupCosine
 
@@ -117,8 +119,7 @@ def train_on_cue(
     for row in train(_OnPixels(tuned), _batches(tuned, role, training), training.spec, checkpoint, every=every):
         report(int(row["step"]))
     module.eval()
-    weights = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
-    save_file(weights, folder / f"{slug(model.name)}-{role}.safetensors")
+    write_atomically(folder / f"{slug(model.name)}-{role}.safetensors", save(stored(module.state_dict())))
     return tuned
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.statistics import mean_interval
 from attncompare.benchmark.worker import Progress, Tick
-from attncompare.errors import SpecError
+from attncompare.capture.arguments import check_names
+from attncompare.errors import SpecError, UnsupportedMethodError
 from attncompare.loading import load_model
 from attncompare.studies.cheater import ROLES, CueTraining, train_on_cue
 from attncompare.studies.cue_energy import BATCH, SHOWN, OnCue, as_table, compare_energies, energy_on, supported
@@ -65,10 +66,11 @@ def cheating(
 ) -> Cheating:
     """Make a cheating and a clean model of each model, and measure how much of each method's maps lies on the cue.
 
-    The maps explain the true class on test images whose cue is right: there both models answer alike, and no accuracy tells
-    them apart. out: a folder; the trained weights go to out/weights, and a second call trains nothing again. models: names,
-    or models of your own (`wrap_model`) with eight or more outputs. methods: names, "quick" or "all". Raises
-    UnsupportedModelError for a model that cannot learn the shapes.
+    The maps explain the true class on test images whose cue is right, where accuracy does not tell who cheats; look at it
+    all the same: of a clean model that has become worse, part of the difference may be that. out: a folder; the trained
+    weights go to out/weights, and a second call trains nothing again. models: names, or models of your own (`wrap_model`)
+    with eight or more outputs. methods: names, "quick" or "all". Raises UnsupportedModelError for a model that cannot learn
+    the shapes, UnsupportedMethodError for one that supports none of the methods, SpecError for two models of one name.
 
     >>> import tempfile
     >>> short = CueTraining(steps=1, batch_size=8, pool=8)
@@ -80,7 +82,11 @@ def cheating(
     if images < 2:
         raise SpecError(f"images must be at least 2, not {images}")
     adapters = [load_model(one, device=device) if isinstance(one, str) else one for one in models]
+    check_names(adapters)
     chosen = {model.name: supported(model, methods) for model in adapters}
+    for name, (taken, reasons) in chosen.items():
+        if not taken:
+            raise UnsupportedMethodError(f"{name} supports none of the methods: {'; '.join(reasons.values())}")
     steps = _Steps(training.steps, len(adapters) * len(ROLES), progress)
     pictures = CuedPictures.draw("test", max(images, ASKED))
     pairs, accuracy = [], []

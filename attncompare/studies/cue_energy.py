@@ -153,6 +153,8 @@ def compare_energies(energies: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         ]
         corrected = multipletests([row["p"] for row in found], method="holm")[1] if found else []
         rows += [row | {"p_holm": float(p)} for row, p in zip(found, corrected, strict=True)]
+    if not rows:
+        raise SpecError("no method has a map with a positive value on both models; nothing can be compared")
     table = pd.DataFrame(rows).drop(columns="p")
     control = [known_methods.get(name).control for name in table.method]
     order = ["model", "control", "difference"]

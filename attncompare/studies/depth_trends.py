@@ -13,6 +13,7 @@ from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.layer_maps import record_layers
 from attncompare.benchmark.statistics import mean_interval
 from attncompare.benchmark.worker import Progress, Tick
+from attncompare.capture.arguments import check_names
 from attncompare.data.datasets import Dataset, open_dataset
 from attncompare.errors import ImageError, SpecError
 from attncompare.metrics.ranks import spearman
@@ -26,6 +27,7 @@ OWN, COARSEST = "own", "coarsest"
 ACTIVATION, ATTENTION = "activation", "class_attention"
 KEYS = ["model", "image", "layer", "depth", "size", "grid"]
 DISTANCE = "attention_distance"
+FEWEST = 6  # images; of fewer no interval is worth a verdict
 SERIES = ["model", "map", "grid", "measure"]
 
 
@@ -73,27 +75,30 @@ def trend(values: NDArray[np.float64]) -> dict[str, object]:
     """Of (n,L) values, layers shallow to deep: is there a monotone trend over depth?
 
     rho: mean over the images of Spearman's correlation of depth and value; change: mean of last less first layer; both with
-    bootstrap 95 % intervals over the images. verdict: "rises" or "falls" where both lie on one side of 0, otherwise "open".
+    bootstrap 95 % intervals over the images. n: images whose rho is defined, which it is not where all layers have the same
+    value. verdict: "rises" or "falls" where both lie on one side of 0; otherwise, and of fewer than 6 images, "open".
 
     >>> found = trend(np.array([[1.0, 2.0, 4.0], [1.0, 3.0, 2.0]]))
     >>> found.pop("verdict"), found  # of two images there is no interval to speak of
-    ('rises', {'n': 2, 'rho': 0.75, 'rho_low': 0.5, 'rho_high': 1.0, 'change': 2.0, 'change_low': 1.0, 'change_high': 3.0})
+    ('open', {'n': 2, 'rho': 0.75, 'rho_low': 0.5, 'rho_high': 1.0, 'change': 2.0, 'change_low': 1.0, 'change_high': 3.0})
     """
     depth = torch.arange(values.shape[1], dtype=torch.float64).expand(values.shape)
     ranked = spearman(torch.tensor(values), depth).double().numpy()
-    rho = ranked[np.isfinite(ranked)]  # a measure that is the same in all layers ranks none
-    rho = rho if len(rho) else np.zeros(1)
+    rho = ranked[np.isfinite(ranked)]
     change = values[:, -1] - values[:, 0]
-    (low, high), (least, most) = mean_interval(rho), mean_interval(change)
+    nowhere = (float("nan"), float("nan"))
+    (low, high), (least, most) = mean_interval(rho) if len(rho) else nowhere, mean_interval(change)
+    enough = len(rho) >= FEWEST
+    verdict = "rises" if enough and low > 0 < least else "falls" if enough and high < 0 > most else "open"
     return {
-        "n": len(values),
-        "rho": float(rho.mean()),
+        "n": len(rho),
+        "rho": float(rho.mean()) if len(rho) else float("nan"),
         "rho_low": low,
         "rho_high": high,
         "change": float(change.mean()),
         "change_low": least,
         "change_high": most,
-        "verdict": "rises" if low > 0 < least else "falls" if high < 0 > most else "open",
+        "verdict": verdict,
     }
 
 
@@ -116,6 +121,7 @@ def layer_trends(
     listed = [models] if isinstance(models, ModelAdapter) else list(models)
     if not listed:
         raise SpecError("no models were given")
+    check_names(listed)
     dataset = open_dataset(data, limit) if isinstance(data, str) else data
     values, heads, unreadable = list[pd.DataFrame](), list[pd.DataFrame](), dict[str, str]()
     done, total = 0, len(listed) * len(dataset.names)

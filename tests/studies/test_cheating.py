@@ -13,7 +13,7 @@ from torch import nn
 
 import attncompare as ac
 from attncompare.data.shapes import CUE_SIDE, render_shape
-from attncompare.errors import SpecError, UnsupportedModelError
+from attncompare.errors import SpecError, UnsupportedMethodError, UnsupportedModelError
 from attncompare.studies import CueTraining, cheating, compare_energies, cue_energies
 from attncompare.studies.cheater import ROLES, _batches
 from attncompare.studies.cheating_models import Cheating, Pair
@@ -219,3 +219,20 @@ def test_a_method_that_fails_on_a_model_is_named_and_the_others_are_compared(tmp
     assert list(found.methods.method) == ["saliency"]
     (reason,) = found.refused[found.refused.method == "xgrad_cam"].reason
     assert "behind a ReLU" in reason
+
+
+def test_models_of_one_name_and_methods_that_no_model_has_are_refused_before_any_training(tmp_path, tiny):
+    with pytest.raises(SpecError, match="demo/cnn is listed twice; name models of your own"):
+        cheating(tmp_path, models=["demo/cnn", "demo/cnn"])
+    with pytest.raises(UnsupportedMethodError, match=r"demo/cnn supports none of the methods: .*class_attention"):
+        cheating(tmp_path, models=["demo/cnn"], methods=["class_attention"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_to_compare_is_one_error():
+    empty = pd.DataFrame(
+        [("m", "cam", role, 0, float("nan")) for role in ("cheating", "clean")],
+        columns=["model", "method", "role", "image", "energy"],
+    )
+    with pytest.raises(SpecError, match="no method has a map with a positive value on both models"):
+        compare_energies(empty)

@@ -19,7 +19,7 @@ from attncompare.errors import ImageError, ResultFormatError, SpecError, Unsuppo
 from attncompare.reporting.studies.layer_trends import distance_figure, trends_figure
 from attncompare.signals import Signal, TokenLayout
 from attncompare.studies.attention_distance import mean_attention_distance, patch_distances
-from attncompare.studies.depth_trends import ACTIVATION, ATTENTION, COARSEST, DISTANCE, OWN, trend
+from attncompare.studies.depth_trends import ACTIVATION, ATTENTION, COARSEST, DISTANCE, OWN, layer_trends, trend
 
 CAT = Path(skimage.__file__).parent / "data" / "chelsea.png"
 
@@ -90,11 +90,12 @@ def test_models_without_global_attention_are_refused_with_the_reason(tiny, pictu
 
 
 def test_a_trend_by_hand():
-    rising = trend(np.array([[1.0, 2.0, 3.0, 5.0], [0.0, 4.0, 5.0, 6.0], [2.0, 1.0, 4.0, 7.0]]))
+    values = np.array([[1.0, 2.0, 3.0, 5.0], [0.0, 4.0, 5.0, 6.0], [2.0, 1.0, 4.0, 7.0]]).repeat(2, axis=0)
+    rising = trend(values)
     assert rising["rho"] == pytest.approx((1 + 1 + 0.8) / 3) and rising["change"] == pytest.approx((4 + 6 + 5) / 3)
-    assert rising["verdict"] == "rises" and rising["n"] == 3
+    assert rising["verdict"] == "rises" and rising["n"] == 6
     assert rising["rho_low"] <= rising["rho"] <= rising["rho_high"]
-    falling = trend(-np.array([[1.0, 2.0, 3.0, 5.0], [0.0, 4.0, 5.0, 6.0], [2.0, 1.0, 4.0, 7.0]]))
+    falling = trend(-values)
     assert falling["verdict"] == "falls" and falling["rho"] == pytest.approx(-rising["rho"])
 
 
@@ -104,8 +105,8 @@ def test_a_trend_needs_both_the_ranks_and_the_ends():
     risen = np.tile([5.0, 0.0, 1.0, 2.0, 3.0], (40, 1)) + rng.normal(scale=0.01, size=(40, 5))
     found = trend(risen)  # ranks rise in the mean, the last layer lies below the first
     assert found["rho_low"] >= 0 and found["change_high"] < 0 and found["verdict"] == "open"
-    flat = trend(np.ones((4, 3)))
-    assert (flat["rho"], flat["change"], flat["verdict"]) == (0, 0, "open")
+    flat = trend(np.ones((8, 4)))
+    assert (flat["n"], flat["change"], flat["verdict"]) == (0, 0, "open") and np.isnan(flat["rho"])
 
 
 @pytest.fixture(scope="module")
@@ -225,3 +226,11 @@ def test_the_command_writes_tables_and_figures(tmp_path):
     assert len(list(tmp_path.glob("layers-demo-*.png"))) == 2
     about = json.loads((tmp_path / "study.json").read_text())
     assert about["settings"] == {"data": "shapes", "limit": 3, "images": 3}
+
+
+def test_few_images_have_no_verdict_and_one_name_is_one_model():
+    rising = np.arange(5.0) + np.zeros((6, 1))
+    assert trend(rising)["verdict"] == "rises" and trend(rising[:5])["verdict"] == "open"
+    model = ac.load_model("demo/cnn")
+    with pytest.raises(SpecError, match="demo/cnn is listed twice"):
+        layer_trends([model, model], "shapes", limit=1)

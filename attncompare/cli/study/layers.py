@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from attncompare.cli.options import Device, Json, Models
-from attncompare.errors import SpecError
 
 
 def layers(
@@ -35,8 +34,6 @@ def layers(
     from attncompare.reporting.studies.layers import layers_figure
 
     names = model or ["demo/cnn", "demo/vit"]
-    if len(set(names)) != len(names):
-        raise SpecError(f"models: {', '.join(sorted({one for one in names if names.count(one) > 1}))} is listed twice")
     dataset = open_dataset(data, limit)
     models = [load_model(name, device=device) for name in names]
     with progress_bar() as progress:
