@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pandas as pd
 import pytest
@@ -48,6 +49,15 @@ def blocks(path, language):
     """The code of every fence of a language, in order; "" is a fence without one."""
     found = re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     return [code for named, code in found if named == language]
+
+
+def test_what_the_reference_describes_exists():
+    named = [
+        name for page in PAGES for name in re.findall(r"^::: (\S+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert len(named) > 40
+    for name in named:
+        assert resolve_name(name) is not None
 
 
 @pytest.mark.parametrize("path", [README, DOCS / "tutorial.md"], ids=lambda path: path.name)
