@@ -20,17 +20,20 @@ from attncompare.errors import SpecError, UnknownNameError, UnsupportedModelErro
 from attncompare.signals import TokenLayout
 
 SOURCES = {
-    "torchvision": "torchvision",
-    "timm": "timm",
-    "hf": "huggingface",
-    "demo": "demo",
-    "offline": "offline",
+    "torchvision": "adapters.torchvision",
+    "timm": "adapters.timm",
+    "hf": "adapters.huggingface",
+    "demo": "adapters.demo",
+    "offline": "adapters.offline",
+    "trained": "training.saved",  # needs this file to build what was trained, so it is named here and not imported
 }
-"""Name prefix -> adapter file."""
+"""Name prefix -> file with load(name, random) and names()."""
+FOLDERS = ("hf/", "trained/")
+"""Prefixes behind which a folder may stand."""
 
 
 def _adapter_file(prefix: str) -> ModuleType:
-    return import_module(f"attncompare.adapters.{SOURCES[prefix]}")
+    return import_module(f"attncompare.{SOURCES[prefix]}")
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -51,8 +54,8 @@ def load_model(name: str, *, device: str | torch.device = "cpu", seed: int = 0) 
     """Load a model by name and find out what it can supply.
 
     name: "torchvision/resnet50", "timm/vit_tiny_patch16_224", "hf/path/to/folder", "demo/vit",
-    "offline/efficientnet_lite0"; "@random" behind it gives random weights, drawn with `seed`, "@file.safetensors" a
-    checkpoint.
+    "offline/efficientnet_lite0", "trained/runs/train" (the folder of `attncompare train`); "@random" behind it gives
+    random weights, drawn with `seed`, "@file.safetensors" a checkpoint.
     Raises UnknownNameError for a name that does not exist and AttnCompareError when the weights cannot be had.
 
     >>> model = load_model("timm/vit_tiny_patch16_224@random")
@@ -67,7 +70,7 @@ def load_source(name: str, *, seed: int = 0) -> Source:
     """As `load_model`, without looking into the model: nothing is run."""
     if not isinstance(name, str):
         raise UnknownNameError(f"model {name!r} is no name; a module of your own goes to wrap_model")
-    folder = name.startswith("hf/") and os.path.isdir(os.path.expanduser(name.removeprefix("hf/")))  # may hold an @
+    folder = name.startswith(FOLDERS) and os.path.isdir(os.path.expanduser(name.partition("/")[2]))  # may hold an @
     plain, at, suffix = (name, "", "") if folder else name.partition("@")
     prefix, _, rest = plain.partition("/")
     if at and not suffix:

@@ -12,14 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from attncompare import __version__
-from attncompare.adapters.base import ModelAdapter, Preprocessing, Source, output_tensor
-from attncompare.adapters.checkpoint import load_checkpoint
+from attncompare.adapters.base import ModelAdapter, Preprocessing, output_tensor
 from attncompare.benchmark.folder import write_atomically
 from attncompare.benchmark.session import environment, thread_count
 from attncompare.benchmark.worker import Progress, Tick
-from attncompare.capture.probe import probe
 from attncompare.errors import ResultFormatError
-from attncompare.loading import check_device
+from attncompare.loading import check_device, load_model
 from attncompare.training.checkpoint import Row, load_state, stored
 from attncompare.training.data import Part, TrainingData, open_training_data
 from attncompare.training.loop import train
@@ -204,15 +202,8 @@ def read_training(out: str | Path) -> Training:
 
 
 def load_trained(folder: str | Path, *, device: str = "cpu") -> ModelAdapter:
-    """The model that `train_model` left in a folder, with the weights of its best epoch, probed like any other.
+    """The model that `train_model` left in a folder, with the weights of its best epoch: `load_model("trained/FOLDER")`.
 
     Raises ResultFormatError for a folder without a finished training, AttnCompareError for weights that do not fit.
     """
-    trained = read_training(folder)
-    spec = TrainSpec(**trained.card["spec"])
-    source = build(spec, trained.card["class_names"])
-    load_checkpoint(source.model, trained.folder / WEIGHTS)
-    source.model.to(check_device(device)).eval()
-    note = f"trained on {spec.data}, test accuracy {trained.card['test_accuracy']:.4f}"
-    named = Source(f"{spec.model} in {folder}", source.model, source.preprocessing, source.class_names, note=note)
-    return ModelAdapter(named, probe(named))
+    return load_model(f"trained/{Path(folder)}", device=device)

@@ -71,6 +71,32 @@ def test_the_trained_model_comes_back_and_scores_what_the_card_says(trained):
     assert model.class_name(0) == "disk"
 
 
+def test_every_command_takes_the_folder_of_a_training_as_a_model(trained, tmp_path):
+    name = f"trained/{trained.folder}"
+    model, drawn = ac.load_model(name), ac.load_model(f"{name}@random")
+    assert (model.name, model.weights_hash) == (name, load_trained(trained.folder).weights_hash)
+    assert drawn.weights_hash == ac.load_model(f"{name}@random").weights_hash != model.weights_hash
+    assert drawn.weights_hash != ac.load_model(f"{name}@random", seed=1).weights_hash
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    wanted = ("--model", name, "--method", "channel_attention", "--method", "grad_cam", "--out", tmp_path / "maps")
+    done = run("explain", tmp_path / "red.png", *wanted)
+    assert done.returncode == 0, done.stderr
+    done = run("explain", tmp_path / "red.png", "--model", f"trained/{tmp_path}", "--method", "grad_cam")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "holds no finished training" in done.stderr
+
+
+def test_random_weights_of_a_training_that_began_with_pretrained_ones(tmp_path):
+    train_model(TrainSpec(**SMALL | {"size": 64, "epochs": 1}, model="demo/cnn"), tmp_path / "a@b")
+    name = f"trained/{tmp_path / 'a@b'}"
+    first, plain = (ac.load_model(one).model.state_dict()["0.0.weight"] for one in (name, "demo/cnn@random"))
+    moved = tmp_path / "moved"
+    (tmp_path / "a@b").rename(moved)
+    drawn = ac.load_model(f"trained/{moved}@random").model.state_dict()["0.0.weight"]
+    assert torch.equal(drawn, plain)
+    assert not torch.equal(drawn, first)
+
+
 def test_a_second_call_trains_nothing_and_other_settings_are_refused(trained):
     before = {path: path.stat().st_mtime_ns for path in trained.folder.iterdir()}
     ticks = []
