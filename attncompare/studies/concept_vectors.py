@@ -21,6 +21,7 @@ from attncompare.errors import CaptureError
 HELD_OUT = 1 / 3  # share of the images that a concept vector's accuracy is measured on
 NUMBERS = 4_000_000  # that Captum holds as Python numbers at a time: it turns every concept vector into a list
 NET = "net"
+CUT_OFF = ("does not require grad", "not have been used in the graph")  # in what torch says of a detached layer
 
 
 class LinearConcept(Classifier):  # type: ignore[misc]
@@ -114,18 +115,28 @@ def score_pairs(
         for path, size in layers.items():
             tcav = _StoredOnce(wrapped, [f"{NET}.{path}"], classifier=LinearConcept(question.seed), save_path=folder)
             for group in _groups(pairs, size):
-                found = _interpret(tcav, [[concepts[one] for one in pair] for pair in group], question)
+                try:
+                    found = _interpret(tcav, [[concepts[one] for one in pair] for pair in group], question)
+                except RuntimeError as error:
+                    if any(words in str(error) for words in CUT_OFF):
+                        raise _no_gradient(model, path, question) from error
+                    raise
                 rows += [
                     {"layer": path, "first": pair[0], "second": pair[1], **found[f"{pair[0]}-{pair[1]}"]}
                     for pair in group
                 ]
                 done(len(group), path)
             if all(row["magnitude"] == 0 for row in rows if row["layer"] == path):
-                raise CaptureError(
-                    f"every derivative in layer {path!r} of {model.name} is 0: no gradient of class {question.target} "
-                    "reaches it on these images, or it returns the same for all; choose another layer or other images"
-                )
+                raise _no_gradient(model, path, question)
     return pd.DataFrame(rows)
+
+
+def _no_gradient(model: ModelAdapter, path: str, question: Question) -> CaptureError:
+    """What to say of a layer in which every derivative is 0."""
+    return CaptureError(
+        f"every derivative in layer {path!r} of {model.name} is 0: no gradient of class {question.target} reaches it on "
+        "these images, or it returns the same for all; choose another layer or other images"
+    )
 
 
 def _groups(pairs: Sequence[tuple[int, int]], size: int) -> Iterator[Sequence[tuple[int, int]]]:

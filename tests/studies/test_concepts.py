@@ -234,8 +234,20 @@ class Dead(Squares):
         return self.relu(self.flat(self.colours(images)) - 100) @ self.weights.T
 
 
-def test_a_layer_through_which_no_gradient_flows_is_refused():
-    model = ac.wrap_model(Dead(), size=(8, 8), name="dead")
+class Detached(Squares):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.flat(self.colours(images)).detach() @ self.weights.T
+
+
+class Unused(Squares):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.flat(images)
+        return images.mean((2, 3)) @ self.weights.T
+
+
+@pytest.mark.parametrize("module", [Dead, Detached, Unused])
+def test_a_layer_through_which_no_gradient_flows_is_refused(module):
+    model = ac.wrap_model(module(), size=(8, 8), name="dead")
     with pytest.raises(CaptureError, match="every derivative in layer 'flat' of dead is 0: no gradient of class 0"):
         tcav(model, noise(2, 0), 0, {"a": noise(6, 1)}, noise(60, 2), "flat")
 
