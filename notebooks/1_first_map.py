@@ -38,6 +38,19 @@ shapes = {name: tuple(found.values.shape) for name, found in maps.items()}
 shapes
 
 # %% [markdown]
+# LIME asks the model alone, hundreds of times: which superpixels does the class need? In Jupyter the second picture has a
+# slider for the opacity, and buttons for map and image.
+
+# %%
+lime = ac.make_explainer(model, "lime", samples=50).explain(images)
+lime_figure = ac.show_maps(images, {"lime": lime}, labels=[chosen])
+lime_figure
+
+# %%
+slider = ac.figures.interactive(lime, images)
+slider
+
+# %% [markdown]
 # How good are they? Deletion removes the pixels that a map calls important (lower is better), insertion brings them
 # back (higher is better). The name of the protocol fixes every choice that changes the score.
 

@@ -48,9 +48,10 @@ def test_a_notebook_is_thin(path):
 
 
 def test_first_map(execute, tmp_path):
-    made = execute(1, "chosen", "scores")
+    made = execute(1, "chosen", "scores", "slider")
     assert "cat" in made["chosen"]  # the photo shows one
-    assert pictures(tmp_path / "figure.png") > 200
+    assert pictures(tmp_path / "figure.png") > 200 and pictures(tmp_path / "lime_figure.png") > 200
+    assert "'lime'" in made["slider"]
     maps = np.load(tmp_path / "maps.npz")
     assert maps["grad_cam"].shape == (1, 7, 7) and maps["saliency"].shape == (1, 224, 224)
     assert all(maps[name].std() > 0 for name in maps.files)
