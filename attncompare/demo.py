@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from attncompare.benchmark.run import Run
-from attncompare.benchmark.saved import slug
+from attncompare.benchmark.saved import folder_of, slug
 from attncompare.benchmark.spec import BenchmarkSpec, make_spec, read_toml
 from attncompare.errors import SpecError
 from attncompare.methods._base import methods
@@ -48,7 +48,7 @@ def save_overlays(folder: Path) -> list[Path]:
                 values = run.map(model, method, image)
                 if values is None:
                     continue
-                path = folder / "overlays" / slug(image).replace(".", "-") / f"{slug(model)}-{method}.png"
+                path = folder / "overlays" / folder_of(image) / f"{slug(model)}-{method}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(np.asarray(overlay(run.picture(model, image), values))).save(path)
                 written.append(path)

@@ -1,6 +1,7 @@
 """Where a run lies: a local folder, or any place that fsspec knows, such as "s3://bucket/run" or "memory://run"."""
 
 import errno
+import io
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import fsspec
+import numpy as np
 
 from attncompare.errors import SpecError, StorageError
 
@@ -57,6 +59,13 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise StorageError(
             f"no space left for {path.parent}; what is finished is kept: make room, then run the same command again"
         ) from error
+
+
+def npz_of(arrays: Mapping[str, Any]) -> bytes:
+    """Named arrays as the content of a compressed NPZ file."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
 
 
 class RunFolder:

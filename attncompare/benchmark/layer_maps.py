@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import with_smaller_batches
-from attncompare.benchmark.folder import CellFiles, Location, RunFolder
+from attncompare.benchmark.folder import CellFiles, Location, RunFolder, npz_of
 from attncompare.benchmark.saved import DAMAGE
 from attncompare.benchmark.store import ACCIDENT
 from attncompare.capture.capture import capture
@@ -23,6 +23,7 @@ from attncompare.errors import CaptureError, ResultFormatError, reason_of
 from attncompare.signals import Signal
 
 Kind = Literal["head", "channel"]
+T = TypeVar("T")
 CHANNELS = 8
 """How many channels of a stage are kept: those with the largest mean activation on the image."""
 
@@ -45,6 +46,17 @@ class LayerMap:
     def mean(self) -> NDArray[np.float32]:
         """(K,) the mean activation of each map."""
         return np.asarray(self.maps.mean(axis=(1, 2)), dtype=np.float32)
+
+
+def evenly(found: Sequence[T], most: int) -> list[T]:
+    """At most so many of some things, evenly spaced, with the first and the last.
+
+    >>> evenly("abcdefg", 3)
+    ['a', 'd', 'g']
+    """
+    if len(found) <= most:
+        return list(found)
+    return [found[round(place * (len(found) - 1) / (most - 1))] for place in range(most)]
 
 
 def record_layers(model: ModelAdapter, images: Tensor, batch_size: int = 8) -> list[list[LayerMap]]:
@@ -145,9 +157,7 @@ class LayerArchive:
         for number, same in enumerate(layers):
             arrays[f"index{number}"] = np.stack([one.index for one in same])
             arrays[f"maps{number}"] = np.stack([one.maps for one in same])
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        self.files.write(key, buffer.getvalue())
+        self.files.write(key, npz_of(arrays))
 
     def read(self, key: str) -> SavedLayers:
         """Load the layers of a chunk; ResultFormatError when the file is missing or damaged."""

@@ -12,13 +12,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from attncompare.benchmark.folder import CellFiles, Location, RunFolder
+from attncompare.benchmark.folder import CellFiles, Location, RunFolder, npz_of
 from attncompare.errors import ResultFormatError
 
 DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, BadZipFile, ZlibError)
 """What numpy raises for an npz file that is not as it was written."""
 
 DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # names of Windows, whatever the ending
+
+
+def folder_of(image: str) -> str:
+    """The name of an image's folder: like `slug`, without the dot of its ending."""
+    return slug(image).replace(".", "-")
 
 
 def slug(name: str) -> str:
@@ -90,9 +95,7 @@ class MapArchive:
         arrays["names"] = np.array(names, dtype=np.str_)
         arrays["classes"] = np.array([classes[name] for name in names], dtype=np.str_)
         arrays["who"] = np.array([model, method], dtype=np.str_)
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        self.files.write(key, buffer.getvalue())
+        self.files.write(key, npz_of(arrays))
 
     def read(self, key: str) -> SavedMaps:
         """Load the maps of one cell, also those of earlier versions, which were float32 as they are."""

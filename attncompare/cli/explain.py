@@ -6,8 +6,18 @@ from typing import Annotated
 
 import typer
 
-from attncompare.cli.inside import Asked, explain_layers, explain_top, listed_layers
-from attncompare.cli.options import Device, Methods, Models, Options, Seed, TargetOption, parse_options
+from attncompare.cli.inside import Asked, explain_layers, explain_top
+from attncompare.cli.options import (
+    Device,
+    Layers,
+    Methods,
+    Models,
+    Options,
+    Seed,
+    TargetOption,
+    parse_layers,
+    parse_options,
+)
 from attncompare.cli.running import finish, run_spec
 from attncompare.errors import SpecError
 
@@ -19,10 +29,7 @@ def explain(
     out: Annotated[Path, typer.Option(help="Folder for maps, overlays and the figure.")] = Path("runs/explain"),
     target: TargetOption = None,
     option: Options = None,
-    layers: Annotated[
-        list[str] | None,
-        typer.Option(help="Layers by module path, comma-separated or repeated: what each of them responds to."),
-    ] = None,
+    layers: Layers = None,
     channels: Annotated[
         int | None, typer.Option(help="Of each layer so many of the strongest channels; 3 with --layers alone.")
     ] = None,
@@ -51,7 +58,7 @@ def explain(
         if target is not None or (top is not None and (layers or channels is not None)):
             raise SpecError("--layers, --top and --target are three questions; ask one of them in a command")
         asked = Asked(images, names, tuple(method or ()), parse_options(option), out, device, seed)
-        return explain_layers(asked, listed_layers(layers), channels) if top is None else explain_top(asked, top)
+        return explain_layers(asked, parse_layers(layers), channels) if top is None else explain_top(asked, top)
     spec = make_spec(
         {
             "models": tuple(names),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
+from attncompare.cli.running import tell
 from attncompare.errors import AttnCompareError, SpecError
 
 if TYPE_CHECKING:
@@ -41,15 +42,6 @@ class Asked:
         return [load_model(name, device=self.device) for name in self.models], dataset
 
 
-def listed_layers(given: Sequence[str] | None) -> list[str] | None:
-    """Comma-separated or repeated paths as one list.
-
-    >>> listed_layers(["conv1,conv2", "conv3"]), listed_layers([])
-    (['conv1', 'conv2', 'conv3'], None)
-    """
-    return [path.strip() for text in given for path in text.split(",") if path.strip()] if given else None
-
-
 def explain_layers(asked: Asked, layers: list[str] | None, channels: int | None) -> None:
     """What each layer responds to: figures, maps and the table."""
     from attncompare import studies
@@ -68,7 +60,7 @@ def explain_layers(asked: Asked, layers: list[str] | None, channels: int | None)
     _name_unreadable(found[0].pictures.unreadable)
     settings = {"images": list(dataset.names), "layers": layers, "channels": count}
     paths = save_layers(asked.out, found, settings, models)
-    _say([one.table() for one in found], paths)
+    tell(_text([one.table() for one in found]), paths)
 
 
 def explain_top(asked: Asked, top: int) -> None:
@@ -86,7 +78,7 @@ def explain_top(asked: Asked, top: int) -> None:
     _name_unreadable(found[0].pictures.unreadable)
     settings = {"images": list(dataset.names), "top": top, "methods": dict(requests)}
     paths = save_top_classes(asked.out, found, settings, models)
-    _say([one.table() for one in found], paths)
+    tell(_text([one.table() for one in found]), paths)
 
 
 def _options(asked: Asked, name: str) -> dict[str, Any]:
@@ -117,10 +109,8 @@ def _name_unreadable(unreadable: Mapping[str, str]) -> None:
         typer.echo(f"left out: {reason}", err=True)
 
 
-def _say(tables: "Sequence[pd.DataFrame]", paths: Sequence[Path]) -> None:
+def _text(tables: "Sequence[pd.DataFrame]") -> str:
     import pandas as pd
 
     whole = pd.concat(tables, ignore_index=True)
-    typer.echo(whole.to_string(index=False, float_format=lambda value: f"{value:.3f}", na_rep="–"))
-    for path in paths:
-        typer.echo(path)
+    return str(whole.to_string(index=False, float_format=lambda value: f"{value:.3f}", na_rep="–"))

@@ -22,7 +22,20 @@ TargetOption = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, or its URL.")]
+Layers = Annotated[
+    list[str] | None,
+    typer.Option(help="Layers by module path, with commas between or repeated; else some over depth."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def parse_layers(given: list[str] | None) -> list[str] | None:
+    """Paths with commas between, or repeated, as one list; None where none were given.
+
+    >>> parse_layers(["conv1,conv2", "conv3"]), parse_layers([])
+    (['conv1', 'conv2', 'conv3'], None)
+    """
+    return [path.strip() for text in given for path in text.split(",") if path.strip()] if given else None
 
 
 def parse_options(given: list[str] | None) -> dict[str, dict[str, Any]]:

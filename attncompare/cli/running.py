@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -70,14 +70,26 @@ def run_spec(
     from attncompare.tuning import tune
 
     tune(tuning or parse_tuning(None))
+    with resumable("what is finished is"), progress_bar() as progress:
+        return run_benchmark(spec, out, progress=progress, execution=execution or Execution())
+
+
+@contextmanager
+def resumable(what: str) -> Iterator[None]:
+    """Ctrl-C inside says what is kept and how to go on, and exits 130. what: with its verb, "finished epochs are"."""
     try:
-        with progress_bar() as progress:
-            return run_benchmark(spec, out, progress=progress, execution=execution or Execution())
+        yield
     except KeyboardInterrupt:
-        typer.echo(
-            f"\ninterrupted; what is finished is kept. Go on with: attncompare {shlex.join(sys.argv[1:])}", err=True
-        )
+        again = shlex.join(sys.argv[1:])
+        typer.echo(f"\ninterrupted; {what} kept. Go on with: attncompare {again}", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def tell(text: str, paths: Sequence[Path]) -> None:
+    """Print what came out, and then the files that were written."""
+    typer.echo(text)
+    for path in paths:
+        typer.echo(path)
 
 
 def report_damage(run: "Run") -> None:

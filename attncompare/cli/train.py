@@ -1,15 +1,13 @@
 """attncompare train."""
 
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from attncompare.cli.options import Json
-from attncompare.cli.running import EXIT_INTERRUPTED, progress_bar
+from attncompare.cli.running import progress_bar, resumable
 
 
 def train(
@@ -32,13 +30,8 @@ def train(
     flags = {"seed": seed, "epochs": epochs, "device": device, "threads": threads}
     values = read_toml(spec_file) | {name: value for name, value in flags.items() if value is not None}
     spec = TrainSpec(**values)
-    try:
-        with progress_bar() as progress:
-            trained = train_model(spec, out, progress=progress)
-    except KeyboardInterrupt:
-        again = shlex.join(sys.argv[1:])
-        typer.echo(f"\ninterrupted; finished epochs are kept. Go on with: attncompare {again}", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    with resumable("finished epochs are"), progress_bar() as progress:
+        trained = train_model(spec, out, progress=progress)
     if as_json:
         typer.echo(json.dumps(trained.card))
         return

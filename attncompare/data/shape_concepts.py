@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from attncompare.data.shapes import CLASS_NAMES, SHAPES, SIDE, Array, render_shape
+from attncompare.data.shapes import CLASS_NAMES, COLUMNS, ROWS, SHAPES, SIDE, Array, grating, render_shape
 from attncompare.errors import SpecError, unknown_name
 
 PARTS: dict[str, tuple[str, float]] = {"arcs": ("ring", 0.15), "tips": ("star", 0.37), "arms": ("cross", 0.4)}
@@ -19,14 +19,11 @@ CONCEPTS = ("stripes", *PARTS)
 COPIES = 4  # of a part in a picture
 UNIT = (14.0, 20.0)  # pixels of a part's unit length, about that of the objects
 STRIPES, PERIOD = 45.0, (4.0, 8.0)  # amplitude (0..255) and pixels of a grating: stronger and finer than the set's own
-_ROWS, _COLUMNS = (grid.astype(np.float64) + 0.5 for grid in np.mgrid[:SIDE, :SIDE])
 
 
 def _stripes(rng: np.random.Generator, canvas: Array) -> Array:
     """A strong grating over the whole picture, of random direction, period and colour."""
-    angle, period, phase = rng.uniform(0, math.pi), rng.uniform(*PERIOD), rng.uniform(0, 2 * math.pi)
-    wave = np.sin((_COLUMNS * math.cos(angle) + _ROWS * math.sin(angle)) * (2 * math.pi / period) + phase)
-    striped: Array = canvas + STRIPES * wave[:, :, None] * rng.choice([-1.0, 1.0], 3)
+    striped: Array = canvas + STRIPES * grating(rng, PERIOD)[:, :, None] * rng.choice([-1.0, 1.0], 3)
     return striped
 
 
@@ -36,7 +33,7 @@ def _parts(shape: str, cut: float) -> Callable[[np.random.Generator, Array], Arr
     def paint(rng: np.random.Generator, canvas: Array) -> Array:
         for _ in range(COPIES):
             centre, angle, unit = rng.uniform(0.15, 0.85, 2) * SIDE, rng.uniform(0, 2 * math.pi), rng.uniform(*UNIT)
-            dx, dy = (_COLUMNS - centre[0]) / unit, (_ROWS - centre[1]) / unit
+            dx, dy = (COLUMNS - centre[0]) / unit, (ROWS - centre[1]) / unit
             u, v = dx * math.cos(angle) + dy * math.sin(angle) + cut, dy * math.cos(angle) - dx * math.sin(angle)
             inside = np.minimum(SHAPES[shape](u, v), u - cut)
             alpha = np.clip(0.5 + inside * unit, 0, 1)[:, :, None]

@@ -85,7 +85,7 @@ def _geometry(name: str) -> tuple[float, float, float]:
     return math.sqrt(math.pi / area), float(u[inside].mean()), float(v[inside].mean())
 
 
-_ROWS, _COLUMNS = (grid.astype(np.float64) + 0.5 for grid in np.mgrid[:SIDE, :SIDE])
+ROWS, COLUMNS = (grid.astype(np.float64) + 0.5 for grid in np.mgrid[:SIDE, :SIDE])
 
 
 def _smooth_noise(rng: np.random.Generator, cells: int) -> Array:
@@ -99,10 +99,16 @@ def _smooth_noise(rng: np.random.Generator, cells: int) -> Array:
     return columns
 
 
+def grating(rng: np.random.Generator, period: tuple[float, float]) -> Array:
+    """(64, 64) a sine wave of random direction and phase, its period in pixels drawn from a range."""
+    angle, length, phase = rng.uniform(0, math.pi), rng.uniform(*period), rng.uniform(0, 2 * math.pi)
+    wave: Array = np.sin((COLUMNS * math.cos(angle) + ROWS * math.sin(angle)) * (2 * math.pi / length) + phase)
+    return wave
+
+
 def _texture(rng: np.random.Generator, colour: Array, strength: float) -> Array:
     """(64, 64, 3) a mean colour with a grating and smooth noise on it."""
-    angle, period, phase = rng.uniform(0, math.pi), rng.uniform(4, 16), rng.uniform(0, 2 * math.pi)
-    wave = np.sin((_COLUMNS * math.cos(angle) + _ROWS * math.sin(angle)) * (2 * math.pi / period) + phase)
+    wave = grating(rng, (4, 16))
     tint = rng.uniform(-1, 1, 3) * 22
     noise = _smooth_noise(rng, int(rng.integers(3, 9))) * 14
     texture: Array = colour + strength * (wave[:, :, None] * tint + noise)
@@ -118,7 +124,7 @@ def _clutter(rng: np.random.Generator, canvas: Array, count: int) -> Array:
     for _ in range(count):
         centre, angle = rng.uniform(0, SIDE, 2), rng.uniform(0, math.pi)
         half = (rng.uniform(3, 7), rng.uniform(1, 1.8)) if rng.random() < 0.6 else (rng.uniform(1.5, 3),) * 2
-        dx, dy = _COLUMNS - centre[0], _ROWS - centre[1]
+        dx, dy = COLUMNS - centre[0], ROWS - centre[1]
         u, v = dx * math.cos(angle) + dy * math.sin(angle), dy * math.cos(angle) - dx * math.sin(angle)
         canvas = _paint(canvas, np.clip(0.5 + _bar(u, v, half), 0, 1), rng.uniform(0, 255, 3))
     return canvas
@@ -176,7 +182,7 @@ def render_shape(
 
     scale, centroid_u, centroid_v = _geometry(CLASS_NAMES[label])
     pixels_per_unit = radius * scale
-    dx, dy = (_COLUMNS - centre[0]) / pixels_per_unit, (_ROWS - centre[1]) / pixels_per_unit
+    dx, dy = (COLUMNS - centre[0]) / pixels_per_unit, (ROWS - centre[1]) / pixels_per_unit
     u = dx * math.cos(angle) + dy * math.sin(angle) + centroid_u
     v = dy * math.cos(angle) - dx * math.sin(angle) + centroid_v
     alpha = np.clip(0.5 + SHAPES[CLASS_NAMES[label]](u, v) * pixels_per_unit, 0, 1)

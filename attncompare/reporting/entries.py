@@ -21,7 +21,7 @@ from attncompare.metrics.perturbation import baseline_images, change_step, ends_
 from attncompare.metrics.protocols import Baseline, Protocol
 from attncompare.reporting.gallery import Gallery, enlarged
 from attncompare.reporting.levels import EXACT, LEVELS, Levels, as_text, grey_png, png_uri
-from attncompare.reporting.overlay import is_signed, scale_of, to_unit
+from attncompare.reporting.overlay import is_signed, pixels_of, scale_of, to_unit
 
 LOSSLESS = 128
 """Pictures with a longer side than this are kept as JPEG."""
@@ -236,8 +236,8 @@ class Entries:
 
 
 def _baseline(clean: torch.Tensor, kind: Baseline, mean: list[float]) -> NDArray[np.uint8]:
-    drawn = baseline_images(clean, kind, mean)[0].permute(1, 2, 0).clamp(0, 1)
-    return np.asarray((drawn * 255).round().byte().numpy())
+    drawn: NDArray[np.uint8] = pixels_of(baseline_images(clean, kind, mean).clamp(0, 1))[0]
+    return drawn
 
 
 def _shared(uri: str, shared: dict[str, str]) -> str:

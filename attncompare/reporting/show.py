@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from attncompare.errors import SpecError, unknown_name
+from attncompare.errors import SpecError
 from attncompare.maps import AttributionMap
-from attncompare.reporting.figures._base import VENUES, style
+from attncompare.reporting.figures._base import styled, venue_of
 from attncompare.reporting.figures._panels import Block, Cell, draw_blocks
 from attncompare.reporting.overlay import overlay, pixels_of
 
@@ -29,8 +28,7 @@ def show_maps(
     >>> len(figure.axes)  # 2 images x (image, cam, saliency)
     6
     """
-    if venue not in VENUES:
-        raise unknown_name("venue", venue, VENUES)
+    page = venue_of(venue)
     for name, found in maps.items():
         if not found.spatial or len(found.values) != len(images):
             shape = tuple(found.values.shape)
@@ -41,5 +39,5 @@ def show_maps(
         [Cell(picture), *(Cell(overlay(picture, np.asarray(one.values[row].cpu()))) for one in maps.values())]
         for row, picture in enumerate(pixels_of(images))
     ]
-    with matplotlib.style.context(["default", style(VENUES[venue])]):
-        return draw_blocks(VENUES[venue], [Block("", ["image", *maps], rows, labels)])
+    with styled(page):
+        return draw_blocks(page, [Block("", ["image", *maps], rows, labels)])

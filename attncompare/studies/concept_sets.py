@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.capture.arguments import check_images
 from attncompare.data.datasets import open_dataset
-from attncompare.data.images import Picture, load_images
+from attncompare.data.images import Picture
 from attncompare.errors import SpecError
+from attncompare.studies.pictures import pictures_of
 
 SETS = 10  # of random images: the spread of their scores is known with one degree of freedom less
 FEWEST = 6  # images in a set: two are held out then
@@ -24,12 +24,10 @@ Pictures = Tensor | str | Path | Sequence[Picture]
 
 def read(model: ModelAdapter, pictures: Pictures) -> Tensor:
     """Images (n,3,H,W) in [0, 1], of whatever form they were given in; ImageError for a file that cannot be read."""
-    if isinstance(pictures, Tensor):
-        return check_images(model, pictures)
     if isinstance(pictures, str | Path):
         folder = open_dataset(str(pictures))
-        return load_images([folder.load(name).image for name in folder.names], model)
-    return load_images(list(pictures), model)
+        pictures = [folder.load(name).image for name in folder.names]
+    return pictures_of(model, pictures).images
 
 
 def deal(

@@ -23,7 +23,7 @@ from attncompare.capture.targets import TargetScore
 from attncompare.errors import CaptureError, SpecError
 from attncompare.studies.concept_sets import Pictures, deal, read
 from attncompare.studies.concept_vectors import Question, score_pairs
-from attncompare.studies.inversion import default_layers
+from attncompare.studies.inversion import layers_over_depth
 
 LEVEL = 0.05
 MEASURES = ("score", "magnitude")
@@ -213,7 +213,7 @@ def chosen_layers(
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """The layers' paths, and how many values each returns for an image."""
     head = model.anatomy.classifier  # behind it every image has the same derivative, so that scores are 0 or 1
-    inner = tuple(path for path in default_layers(model) if head is None or path != head.linear)
+    inner = tuple(path for path in layers_over_depth(model) if head is None or path != head.linear)
     paths = inner if layers is None else (layers,) if isinstance(layers, str) else tuple(layers)
     if not paths or len(set(paths)) != len(paths):
         raise SpecError(f"layers {list(paths)}: at least one is needed, and none twice")

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
+from attncompare.benchmark.layer_maps import evenly
 from attncompare.benchmark.worker import Progress, Tick
 from attncompare.capture.arguments import check_images
 from attncompare.capture.layer_output import layer_outputs, run_up_to
 from attncompare.errors import CaptureError, SpecError
+from attncompare.studies.layer_responses import default_layers
 
 LAYERS = 5
 START_NOISE = 0.1  # standard deviation; on a plain start the ReLUs of a network may all be off, and pass no gradient
@@ -96,19 +98,16 @@ def relative_loss(features: Tensor, goal: Tensor) -> Tensor:
     return (features - goal).square().sum() / goal.square().sum()
 
 
-def default_layers(model: ModelAdapter, count: int = LAYERS) -> tuple[str, ...]:
+def layers_over_depth(model: ModelAdapter, count: int = LAYERS) -> tuple[str, ...]:
     """At most so many layers, evenly spread over depth: transformer blocks, or stages and a linear classifier behind them.
 
     >>> import attncompare as ac
-    >>> default_layers(ac.load_model("demo/cnn")), default_layers(ac.load_model("demo/vit"), 2)
+    >>> layers_over_depth(ac.load_model("demo/cnn")), layers_over_depth(ac.load_model("demo/vit"), 2)
     (('0.2', '0', '1', '2', '5'), ('blocks.0', 'blocks.5'))
     """
-    anatomy = model.anatomy
-    head = () if anatomy.classifier is None else (anatomy.classifier.linear,)
-    found = anatomy.token_blocks if model.family == "vit" and anatomy.token_blocks else (*anatomy.stages, *head)
-    if len(found) <= count:
-        return found
-    return tuple(found[round(place * (len(found) - 1) / (count - 1))] for place in range(count))
+    inside, head = default_layers(model), model.anatomy.classifier
+    found = (*inside, head.linear) if head is not None and inside == model.anatomy.stages else inside
+    return tuple(evenly(found, count))
 
 
 def invert(
@@ -170,7 +169,7 @@ def _checked(
         raise SpecError(
             f"steps {steps}, rate {rate}, smoothness {smoothness}: at least 1, above 0 and at least 0 needed"
         )
-    paths = default_layers(model) if layers is None else (layers,) if isinstance(layers, str) else tuple(layers)
+    paths = layers_over_depth(model) if layers is None else (layers,) if isinstance(layers, str) else tuple(layers)
     if not paths:
         raise SpecError(f"no layer to invert was given, and none was found in {model.name}; name one")
     if len(set(paths)) != len(paths):

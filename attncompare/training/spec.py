@@ -1,11 +1,10 @@
 """What to train, validated: from TOML or from Python."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from attncompare.benchmark.spec import Count, read_toml, refusal
+from attncompare.benchmark.spec import Count, refusal
 
 TUTORIAL_CNN = "tutorial_cnn"
 Rate = Annotated[float, Field(gt=0, lt=1e3, allow_inf_nan=False)]
@@ -73,8 +72,3 @@ class TrainSpec(BaseModel):
     def identity(self) -> str:
         """Everything in it that decides the weights, as JSON."""
         return self.model_dump_json(exclude={"device", "threads", "root", "download", "test_images"})
-
-
-def read_train_spec(path: Path) -> TrainSpec:
-    """The spec in a TOML file, or SpecError."""
-    return TrainSpec(**read_toml(path))

@@ -16,7 +16,7 @@ from attncompare.capture.layer_output import layer_outputs, run_up_to
 from attncompare.data.shapes import render_shape
 from attncompare.errors import CaptureError, SpecError, UnknownNameError
 from attncompare.reporting.studies.inversion import inversion_figure
-from attncompare.studies.inversion import default_layers, invert, relative_loss, total_variation
+from attncompare.studies.inversion import invert, layers_over_depth, relative_loss, total_variation
 
 STEPS = 100
 HOOKS = [name for name in vars(nn.Module()) if "hooks" in name]
@@ -66,7 +66,7 @@ def test_relative_loss_is_0_on_the_goal_1_without_features_and_4_on_their_opposi
 @pytest.mark.parametrize("name", ["demo/cnn", "demo/vit"])
 def test_the_loss_falls_by_90_percent_on_every_layer(inverted, demo, name):
     found = inverted[name]
-    assert found.layers == default_layers(demo[name]) and len(found.layers) == 5
+    assert found.layers == layers_over_depth(demo[name]) and len(found.layers) == 5
     assert found.losses.shape == (5, STEPS + 1) and np.isfinite(found.losses).all()
     assert (found.falls >= 0.9).all(), found.falls
     assert (found.final < 0.1 * found.mean_colour).all(), "a plain image must be beaten as well"

@@ -1,14 +1,12 @@
 """attncompare study channel-attention."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from attncompare.cli.options import Json
-from attncompare.cli.running import EXIT_INTERRUPTED, progress_bar
+from attncompare.cli.options import Json, Layers, parse_layers
+from attncompare.cli.running import progress_bar, resumable, tell
 
 
 def channel_attention(
@@ -16,7 +14,7 @@ def channel_attention(
         Path | None, typer.Argument(metavar="[SPEC]", help="A TOML file as for attncompare train; flags override it.")
     ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="tutorial_cnn, or NAME@random.")] = None,
-    layers: Annotated[str | None, typer.Option(help="Module paths for the gates, with commas between.")] = None,
+    layers: Layers = None,
     reduction: Annotated[int | None, typer.Option(help="Channels per hidden unit of the gates.")] = None,
     data: Annotated[str | None, typer.Option(help="shapes, a folder of classes, or torchvision:NAME.")] = None,
     train_images: Annotated[int | None, typer.Option(help="At most so many to train on.")] = None,
@@ -50,15 +48,10 @@ def channel_attention(
     if layers is not None or reduction is not None:
         given = values.get("squeeze_excite")
         gates = dict(given) if isinstance(given, dict) else {"layers": BLOCKS}
-        gates |= {"layers": [path.strip() for path in layers.split(",")]} if layers is not None else {}
+        gates |= {"layers": parse_layers(layers)} if layers is not None else {}
         values["squeeze_excite"] = gates | ({"reduction": reduction} if reduction is not None else {})
-    try:
-        with progress_bar() as progress:
-            found = study(TrainSpec(**values), seeds=seeds, draws=draws, out=out, progress=progress)
-    except KeyboardInterrupt:
-        again = shlex.join(sys.argv[1:])
-        typer.echo(f"\ninterrupted; finished epochs are kept. Go on with: attncompare {again}", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    with resumable("finished epochs are"), progress_bar() as progress:
+        found = study(TrainSpec(**values), seeds=seeds, draws=draws, out=out, progress=progress)
     saved = save_comparison(found, out)
     table = found.table()
     if as_json:
@@ -67,6 +60,4 @@ def channel_attention(
     for shown in (table, found.causes()):
         short = [name for name in shown.columns if not name.endswith(("_low", "_high"))]
         typer.echo(shown[short].to_string(index=False, float_format=lambda value: f"{value:.4g}"))
-    typer.echo(f"{found.seeds} seeds; p of the paired t test, uncorrected; intervals in the tables")
-    for path in saved:
-        typer.echo(path)
+    tell(f"{found.seeds} seeds; p of the paired t test, uncorrected; intervals in the tables", saved)

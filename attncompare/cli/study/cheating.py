@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from attncompare.cli.options import Device, Json, Methods, Models, Seed
-from attncompare.cli.running import progress_bar
+from attncompare.cli.running import progress_bar, resumable, tell
 
 
 def cheating(
@@ -33,7 +33,7 @@ def cheating(
 
     training = CueTraining(steps=steps, seed=seed)
     models, methods = tuple(model or ("demo/cnn", "demo/vit")), tuple(method or ("quick",))
-    with progress_bar() as progress:
+    with resumable("the steps that were saved are"), progress_bar() as progress:
         found = study(
             out, models=models, methods=methods, images=images, training=training, device=device, progress=progress
         )
@@ -66,6 +66,4 @@ def cheating(
         "auroc",
     ]
     typer.echo(f"\nenergy on the cue, which covers {found.area:.4f} of the image\n")
-    typer.echo(found.methods[shown].round(3).to_string(index=False))
-    for path in paths:
-        typer.echo(path)
+    tell(found.methods[shown].round(3).to_string(index=False), paths)

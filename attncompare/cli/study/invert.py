@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from attncompare.cli.options import Device, Json, Seed
-from attncompare.cli.running import progress_bar
+from attncompare.cli.options import Device, Json, Layers, Seed, parse_layers
+from attncompare.cli.running import progress_bar, tell
 
 
 def invert(
     image: Annotated[Path, typer.Argument(help="An image file.")],
     model: Annotated[str, typer.Option("--model", "-m", help="A model.")] = "demo/cnn",
-    layers: Annotated[str | None, typer.Option(help="Module paths with commas between; else five over depth.")] = None,
+    layers: Layers = None,
     steps: Annotated[int, typer.Option(help="Steps of Adam for each layer.")] = 400,
     out: Annotated[Path, typer.Option(help="Folder for the tables and the figure.")] = Path("runs/invert"),
     seed: Seed = 0,
@@ -30,9 +30,10 @@ def invert(
     from attncompare.studies import invert as study
 
     loaded = load_model(model, device=device)
-    paths = None if layers is None else [path.strip() for path in layers.split(",")]
     with progress_bar() as progress:
-        found = study(loaded, load_images([image], loaded), paths, steps=steps, seed=seed, progress=progress)
+        found = study(
+            loaded, load_images([image], loaded), parse_layers(layers), steps=steps, seed=seed, progress=progress
+        )
     saved = save_study(
         out,
         "invert",
@@ -45,6 +46,4 @@ def invert(
     if as_json:
         typer.echo(table.to_json(orient="records"))
         return
-    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
-    for path in saved:
-        typer.echo(path)
+    tell(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"), saved)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from attncompare.cli.options import Device, Json, Models
+from attncompare.cli.running import progress_bar, tell
 
 
 def layers(
@@ -26,7 +27,6 @@ def layers(
     """
     from attncompare import studies
     from attncompare.benchmark.saved import slug
-    from attncompare.cli.running import progress_bar
     from attncompare.data.datasets import open_dataset
     from attncompare.loading import load_model
     from attncompare.reporting.studies._folder import save_study
@@ -55,6 +55,4 @@ def layers(
     if as_json:
         typer.echo(trends.to_json(orient="records"))
         return
-    typer.echo(trends.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
-    for path in paths:
-        typer.echo(path)
+    tell(trends.to_string(index=False, float_format=lambda value: f"{value:.3f}"), paths)

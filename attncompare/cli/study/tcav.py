@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from attncompare.cli.options import Device, Json, Seed
-from attncompare.cli.running import progress_bar
+from attncompare.cli.options import Device, Json, Layers, Seed, parse_layers
+from attncompare.cli.running import progress_bar, tell
 from attncompare.errors import SpecError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def tcav(
         list[str] | None, typer.Option(help="A folder that is dealt into ten sets, ten folders or more, or shapes.")
     ] = None,
     data: Annotated[str, typer.Option(help="Images of the class: a folder, or shapes.")] = SHAPES,
-    layers: Annotated[str | None, typer.Option(help="Module paths with commas between; else five over depth.")] = None,
+    layers: Layers = None,
     limit: Annotated[int, typer.Option(help="Images of the class and of a shapes concept, at most.")] = 40,
     out: Annotated[Path, typer.Option(help="Folder for the tables and the figure.")] = Path("runs/tcav"),
     seed: Seed = 0,
@@ -49,12 +49,10 @@ def tcav(
     if len(concepts) < len(given):
         raise SpecError(f"concepts {', '.join(given)}: two have one name; rename a folder")
     pool = [_pictures(one, name, 10 * limit, start=100_000) for one in random or [SHAPES]]
-    paths = None if layers is None else [path.strip() for path in layers.split(",")]
     images = _of_class(data, index, limit, loaded)
     with progress_bar() as progress:
-        found = study(
-            loaded, images, index, concepts, pool[0] if len(pool) == 1 else pool, paths, seed=seed, progress=progress
-        )
+        random_sets = pool[0] if len(pool) == 1 else pool
+        found = study(loaded, images, index, concepts, random_sets, parse_layers(layers), seed=seed, progress=progress)
     about = {
         "target": target,
         "concepts": given,
@@ -74,9 +72,7 @@ def tcav(
     if as_json:
         typer.echo(found.table.to_json(orient="records"))
         return
-    typer.echo(found.table.drop(columns="p_runs").round(3).to_string(index=False))
-    for path in saved:
-        typer.echo(path)
+    tell(found.table.drop(columns="p_runs").round(3).to_string(index=False), saved)
 
 
 def _name(concept: str) -> str:

@@ -47,6 +47,13 @@ VENUES = {
 """Text columns of the venues' style files; "wide" is a figure across both columns."""
 
 
+def venue_of(name: str) -> Venue:
+    """A venue by its name; UnknownNameError for another."""
+    if name not in VENUES:
+        raise unknown_name("venue", name, VENUES)
+    return VENUES[name]
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of figure."""
@@ -97,7 +104,7 @@ def style(venue: Venue) -> dict[str, Any]:
     }
 
 
-def _styled(venue: Venue) -> AbstractContextManager[None]:
+def styled(venue: Venue) -> AbstractContextManager[None]:
     """Matplotlib's defaults and the venue's style, whatever the user's own settings are."""
     found: AbstractContextManager[None] = matplotlib.style.context(["default", style(venue)])
     return found
@@ -119,12 +126,10 @@ def draw(
     always of all images). Raises UnknownNameError for a name that the run does not have, ResultFormatError when the run
     lacks what the figure shows.
     """
-    chosen = kinds.get(kind)
-    if venue not in VENUES:
-        raise unknown_name("venue", venue, VENUES)
+    chosen, page = kinds.get(kind), venue_of(venue)
     run = only(Gallery.open(folder), models=models, methods=methods, images=images, measures=measures)
-    with _styled(VENUES[venue]):
-        return chosen.draw(run, VENUES[venue])
+    with styled(page):
+        return chosen.draw(run, page)
 
 
 def only(
@@ -174,6 +179,6 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     width = figure.get_figwidth()
     venue = min(VENUES.values(), key=lambda one: abs(one.width - width))
-    with _styled(venue):
+    with styled(venue):
         figure.savefig(path, dpi=300, metadata=metadata[path.suffix])
     return path

@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from attncompare.benchmark.layer_maps import LayerMap, LayerMaps
+from attncompare.benchmark.layer_maps import LayerMap, LayerMaps, evenly
 from attncompare.errors import ResultFormatError
 from attncompare.reporting.figures._base import Venue, figure_kind
 from attncompare.reporting.figures._panels import SEEN, Block, Cell, draw_blocks
@@ -23,17 +23,10 @@ def layers(run: Gallery, venue: Venue) -> Figure:
     across = max(2, int(0.75 * venue.width / SEEN))
     shown = [model for model in run.models if saved.of(model, image)]
     most = max(2, int(0.8 * venue.height / SEEN) // len(shown))
-    blocks = [_block(run, model, image, _spread(saved.of(model, image), most), across) for model in shown]
+    blocks = [_block(run, model, image, evenly(saved.of(model, image), most), across) for model in shown]
     return draw_blocks(
         venue, blocks, note=f"{image}. Heads are numbered from 0; channels are the strongest of a stage."
     )
-
-
-def _spread(found: list[LayerMap], most: int) -> list[LayerMap]:
-    """At most so many layers, evenly spaced, with the first and the last."""
-    if len(found) <= most:
-        return found
-    return [found[round(place * (len(found) - 1) / (most - 1))] for place in range(most)]
 
 
 def _block(run: Gallery, model: str, image: str, found: list[LayerMap], across: int) -> Block:

@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from attncompare.reporting.figures._base import VENUES, Venue, style
+from attncompare.reporting.figures._base import Venue, styled, venue_of
 from attncompare.reporting.figures._looks import COLOURS, GREY
 from attncompare.reporting.figures._words import wrapped
 from attncompare.reporting.studies._folder import save_study
@@ -26,8 +25,8 @@ CHANNELS = {"random": (GREY, "o"), "highest": (COLOURS[4], "^"), "lowest": (COLO
 
 def training_figure(study: GateComparison, venue: str = "a4") -> Figure:
     """Validation accuracy of every training, against epochs and against the processor time spent in them."""
-    page = VENUES[venue]
-    with matplotlib.style.context(["default", style(page)]):
+    page = venue_of(venue)
+    with styled(page):
         figure = Figure(figsize=(page.width, 0.36 * page.width + 0.35), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         for (_, gated), rows in study.history.groupby(["seed", "gated"]):
@@ -44,10 +43,10 @@ def training_figure(study: GateComparison, venue: str = "a4") -> Figure:
 
 def gates_figure(study: GateComparison, venue: str = "a4") -> Figure:
     """The gate values of the first seed: a panel per layer, a row per class, channels in the order of their mean gate."""
-    page, layers = VENUES[venue], list(dict.fromkeys(study.gates["layer"]))
+    page, layers = venue_of(venue), list(dict.fromkeys(study.gates["layer"]))
     first = study.gates[study.gates["seed"] == study.gates["seed"].iloc[0]]
     tall = 1.2 * page.small / 72 * len(study.class_names) + 0.36
-    with matplotlib.style.context(["default", style(page)]):
+    with styled(page):
         figure = Figure(figsize=(page.width, tall * len(layers) + 0.25), layout="constrained")
         panels = figure.subplots(len(layers), 1, squeeze=False)[:, 0]
         low, high = float(first["gate"].min()), float(first["gate"].max())
@@ -69,8 +68,8 @@ def gates_figure(study: GateComparison, venue: str = "a4") -> Figure:
 
 def causes_figure(study: GateComparison, venue: str = "a4") -> Figure:
     """Accuracy lost without random channels (a dot per draw), the highest-gated and the lowest-gated, layer by layer."""
-    page, layers = VENUES[venue], list(dict.fromkeys(study.ablation["layer"]))
-    with matplotlib.style.context(["default", style(page)]):
+    page, layers = venue_of(venue), list(dict.fromkeys(study.ablation["layer"]))
+    with styled(page):
         figure = Figure(figsize=(page.width, 2.3), layout="constrained")
         panels = figure.subplots(1, len(layers), squeeze=False, sharey=True)[0]
         for axes, layer in zip(panels, layers, strict=True):

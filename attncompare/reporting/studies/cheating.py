@@ -2,18 +2,16 @@
 
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from attncompare.errors import unknown_name
-from attncompare.reporting.figures._base import SMALLEST, VENUES, Venue, style
+from attncompare.reporting.figures._base import SMALLEST, styled, venue_of
 from attncompare.reporting.figures._looks import COLOURS, GREY
 from attncompare.reporting.figures._panels import Block, Cell, draw_blocks
 from attncompare.reporting.figures._words import line_height
-from attncompare.reporting.overlay import overlay
+from attncompare.reporting.overlay import overlay, pixels_of
 from attncompare.studies.cheater import ROLES
 from attncompare.studies.cheating_models import Cheating, Pair
 
@@ -30,12 +28,12 @@ def cheating_figure(found: Cheating, venue: str = "a4") -> Figure:
     Methods stand in the order of their difference, controls last; the dotted line is the cue's area, which is the energy of
     a map that knows nothing. At the right: how well the energy of one image tells the two models apart (AUROC).
     """
-    page = _venue(venue)
+    page = venue_of(venue)
     tables = [table for _, table in found.methods.groupby("model", sort=False)]
     across = len(tables) if page.width >= 5 else 1
     down = -(-len(tables) // across)
     rows = max(len(table) for table in tables)
-    with matplotlib.style.context(["default", style(page)]):
+    with styled(page):
         height = down * (rows * line_height(SMALLEST) * 1.35 + 0.55) + 0.25
         figure = Figure(figsize=(page.width, height), layout="constrained")
         panels = figure.subplots(down, across, squeeze=False).ravel()
@@ -51,7 +49,7 @@ def cheating_figure(found: Cheating, venue: str = "a4") -> Figure:
 
 def cheating_maps_figure(found: Cheating, venue: str = "a4") -> Figure:
     """The same pictures explained on the cheating and the clean model, by the methods that differ most and one control."""
-    page = _venue(venue)
+    page = venue_of(venue)
     blocks = []
     for pair in found.pairs:
         table = found.methods[found.methods.model == pair.name]
@@ -64,14 +62,8 @@ def cheating_maps_figure(found: Cheating, venue: str = "a4") -> Figure:
                 [role for _ in range(min(IMAGES, len(pair.images))) for role in ROLES],
             )
         )
-    with matplotlib.style.context(["default", style(page)]):
+    with styled(page):
         return draw_blocks(page, blocks)
-
-
-def _venue(name: str) -> Venue:
-    if name not in VENUES:
-        raise unknown_name("venue", name, VENUES)
-    return VENUES[name]
 
 
 def _panel(axes: Axes, table: pd.DataFrame, area: float) -> None:
@@ -95,7 +87,7 @@ def _panel(axes: Axes, table: pd.DataFrame, area: float) -> None:
 
 
 def _row(pair: Pair, role: str, place: int, names: list[str]) -> list[Cell]:
-    picture = (pair.images[place].permute(1, 2, 0) * 255).round().byte().numpy()
+    picture = pixels_of(pair.images[place : place + 1])[0]
     model = pair.models[role]
     maps = [pair.found[role].maps[name][place] for name in names]
     return [

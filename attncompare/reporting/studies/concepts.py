@@ -1,12 +1,11 @@
 """TCAV scores of concepts by layer, against where the scores of sets of random images lie."""
 
-import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from attncompare.reporting.figures._base import VENUES, Venue, style
+from attncompare.reporting.figures._base import Venue, styled, venue_of
 from attncompare.reporting.figures._charts import legend_below, legend_height
 from attncompare.reporting.figures._looks import COLOURS, MARKERS
 from attncompare.studies.concepts import MEASURES, ConceptStudy
@@ -30,9 +29,9 @@ def concepts_figure(study: ConceptStudy, venue: str = "a4") -> Figure:
     >>> [axes.get_ylabel() for axes in concepts_figure(found).axes]
     ['TCAV score', 'mean derivative']
     """
-    page = VENUES[venue]
+    page = venue_of(venue)
     names = [*study.concepts, NULL, "significant"]
-    with matplotlib.style.context(["default", style(page)]):
+    with styled(page):
         height = PANEL * len(MEASURES) + legend_height(names, page) + 0.2
         figure = Figure(figsize=(page.width, height), layout="constrained")
         panels = figure.subplots(len(MEASURES), 1, sharex=True)

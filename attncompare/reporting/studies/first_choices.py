@@ -1,9 +1,8 @@
 """The maps of a model's first choices beside each other."""
 
-import matplotlib.style
 from matplotlib.figure import Figure
 
-from attncompare.reporting.figures._base import VENUES, style
+from attncompare.reporting.figures._base import styled, venue_of
 from attncompare.reporting.figures._panels import Block, Cell, draw_blocks
 from attncompare.reporting.figures.grid import even_parts
 from attncompare.reporting.overlay import overlay, pixels_of
@@ -22,7 +21,7 @@ def top_classes_figure(found: TopClasses, image: int = 0, venue: str = "a4") -> 
     >>> len(top_classes_figure(found).axes)
     4
     """
-    page, name = VENUES[venue], found.pictures.names[image]
+    page, name = venue_of(venue), found.pictures.names[image]
     picture, label = pixels_of(found.pictures.images[image : image + 1])[0], found.pictures.labels[image]
     panels = {"image": Cell(picture)}
     for rank, class_name in enumerate(found.names[image]):
@@ -32,5 +31,5 @@ def top_classes_figure(found: TopClasses, image: int = 0, venue: str = "a4") -> 
     bands = even_parts(list(panels), max(2, int(page.width / NARROWEST)))
     blocks = [Block(title if band is bands[0] else "", band, [[panels[head] for head in band]]) for band in bands]
     note = "In brackets: the probability of the class. Every map has its own colour scale."
-    with matplotlib.style.context(["default", style(page)]):
+    with styled(page):
         return draw_blocks(page, blocks, note)

@@ -1,6 +1,5 @@
 """Files of `attncompare explain --layers` and `--top`: a folder per image, figures and maps in it, one table beside them."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.benchmark.folder import write_atomically
-from attncompare.benchmark.saved import slug
+from attncompare.benchmark.folder import npz_of, write_atomically
+from attncompare.benchmark.saved import folder_of, slug
 from attncompare.reporting.studies._folder import save_study
 from attncompare.reporting.studies.first_choices import top_classes_figure
 from attncompare.reporting.studies.layers import layers_figure
@@ -32,7 +31,7 @@ def save_layers(
     maps: dict[str, Arrays] = {}
     for study in found:
         for row, image in enumerate(study.pictures.names):
-            place = f"{_folder(image)}/layers-{slug(study.model)}"
+            place = f"{folder_of(image)}/layers-{slug(study.model)}"
             figures[place] = layers_figure(study, row)
             maps[place] = {"layers": np.array([one.layer for one in study.layers])}
             for number, one in enumerate(study.layers):
@@ -54,7 +53,7 @@ def save_top_classes(
     maps: dict[str, Arrays] = {}
     for one in found:
         for row, image in enumerate(one.pictures.names):
-            place = f"{_folder(image)}/top-{one.method}-{slug(one.model)}"
+            place = f"{folder_of(image)}/top-{one.method}-{slug(one.model)}"
             figures[place] = top_classes_figure(one, row)
             maps[place] = {"target": one.target[row], "names": np.array(one.names[row])}
             maps[place] |= {"probability": one.probability[row], "maps": one.maps[row]}
@@ -63,13 +62,6 @@ def save_top_classes(
     return [*paths, *(_save_arrays(out / f"{place}.npz", arrays) for place, arrays in maps.items())]
 
 
-def _folder(image: str) -> str:
-    """An image's folder, named as that of its overlays."""
-    return slug(image).replace(".", "-")
-
-
 def _save_arrays(path: Path, arrays: Arrays) -> Path:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, npz_of(arrays))
     return path

@@ -2,13 +2,12 @@
 
 import math
 
-import matplotlib.style
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from attncompare.reporting.figures._base import VENUES, Venue, style
+from attncompare.reporting.figures._base import Venue, styled, venue_of
 from attncompare.reporting.figures._looks import DASHES
 from attncompare.reporting.figures._words import line_height, wrapped
 from attncompare.studies.inversion import Inversion
@@ -28,10 +27,10 @@ def inversion_figure(study: Inversion, venue: str = "a4") -> Figure:
     >>> len(inversion_figure(found).axes)  # the image, two inversions, the curves
     4
     """
-    page = VENUES[venue]
+    page = venue_of(venue)
     count = len(study.layers) + 1
     columns = math.ceil(count / math.ceil(count / int(page.width / NARROWEST)))
-    with matplotlib.style.context(["default", style(page)]):
+    with styled(page):
         side = page.width / columns
         lines = max(_title(study, number, side, page).count("\n") + 1 for number in range(len(study.layers)))
         row = side * study.image.shape[1] / study.image.shape[2] + lines * line_height(page.small) + 0.1

@@ -3,14 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attncompare.errors import ResultFormatError
-from attncompare.reporting.figures._base import VENUES, style
+from attncompare.reporting.figures._base import styled, venue_of
 from attncompare.reporting.figures._charts import legend_below, legend_height, title
 from attncompare.reporting.figures._looks import COLOURS, DASHES, MARKERS
 from attncompare.reporting.figures._words import wrapped
@@ -37,14 +36,14 @@ def trends_figure(found: LayerTrends, venue: str = "a4") -> Figure:
     >>> len(trends_figure(found).axes)
     5
     """
-    page, means = VENUES[venue], found.means()
+    page, means = venue_of(venue), found.means()
     means["model"] += means["map"].map({ATTENTION: ", class attention"}).fillna("")
     names = [measure for measure in WORDS if (means.measure == measure).any()]
     grids = [grid for grid in ROWS if (means.grid == grid).any()]
     models = list(dict.fromkeys(means.model))
     columns = len(names) if page.width > 5 else 2
     bands = [(grid, names[start : start + columns]) for grid in grids for start in range(0, len(names), columns)]
-    with matplotlib.style.context(["default", style(page)]):
+    with styled(page):
         height = 1.45 * len(bands) + legend_height(models, page) + 0.45
         figure = Figure(figsize=(page.width, height), layout="constrained")
         panels = figure.subplots(len(bands), columns, squeeze=False)
@@ -94,8 +93,8 @@ def distance_figure(found: LayerTrends, venue: str = "a4") -> Figure:
     """
     if found.heads.empty:
         raise ResultFormatError(f"no model has global attention between patches, so there is no {DISTANCE}")
-    page, models = VENUES[venue], list(dict.fromkeys(found.heads.model))
-    with matplotlib.style.context(["default", style(page)]):
+    page, models = venue_of(venue), list(dict.fromkeys(found.heads.model))
+    with styled(page):
         page = replace(page, width=min(page.width, 4.5 * len(models)))
         figure = Figure(figsize=(page.width, 2.3), layout="constrained")
         panels = figure.subplots(1, len(models), squeeze=False)[0]

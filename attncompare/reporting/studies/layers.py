@@ -1,11 +1,10 @@
 """Layers of one model on one image: its strongest channels in every layer."""
 
-import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from attncompare.reporting.figures._base import VENUES, style
+from attncompare.reporting.figures._base import styled, venue_of
 from attncompare.reporting.figures._panels import Block, Cell, draw_blocks
 from attncompare.reporting.figures.grid import even_parts
 from attncompare.reporting.overlay import overlay, pixels_of
@@ -24,7 +23,7 @@ def layers_figure(study: LayerStudy, image: int = 0, venue: str = "a4") -> Figur
     >>> len(layers_figure(study).axes)  # 2 layers x (image, channel mean, 3 channels)
     10
     """
-    page = VENUES[venue]
+    page = venue_of(venue)
     picture = pixels_of(study.pictures.images[image : image + 1])[0]
     room = max(FEWEST, int(page.width / NARROWEST) - 2)
     rows, labels = list[list[Cell]](), list[str]()
@@ -41,7 +40,7 @@ def layers_figure(study: LayerStudy, image: int = 0, venue: str = "a4") -> Figur
     )
     if any(one.mean.min() < 0 or one.strongest.min() < 0 for one in study.layers):
         note += " Red and blue: above and below 0."
-    with matplotlib.style.context(["default", style(page)]):
+    with styled(page):
         return draw_blocks(page, [Block(_title(study, image), heads, rows, labels)], note)
 
 
