@@ -18,7 +18,7 @@ from attncompare.metrics._base import metrics
 
 ROOT = Path(__file__).parents[1]
 SCORES = ROOT / "benchmarks" / "results" / "demo_scores.csv"
-CHEATING = ROOT / "benchmarks" / "results" / "cheating.csv"
+CHEATING, ACCURACY = (ROOT / "benchmarks" / "results" / name for name in ("cheating.csv", "cheating_accuracy.csv"))
 KEPT = ["model", "method", "measure", "n", "mean", "low", "high"]
 QUESTIONS = (
     ("Which region decides, on a CNN?", "demo/cnn", "grad_cam", "deletion"),
@@ -53,34 +53,35 @@ def evidence(scores: pd.DataFrame, model: str, method: str, measure: str) -> str
     )
 
 
-def revealing(cheating: pd.DataFrame) -> list[str]:
+def revealing(cheating: pd.DataFrame, accuracy: pd.DataFrame) -> list[str]:
     """One row per model of the study of cheating: the method whose energy on the cue tells the cheater best."""
     lines = []
     for model, rows in cheating.groupby("model"):
         best = rows[~rows.control].sort_values(["auroc", "difference"], ascending=False).iloc[0]
         control = rows[rows.control].auroc.max()
+        right = accuracy.query("model == @model and role == 'clean' and cue == 'right'").accuracy.item()
         energy = f"{best.cheating:.3f} [{best.cheating_low:.3f}, {best.cheating_high:.3f}]"
         lines.append(
             f"| Does it cheat with a spurious cue ({model})? | `{best.method}` | energy on the cue {energy} if it cheats, "
             f"{best.clean:.3f} if not: AUROC {best.auroc:.2f}, best control {control:.2f} "
-            f"([{best.n} images, one pair of trainings](docs/studies/cheating.md)) |"
+            f"([{best.n} images, one pair of trainings](docs/studies/cheating.md); the clean twin is right on {right:.0%}) |"
         )
     return lines
 
 
-def question_table(scores: pd.DataFrame, cheating: pd.DataFrame) -> str:
+def question_table(scores: pd.DataFrame, cheating: pd.DataFrame, accuracy: pd.DataFrame) -> str:
     """The questions with the method to take and why."""
     lines = ["| question | take | because, in the demo (n = 32, mean [95 % interval]) |", "|---|---|---|"]
     for question, model, method, measure in QUESTIONS:
         lines.append(f"| {question} | `{method}` | {evidence(scores, model, method, measure)} |")
-    return "\n".join([*lines, *revealing(cheating)])
+    return "\n".join([*lines, *revealing(cheating, accuracy)])
 
 
 def main() -> None:
     if "--table" not in sys.argv:
         scored().to_csv(SCORES, index=False, float_format="%.4f", lineterminator="\n")
     path = ROOT / "README.md"
-    table = question_table(pd.read_csv(SCORES), pd.read_csv(CHEATING))
+    table = question_table(*(pd.read_csv(path) for path in (SCORES, CHEATING, ACCURACY)))
     path.write_text(put(path.read_text(encoding="utf-8"), "questions", table), encoding="utf-8")
 
 
