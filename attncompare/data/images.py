@@ -3,7 +3,8 @@
 import os
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -41,6 +42,8 @@ def _white(image: Image.Image) -> float:
     Pillow hands on such values as they are stored. A 32-bit or signed integer has no white that a file states.
     """
     tags = getattr(image, "tag_v2", None)
+    if image.mode == "I" and image.format is None:  # made in memory
+        raise ImageError("its 32-bit integers have no known white; convert it to mode L or I;16")
     if tags is None or image.mode == "F":
         return 1.0 if image.mode == "F" else 65535.0
     bits, kind = tags.get(BITS, (16,))[0], tags.get(KIND, (UNSIGNED,))[0]
@@ -81,11 +84,16 @@ def _decode(path: str | Path) -> NDArray[np.uint8]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a file's own tags, and of more pixels than Pillow likes
         with Image.open(path, formats=_formats()) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise ImageError(f"{opened.width} x {opened.height} pixels; at most {MAX_PIXELS} are read")
             opened.seek(0)
-            white = _white(opened) if opened.mode.startswith(("I", "F")) else 255.0
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(opened), white), dtype=np.uint8)
+            return _pixels_of(opened)
+
+
+def _pixels_of(opened: Image.Image) -> NDArray[np.uint8]:
+    """The pixels of the frame at which a Pillow image stands."""
+    if opened.width * opened.height > MAX_PIXELS:
+        raise ImageError(f"{opened.width} x {opened.height} pixels; at most {MAX_PIXELS} are read")
+    white = _white(opened) if opened.mode.startswith(("I", "F")) else 255.0
+    return np.asarray(_to_rgb(ImageOps.exif_transpose(opened), white), dtype=np.uint8)
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
@@ -94,30 +102,37 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     Grey of 16 bits is scaled, floats in [0, 1] too. Raises ImageError, with the reason, for a file that is missing, no
     image, truncated, empty or too large, or whose values have no known white.
     """
-    try:
+    with _named(str(path)):
         return _decode(path)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Whatever goes wrong inside is an ImageError that names the picture."""
+    try:
+        yield
     except ImageError as error:
-        raise ImageError(f"{path}: {error}") from None
+        raise ImageError(f"{name}: {error}") from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: far too many pixels; at most {MAX_PIXELS} are read") from error
+        raise ImageError(f"{name}: far too many pixels; at most {MAX_PIXELS} are read") from error
     except Exception as error:  # decoders raise anything on a damaged file
-        raise ImageError(f"{path}: cannot be read as an image ({reason_of(error)})") from error
+        raise ImageError(f"{name}: cannot be read as an image ({reason_of(error)})") from error
 
 
-Picture = str | Path | NDArray[np.uint8]
-"""An image file, or its (H,W,3) uint8 RGB pixels."""
+Picture = str | Path | Image.Image | NDArray[np.uint8]
+"""An image file, a Pillow image, or (H,W,3) uint8 RGB pixels."""
 
 
 def load_images(pictures: Picture | Sequence[Picture], model: ModelAdapter) -> Tensor:
     """Fit pictures to a model: (B,3,H,W) float32 in [0, 1].
 
-    pictures: files or (H,W,3) uint8 RGB arrays. Raises ImageError for one that cannot be read.
+    pictures: files, Pillow images or (H,W,3) uint8 RGB arrays. Raises ImageError for one that cannot be read.
 
     >>> import attncompare as ac
     >>> load_images([np.zeros((300, 400, 3), np.uint8)], ac.load_model("demo/cnn")).shape
     torch.Size([1, 3, 64, 64])
     """
-    listed = [pictures] if isinstance(pictures, str | Path | np.ndarray) else list(pictures)
+    listed = [pictures] if isinstance(pictures, str | Path | Image.Image | np.ndarray) else list(pictures)
     if not listed:
         raise ImageError("no image was given; give a list of paths")
     how = model.source.preprocessing
@@ -125,7 +140,10 @@ def load_images(pictures: Picture | Sequence[Picture], model: ModelAdapter) -> T
 
 
 def _pixels(picture: Picture) -> NDArray[np.uint8]:
-    """The pixels of a file, or of an array that is an image."""
+    """The pixels of a file, of a Pillow image, or of an array that is an image."""
+    if isinstance(picture, Image.Image):
+        with _named("the Pillow image"):
+            return _pixels_of(picture)
     if not isinstance(picture, np.ndarray):
         return read_image(picture)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:

@@ -13,6 +13,7 @@ from timm.data import create_transform
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
+from attncompare import load_model
 from attncompare.adapters.base import Preprocessing
 from attncompare.data import images as reader
 from attncompare.data.images import fit_image, load_images, read_image, to_tensor
@@ -222,6 +223,30 @@ def test_what_is_no_whole_image_is_refused_by_path(tmp_path, kind):
     message = str(caught.value)
     assert str(path) in message and "\n" not in message
     assert len(message) > len(str(path)) + 10
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "CMYK", "I;16"])
+def test_a_pillow_image_is_read_as_its_file_is(tmp_path, mode):
+    source = Image.fromarray(noise(40, 30))
+    made = source.convert("I;16") if mode == "I;16" else source.convert(mode)
+    path = saved(tmp_path, made, "made.tif")
+    model = load_model("demo/cnn")
+    assert torch.equal(load_images(made, model), load_images(path, model))
+    with Image.open(path) as opened:
+        assert torch.equal(load_images([opened], model), load_images(path, model))
+
+
+def test_a_pillow_image_of_integers_without_a_white_is_refused():
+    with pytest.raises(ImageError, match="the Pillow image: its 32-bit integers have no known white"):
+        load_images(Image.fromarray(noise(8, 8)).convert("I"), load_model("demo/cnn"))
+
+
+def test_a_pillow_image_that_cannot_be_decoded_is_refused(tmp_path):
+    path = saved(tmp_path, Image.fromarray(noise(200, 200)), "cut.png")
+    path.write_bytes(path.read_bytes()[:2000])
+    with Image.open(path) as opened, pytest.raises(ImageError, match="the Pillow image: cannot be read") as caught:
+        load_images(opened, load_model("demo/cnn"))
+    assert "\n" not in str(caught.value)
 
 
 def test_too_many_pixels_are_refused_with_the_limit(tmp_path, monkeypatch):
