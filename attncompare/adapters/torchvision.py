@@ -41,8 +41,10 @@ def load(name: str, random: bool) -> Source:
             _wake_heads(model)
     transform = weights.transforms()
     crop, resize = transform.crop_size[0], transform.resize_size[0]
+    # Without weights a ViT is built for 224 pixels, also where its best weights are for more (vit_h_14: 518).
+    side = getattr(model, "image_size", crop)
     preprocessing = Preprocessing(
-        size=(crop, crop),
+        size=(side, side),
         mean=tuple(transform.mean),
         std=tuple(transform.std),
         interpolation=transform.interpolation.value,

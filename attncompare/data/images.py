@@ -123,6 +123,11 @@ Picture = str | Path | Image.Image | NDArray[np.uint8]
 """An image file, a Pillow image, or (H,W,3) uint8 RGB pixels."""
 
 
+def listed(pictures: Picture | Sequence[Picture]) -> list[Picture]:
+    """The pictures, of which there may be one."""
+    return [pictures] if isinstance(pictures, str | Path | Image.Image | np.ndarray) else list(pictures)
+
+
 def load_images(pictures: Picture | Sequence[Picture], model: ModelAdapter) -> Tensor:
     """Fit pictures to a model: (B,3,H,W) float32 in [0, 1].
 
@@ -132,11 +137,11 @@ def load_images(pictures: Picture | Sequence[Picture], model: ModelAdapter) -> T
     >>> load_images([np.zeros((300, 400, 3), np.uint8)], ac.load_model("demo/cnn")).shape
     torch.Size([1, 3, 64, 64])
     """
-    listed = [pictures] if isinstance(pictures, str | Path | Image.Image | np.ndarray) else list(pictures)
-    if not listed:
+    given = listed(pictures)
+    if not given:
         raise ImageError("no image was given; give a list of paths")
     how = model.source.preprocessing
-    return torch.stack([to_tensor(fit_image(_pixels(one), how)) for one in listed]).to(model.device)
+    return torch.stack([to_tensor(fit_image(_pixels(one), how)) for one in given]).to(model.device)
 
 
 def _pixels(picture: Picture) -> NDArray[np.uint8]:

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +11,7 @@ from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.plan import read_chunk
 from attncompare.capture.arguments import check_images, check_model
 from attncompare.data.datasets import Dataset, Sample
-from attncompare.data.images import Picture, fit_image, fit_mask, load_images, to_tensor
+from attncompare.data.images import Picture, fit_image, fit_mask, listed, load_images, to_tensor
 from attncompare.errors import ImageError
 
 
@@ -56,10 +55,10 @@ def pictures_of(model: ModelAdapter, given: Given) -> Pictures:
         names = [f"image {number}" for number in range(len(images))]
     else:
         check_model(model)
-        listed = [given] if isinstance(given, str | Path | np.ndarray) else list(given)
-        images = load_images(listed, model)
+        pictures = listed(given)
+        images = load_images(pictures, model)
         names = [
-            Path(one).name if isinstance(one, str | Path) else f"image {number}" for number, one in enumerate(listed)
+            Path(one).name if isinstance(one, str | Path) else f"image {number}" for number, one in enumerate(pictures)
         ]
     empty = torch.zeros(len(images), *model.size, dtype=torch.bool)
     return Pictures(images, tuple(names), ("",) * len(names), empty)
