@@ -38,7 +38,7 @@ $(VENV)/.demo: pyproject.toml Makefile | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet -e '.[offline,dev,ray]'
+	$(BIN)/python -m pip install --quiet -e '.[offline,dev,ray,openvino]'
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.demo

@@ -101,22 +101,28 @@ def untuned() -> Iterator[None]:
         _applied = before
 
 
-def check_deviation(score: Callable[[Tensor], Tensor], images: Tensor) -> float:
+def check_deviation(
+    score: Callable[[Tensor], Tensor],
+    images: Tensor,
+    plain: Callable[[Tensor], Tensor] | None = None,
+    what: str = "the tuning",
+) -> float:
     """The largest difference that the settings make to the scores of a batch (n,3,H,W); SpecError beyond 1e-5.
 
-    score: images -> (n,), in the layout in force, as the scorers of the benchmark are.
+    score: images -> (n,), in the layout in force, as the scorers of the benchmark are. plain: the same scores by torch,
+    where `score` is not torch's own; what: the name of what it is.
 
     Costs nothing where no setting changes values.
     """
-    if not _applied.changes_values:
+    if plain is None and not _applied.changes_values:
         return 0.0
     with torch.no_grad():
         tuned = score(images)
         with untuned():
-            plain = score(images)
-    found = float((tuned - plain).abs().max())
+            exact = (plain or score)(images)
+    found = float((tuned - exact).abs().max())
     if not found <= LARGEST_DEVIATION:
         raise SpecError(
-            f"the tuning {describe()} changes scores by {found:.1e}, more than {LARGEST_DEVIATION:.0e}; leave it off"
+            f"{what} changes scores by {found:.1e}, more than {LARGEST_DEVIATION:.0e}; leave it off (tuning: {describe()})"
         )
     return found

@@ -27,6 +27,7 @@ ONLY_IN = {
     "plotly": "reporting/",
     "jinja2": "reporting/",
     "ray": "benchmark/engines/ray.py",
+    "openvino": "benchmark/openvino.py",
 }
 
 

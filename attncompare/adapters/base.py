@@ -100,6 +100,8 @@ class ModelAdapter:
     anatomy: Anatomy
     verified: set[str] = field(default_factory=set, repr=False, compare=False)
     """Recordings whose logits were seen to equal those of the plain forward pass."""
+    compiled: dict[int, Callable[[Tensor], Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Its forward pass in another runtime, by the number of threads; made on request and once."""
 
     @property
     def name(self) -> str:

@@ -1,13 +1,13 @@
 """The images of a chunk become records and maps: explain, score, and say why where there is no value."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.benchmark.evidence import Passes, Scene, target_scorer, with_smaller_batches
+from attncompare.benchmark.evidence import Passes, Scene, scoring_deviation, with_smaller_batches
 from attncompare.benchmark.explained import Explained, explain_cells, maps_of
 from attncompare.benchmark.plan import Cell, Chunk, chosen_metrics
 from attncompare.benchmark.records import Record, Status
@@ -19,7 +19,6 @@ from attncompare.data.images import fit_image, fit_mask, to_tensor
 from attncompare.errors import AttnCompareError, UnsupportedMethodError, reason_of
 from attncompare.maps import AttributionMap
 from attncompare.metrics.protocols import get_protocol
-from attncompare.tuning import check_deviation
 
 CHECKED = 2
 """Images of each model that are also scored in float32 where the spec asks for less."""
@@ -50,14 +49,15 @@ class Part:
 class ChunkScorer:
     """Explains and scores images under a spec.
 
-    deviation: what tuning changes in the scores of each model seen. dtype_deviation: of each model, the largest change that
-    the spec's dtype makes to the values of each curve's metric on its first images, all maps.
+    deviation: what tuning and backend change in the scores of each model seen. dtype_deviation: of each model, the largest
+    change that the spec's dtype makes to the values of each curve's metric on its first images, all maps.
     """
 
     def __init__(self, spec: BenchmarkSpec, tick: Callable[[int, str], None]) -> None:
         self.spec, self.tick = spec, tick
         self.protocol = get_protocol(spec.protocol)
         self.metrics = {metric.name: metric for metric in chosen_metrics(spec)}
+        self.passes = Passes(spec.batch_size, spec.seed, spec.dtype, spec.backend)
         self.deviation: dict[str, float] = {}
         self.dtype_deviation: dict[str, dict[str, float]] = {}
 
@@ -105,8 +105,7 @@ class ChunkScorer:
             target = TargetScore.of(model, outputs, self._target(model, chunk))
             clean = target.probability(outputs, everything).cpu()
             if model.name not in self.deviation:
-                score = target_scorer(model, target, everything)
-                self.deviation[model.name] = check_deviation(lambda batch: score(batch, everything), images)
+                self.deviation[model.name] = scoring_deviation(model, target, images, self.passes)
         scene = Scene(images, target, _masks(chunk, model))
         fixed: Target = "embedding" if model.embedding else target.target
         explained = explain_cells(model, work, images, self.spec.target if target.prompts else fixed, self.tick)
@@ -185,9 +184,8 @@ class ChunkScorer:
             maps = {c.key: torch.stack([v for v in explained[c.key] if isinstance(v, Tensor)]) for c in cells}
             again = {c.key: again_of(model, c.method.name, c.options) for c in cells}
             explainers = {key: one for key, one in again.items() if one is not None}
-            passes = Passes(self.spec.batch_size, self.spec.seed, self.spec.dtype)
             try:
-                scored = score_maps(model, part, maps, wanted, self.protocol, explainers=explainers, passes=passes)
+                scored = score_maps(model, part, maps, wanted, self.protocol, explainers=explainers, passes=self.passes)
                 if self.spec.dtype != "float32" and model.name not in self.dtype_deviation:
                     few = part.subset(range(min(CHECKED, len(kept))))
                     self.dtype_deviation[model.name] = self._dtype_deviation(model, few, maps, scored)
@@ -208,7 +206,7 @@ class ChunkScorer:
         """Metric of a curve -> the largest difference of a value from float32's on a few images."""
         count = len(few.images)
         curved = [metric for metric in self.metrics.values() if metric.curves]
-        passes = Passes(self.spec.batch_size, self.spec.seed)
+        passes = replace(self.passes, dtype="float32")
         exact = score_maps(
             model, few, {key: values[:count] for key, values in maps.items()}, curved, self.protocol, passes=passes
         )

@@ -2,22 +2,23 @@
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
+from attncompare.benchmark.openvino import openvino_forward
 from attncompare.benchmark.randomised import randomised_maps
-from attncompare.benchmark.records import Dtype
+from attncompare.benchmark.records import Backend, Dtype
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.targets import Target, TargetScore
 from attncompare.errors import CaptureError, SpecError
 from attncompare.maps import resize_map
 from attncompare.metrics._base import Evidence, Explain, Metric, Score
 from attncompare.metrics.protocols import ScoreKind
-from attncompare.tuning import applied, arranged
+from attncompare.tuning import applied, arranged, check_deviation
 
 T = TypeVar("T")
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
@@ -63,31 +64,62 @@ class Scene:
         return "embedding" if self.target.references is not None else self.targets[which]
 
 
+@dataclass(frozen=True)
+class Passes:
+    """How altered images are scored: how many at once, the seed of what is random, the passes' precision and runtime."""
+
+    batch_size: int = 8
+    seed: int = 0
+    dtype: Dtype = "float32"
+    backend: Backend = "torch"
+
+
 def target_scorer(
     model: ModelAdapter,
     target: TargetScore,
     index: Tensor,
     kind: ScoreKind = "probability",
-    dtype: Dtype = "float32",
+    passes: Passes = Passes(),
 ) -> Score:
     """The black box that perturbation metrics query: altered copies -> probability of the fixed target (or cosine).
 
     index: which of the target's images are being scored, (B,). kind "argmax": 1 while the target is the model's first
-    choice, else 0; SpecError for an embedding or a text, which compete with no other class. dtype "bf16": the forward passes
-    run under autocast; the score is worked out in float32 from their outputs.
+    choice, else 0; SpecError for an embedding or a text, which compete with no other class. passes.dtype "bf16": the forward
+    passes run under autocast; the score is worked out in float32 from their outputs. passes.backend "openvino": they run
+    there; errors as in openvino_forward.
     """
     if kind == "argmax" and not target.of_classes:
         raise SpecError("a protocol that asks for the argmax needs a class as target")
+    forward = openvino_forward(model) if passes.backend == "openvino" else model.forward
 
     def score(images: Tensor, which: Tensor) -> Tensor:
-        with _precision(dtype, images.device):
+        with _precision(passes.dtype, images.device):
             parts = torch.split(arranged(images), images_a_pass(images.device, len(images)))
-            raw = torch.cat([model.forward(part).float() for part in parts])
+            raw = torch.cat([forward(part).float() for part in parts])
         if kind == "argmax":
             return (raw.argmax(dim=1) == target.target[index[which]]).float()
         return target.probability(raw, index[which])
 
     return score
+
+
+def scoring_deviation(model: ModelAdapter, target: TargetScore, images: Tensor, passes: Passes) -> float:
+    """The largest difference that tuning and backend make to the scores of images; SpecError beyond 1e-5.
+
+    Scored are the clean images, the same half faded into their mean colour (a clean image's probability is often 1 to the
+    last digit, whatever the logits), and the first one alone. Costs nothing where neither changes values.
+    """
+    faded = images.lerp(images.mean(dim=(2, 3), keepdim=True), 0.5)
+    index = torch.arange(len(images), device=images.device)
+
+    def scores_of(backend: Backend) -> Callable[[Tensor], Tensor]:
+        score = target_scorer(model, target, index, passes=replace(passes, dtype="float32", backend=backend))
+        return lambda batch: torch.cat([score(batch, index.repeat(2)), score(batch[:1], index[:1])])
+
+    batch, plain = torch.cat([images, faded]), scores_of("torch")
+    if passes.backend == "torch":
+        return check_deviation(plain, batch)
+    return check_deviation(scores_of(passes.backend), batch, plain, f"backend {passes.backend}")
 
 
 def images_a_pass(device: torch.device, batch_size: int) -> int:
@@ -131,15 +163,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @dataclass(frozen=True)
-class Passes:
-    """How altered images are scored: how many at once, the seed of what is random, the precision of the passes."""
-
-    batch_size: int = 8
-    seed: int = 0
-    dtype: Dtype = "float32"
-
-
-@dataclass(frozen=True)
 class Witness:
     """Supplies the evidence on the maps of one scene; whatever costs a pass only when a metric asks for it."""
 
@@ -150,7 +173,7 @@ class Witness:
     def score(self) -> Score:
         """The target's probability or cosine of altered copies."""
         scene = self.scene
-        score = target_scorer(self.model, scene.target, scene.rows, dtype=self.passes.dtype)
+        score = target_scorer(self.model, scene.target, scene.rows, passes=self.passes)
         return batched(self.model, score, self.passes.batch_size)
 
     def shared(self, wanted: Sequence[Metric]) -> dict[Evidence, object]:

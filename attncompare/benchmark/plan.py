@@ -165,7 +165,7 @@ class ModelPlan:
             "class": model.class_index(str(spec.target).removeprefix(CLASS)) if named else None,
             "dtype": spec.dtype,
             "seed": spec.seed,
-        }
+        } | ({} if spec.backend == "torch" else {"backend": spec.backend})  # torch: as before there was a choice
         return cell_key(content)
 
     @cached_property

@@ -10,6 +10,7 @@ SCHEMA_VERSION = 1
 Status = Literal["ok", "unsupported", "failed"]
 Variant = Literal["fp32", "bf16", "compile"]
 Dtype = Literal["float32", "bf16"]
+Backend = Literal["torch", "openvino"]
 """What models are timed as."""
 
 TIMING_MEASURES = (

@@ -124,7 +124,7 @@ def _curves(
     nothing: dict[str, dict[Evidence, Tensor]] = {name: {} for name in maps}
     if not curves or not maps:
         return nothing, ""
-    score = target_scorer(model, scene.target, scene.rows, protocol.score, passes.dtype)
+    score = target_scorer(model, scene.target, scene.rows, protocol.score, passes)
     mean = model.source.preprocessing.mean
     try:
         with torch.no_grad(), left_as_found(model.model):

@@ -13,6 +13,7 @@ import torch
 from attncompare import tuning
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.device import gpu_name
+from attncompare.benchmark.openvino import openvino_forward
 from attncompare.benchmark.plan import Chunk, check_target, chunk_names, read_chunk
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.timed import time_model
@@ -21,7 +22,7 @@ from attncompare.data.datasets import Dataset
 from attncompare.loading import load_model
 from attncompare.metrics.protocols import get_protocol
 
-LIBRARIES = ("torch", "torchvision", "timm", "transformers", "captum", "numpy", "scipy", "pyarrow")
+LIBRARIES = ("torch", "torchvision", "timm", "transformers", "captum", "numpy", "scipy", "pyarrow", "openvino")
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -66,9 +67,12 @@ class Session:
 
     @classmethod
     def open(cls, spec: BenchmarkSpec, dataset: Dataset) -> "Session":
-        """Load the models; SpecError for a target that one of them lacks."""
+        """Load the models; SpecError for a target that one of them lacks, errors of openvino_forward."""
         models = tuple(load_model(name, device=spec.device) for name in spec.models)
         check_target(spec, dataset, models)
+        if spec.backend == "openvino" and not spec.timing_only:
+            for model in models:
+                openvino_forward(model)
         return cls(spec, dataset, models)
 
     def describe(self) -> dict[str, Any]:

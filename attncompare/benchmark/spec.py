@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from attncompare.benchmark.records import Dtype, Variant
+from attncompare.benchmark.records import Backend, Dtype, Variant
 from attncompare.errors import SpecError, reason_of
 
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]
@@ -23,7 +23,9 @@ class BenchmarkSpec(BaseModel):
     "text:PROMPT" (an image-text pair such as CLIP). timing: also time every method, `repeats` times and at least
     `timing_seconds`, `timing_batch` images at once, under each of `timing_variants` (fp32, bf16, compile). dtype: "bf16"
     scores altered images under autocast, which moves areas by some thousandths; how far is measured on the first images and
-    kept in run.json. save_maps: keep maps, heads of every block, channels of every stage, and thumbnails for the report.
+    kept in run.json. backend: "openvino" (the extra of that name) forwards altered images in float32 on the CPU; scores of
+    the first images must be torch's to 1e-5. save_maps: keep maps, heads of every block, channels of every stage, and
+    thumbnails for the report.
 
     >>> BenchmarkSpec(models=["demo/cnn"], methods=["cam"], limit=4).protocol
     'rise'
@@ -42,6 +44,7 @@ class BenchmarkSpec(BaseModel):
     seed: int = Field(default=0, strict=True, ge=0, le=2**32 - 1)
     device: str = "cpu"
     dtype: Dtype = "float32"
+    backend: Backend = "torch"
     batch_size: Count = 8
     chunk_size: Count = 16
     threads: int | None = Field(default=None, strict=True, ge=1, le=1024)
@@ -66,6 +69,16 @@ class BenchmarkSpec(BaseModel):
             json.dumps(self.model_dump(), allow_nan=False, ensure_ascii=False).encode()
         except (TypeError, ValueError) as error:
             raise ValueError(f"it cannot be written down as JSON: {reason_of(error)}") from error
+        return self
+
+    @model_validator(mode="after")
+    def _float32_on_the_cpu(self) -> "BenchmarkSpec":
+        """Refuse what another backend than torch is not offered for."""
+        if self.backend != "torch" and (self.device != "cpu" or self.dtype != "float32"):
+            raise ValueError(
+                f"backend {self.backend} scores on device cpu in dtype float32, not on {self.device} in {self.dtype}; "
+                "change those, or use backend torch"
+            )
         return self
 
     @field_validator("target", mode="before")

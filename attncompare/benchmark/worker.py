@@ -33,7 +33,7 @@ Progress = Callable[[Tick], None]
 class Tally:
     """What a run has come to so far: the cells of its plan, and how many of them were computed or there already.
 
-    failed: records, of those computed. deviation: what tuning changes in a model's scores. dtype_deviation: what
+    failed: records, of those computed. deviation: what tuning and backend change in a model's scores. dtype_deviation: what
     a dtype other than float32 does, as `ChunkScorer` has it. deaths: why worker processes
     ended before their time.
     """

@@ -25,6 +25,9 @@ def bench(
     dtype: Annotated[
         str | None, typer.Option(help="float32, or bf16: scoring under autocast, areas move by some thousandths.")
     ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="torch, or openvino (an extra): who forwards altered images; checked to 1e-5.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     save_maps: Annotated[
@@ -71,8 +74,9 @@ def bench(
     values = read_toml(spec_file) if spec_file else {}
     flags = {
         "models": model, "methods": method, "metrics": metric, "protocol": protocol, "data": data, "limit": limit,
-        "target": target, "device": device, "dtype": dtype, "seed": seed, "threads": threads, "save_maps": save_maps,
-        "timing": timing, "timing_variants": timing_variant, "timing_batch": timing_batch, "repeats": repeats,
+        "target": target, "device": device, "dtype": dtype, "backend": backend, "seed": seed, "threads": threads,
+        "save_maps": save_maps, "timing": timing, "timing_variants": timing_variant, "timing_batch": timing_batch,
+        "repeats": repeats,
     }  # fmt: skip
     values |= {
         name: tuple(value) if isinstance(value, list) else value for name, value in flags.items() if value is not None

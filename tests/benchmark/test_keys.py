@@ -85,6 +85,7 @@ CHANGED = {
     "protocol": lambda: key_of(SPEC.model_copy(update={"protocol": "grid14"})),
     "target": lambda: key_of(SPEC.model_copy(update={"target": 3})),
     "dtype": lambda: key_of(SPEC.model_copy(update={"dtype": "float64"})),
+    "backend": lambda: key_of(SPEC.model_copy(update={"backend": "openvino"})),
     "seed": lambda: key_of(SPEC.model_copy(update={"seed": 1})),
     "pixels": lambda: key_of(chunk=first_sample(image=255 - CHUNK.samples[0].image)),
     "shape of the pixels": lambda: key_of(chunk=first_sample(image=CHUNK.samples[0].image.reshape(32, 128, 3))),

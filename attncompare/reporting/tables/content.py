@@ -157,6 +157,8 @@ def _notes(run: Gallery, found: Content) -> list[str]:
         what = f"First images of '{spec['data']}', timed and not scored, "
     if spec.get("dtype", "float32") != "float32":
         what += f"scored in {spec['dtype']}, "
+    if spec.get("backend", "torch") != "torch":
+        what += f"scored by {spec['backend']}, "
     where = f"{environment['device']}, {environment['threads']} threads"
     notes = [f"{what}target {spec['target']}, seed {spec['seed']}, {where}"]
     if counts:
