@@ -51,7 +51,7 @@ def test_the_batch_halves_down_to_one_and_nothing_is_lost(tmp_path, small, room_
     expected = run_benchmark(small, tmp_path / "undisturbed")
     sizes = room_for(1, error)
     run = run_benchmark(small, tmp_path / "run")
-    assert {8, 4, 2, 1} <= set(sizes)
+    assert {4, 2, 1} <= set(sizes)  # 8 are forwarded 4 at a time, unless an earlier test made torch keep memory
     assert run.failed == 0
     same_as(run, expected)
 
