@@ -10,15 +10,6 @@ from attncompare.metrics.perturbation import rank_units
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 NOISE = 0.01
 IMAGES_AT_ONCE = 8
-FILLS_AT_ONCE_ON_CPU = 3
-"""So many stay in its caches; a GPU takes all of them."""
-
-
-def _fill(images: Tensor, removed: Tensor) -> Tensor:
-    """linear_fill of as many images at a time as suits the device."""
-    at_once = FILLS_AT_ONCE_ON_CPU if images.device.type == "cpu" else len(images)
-    parts = zip(torch.split(images, at_once), torch.split(removed, at_once), strict=True)
-    return torch.cat([linear_fill(some, gone) for some, gone in parts])
 
 
 def imputed_scores(images: Tensor, maps: Tensor, target_score: Score, seed: int) -> Tensor:
@@ -29,14 +20,14 @@ def imputed_scores(images: Tensor, maps: Tensor, target_score: Score, seed: int)
     """
     units = maps[0].numel()
     counts = torch.tensor([round(share * units) for share in SHARES]).reshape(-1, 1)
+    noise = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(seed)).to(images) * NOISE
     found = []
     for start in range(0, len(images), IMAGES_AT_ONCE):
-        altered = []
-        for image, values in zip(images[start:][:IMAGES_AT_ONCE], maps[start:][:IMAGES_AT_ONCE], strict=True):
-            ranks = rank_units(values.flatten(), seed)
-            removed = (ranks < counts).reshape(len(SHARES), *values.shape).to(image.device)
-            noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(seed)).to(image) * NOISE
-            altered.append(_fill(image.expand(len(SHARES), -1, -1, -1), removed) + noise * removed[:, None])
-        which = torch.arange(start, start + len(altered), device=images.device).repeat_interleave(len(SHARES))
-        found.append(target_score(torch.cat(altered), which).reshape(-1, len(SHARES)))
+        some, valued = (each[start : start + IMAGES_AT_ONCE] for each in (images, maps))
+        ranks = torch.stack([rank_units(values.flatten(), seed) for values in valued])
+        removed = (ranks[:, None] < counts).reshape(-1, *maps.shape[1:]).to(images.device)
+        altered = linear_fill(some.repeat_interleave(len(SHARES), dim=0), removed)
+        altered.addcmul_(removed[:, None].to(noise), noise)
+        which = torch.arange(start, start + len(some), device=images.device).repeat_interleave(len(SHARES))
+        found.append(target_score(altered, which).reshape(-1, len(SHARES)))
     return torch.cat(found).cpu()

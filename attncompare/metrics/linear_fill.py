@@ -2,144 +2,223 @@
 
 Rong et al., arXiv:2202.00449, section 4.2: every removed pixel p satisfies sum_q w_pq (x_p - x_q) = 0 over its neighbours q
 inside the image, w = 1/6 beside and 1/12 across corners. Instead of a sparse direct solve for each image, the systems of a
-batch are solved together on their device: conjugate gradients, preconditioned by one multigrid cycle, from a first guess
-that is filled in from coarse to fine.
-"""
+batch are solved together on their device: conjugate gradients, preconditioned by one multigrid cycle (Trottenberg, Oosterlee
+and Schueller, Multigrid, 2001), from a first guess that is filled in from coarse to fine.
 
-from dataclasses import dataclass
+12 w is the window [1, 2, 1] x [1, 2, 1] less its centre, and remains so on coarser grids. There a cell of two by two is
+sought where any of its pixels is, and its tie to known values is the sum of theirs: a constant stays as hard to move.
+
+Memory, and views of it, are made once and used again: new pages, and views of small grids, cost more than the arithmetic.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 TOLERANCE = 1e-4
-"""The solution is accepted when a step changes no pixel by more; the error is then a fraction of it."""
+FASTEST = 0.2
+"""The error left is estimated from the last step, whose successors are taken to shrink by no better a factor than this."""
 MOST_STEPS = 60
-COARSEST = 14
-"""A grid whose shorter side is at most this is solved directly."""
+COARSEST = 64
+"""A grid of at most so many cells is solved directly."""
+AT_ONCE_ON_CPU = 3
+"""So many images stay in its caches; a GPU takes all of them."""
+
+Sums = tuple[tuple[Tensor, Tensor, int, Tensor], ...]
+"""To be made in turn: the first and so many times the second into the third."""
 
 
-@dataclass(frozen=True)
+def _add(sums: Sums) -> None:
+    for one, other, times, out in sums:
+        torch.add(one, other, alpha=times, out=out)
+
+
+def _inner(x: Tensor) -> Tensor:
+    return x[..., 1:-1, 1:-1]
+
+
+def _part(room: Tensor, *shape: int) -> Tensor:
+    return room.view(-1)[: torch.Size(shape).numel()].view(shape)
+
+
+def _window(x: Tensor, out: Tensor, room: Tensor) -> Sums:
+    """Sums under [1, 2, 1] x [1, 2, 1], framed: those of two by two, twice."""
+    *batch, high, wide = x.shape
+    pairs, fours = _part(room[0], *batch, high, wide - 1), _part(room[1], *batch, high - 1, wide - 1)
+    again = _part(room[0], *batch, high - 1, wide - 2)
+    return (
+        (x[..., 1:], x[..., :-1], 1, pairs),
+        (pairs[..., 1:, :], pairs[..., :-1, :], 1, fours),
+        (fours[..., 1:], fours[..., :-1], 1, again),
+        (again[..., 1:, :], again[..., :-1, :], 1, _inner(out)),
+    )
+
+
+def _cells(x: Tensor, out: Tensor, room: Tensor) -> Sums:
+    """Sums of two by two, framed, onto the coarser grid."""
+    rows = _part(room[0], *x.shape[:2], out.shape[2] - 2, x.shape[3])
+    return (x[..., 1:-1:2, :], x[..., 2::2, :], 1, rows), (rows[..., 1:-1:2], rows[..., 2::2], 1, _inner(out))
+
+
+def _between(cells: Tensor, out: Tensor, room: Tensor) -> Sums:
+    """16 times the values bilinear between the centres of framed cells, onto the finer grid; no frame."""
+    rows = _part(room, *cells.shape[:2], out.shape[2], cells.shape[3])
+    return (
+        (cells[..., :-2, :], cells[..., 1:-1, :], 3, rows[..., ::2, :]),
+        (cells[..., 2:, :], cells[..., 1:-1, :], 3, rows[..., 1::2, :]),
+        (rows[..., :-2], rows[..., 1:-1], 3, out[..., ::2]),
+        (rows[..., 2:], rows[..., 1:-1], 3, out[..., 1::2]),
+    )
+
+
 class Grid:
-    """One resolution of the systems, with room to work in, so that no step allocates.
+    """One resolution of the systems of n images, and the coarser ones under it.
 
-    sought: (n,1,h,w) 1 where a value is sought, else 0. degree: (1,1,h,w) 12 times the weights of the neighbours inside.
-    sweep, spread: (n,1,h,w) 1 / degree, and 1 / the window's sum inside, where a value is sought, else 0.
-    across, rest: (n,C,h,w) scratch.
+    Tensors lie in a frame of zeros one wide, for what is outside the image. known, sought: (n,1,h,w) how many pixels of the
+    cell are known; 1 where a value is sought. ties: (n,1,h,w) 12 times the weights to known pixels. diagonal: (n,1,h,w) of
+    the matrix, plus 4 for the centre of the window. sweep: (n,1,h,w) 1 / diagonal of the matrix, where a value is sought.
+    share, spread: (1,1,h,w) what bilinear sums are multiplied by, (n,1,h,w) the same where a value is sought.
+    x, right, rest: (n,C,h,w).
     """
 
-    sought: Tensor
-    degree: Tensor
-    sweep: Tensor
-    spread: Tensor
-    across: Tensor
-    rest: Tensor
+    def __init__(self, like: Tensor, high: int, wide: int) -> None:
+        n, channels = like.shape[:2]
+        self.masks = like.new_zeros(6, n, 1, high + 2, wide + 2)
+        self.known, self.sought, self.ties, self.diagonal, self.sweep, self.spread = self.masks
+        self.x: Tensor
+        self.rest: Tensor
+        self.x, self.right, self.rest = like.new_zeros(3, n, channels, high + 2, wide + 2)
+        self.room = like.new_empty(2, n, channels, high + 2, wide + 2)
+        self.window = _window(self.x, self.rest, self.room)
+        self.inner_x, self.inner_spread = _inner(self.x), _inner(self.spread)
+        self.coarse: Grid | None = None
+        self.share = like.new_zeros(1, 1, high + 2, wide + 2)
+        if high * wide > COARSEST:
+            half, across = (high + 1) // 2, (wide + 1) // 2
+            self.coarse = Grid(like, half, across)
+            fine = _part(self.room[1], n, channels, 2 * half, 2 * across)
+            self.down = _cells(self.rest, self.coarse.right, self.room)
+            self.up = _between(self.coarse.x, fine, self.room[0])
+            self.raised = fine[..., :high, :wide]
+            _inner(self.coarse.x).fill_(1)
+            _add(self.up)
+            _inner(self.share).copy_(1 / self.raised[:1, :1])
 
-    @staticmethod
-    def of(sought: Tensor, inside: Tensor, channels: int) -> "Grid":
-        """inside: (1,1,h,w) 1 for pixels of the image, 0 for what was added to make the sides divisible."""
-        degree, sums = torch.empty_like(inside), torch.empty_like(inside)
-        _neighbours(inside, sums, degree)
-        _sums_of_nine(inside, sums.clone(), sums)
-        degree.clamp_(min=1)
-        rooms = [sought.new_empty(len(sought), channels, *sought.shape[2:]) for _ in range(2)]
-        return Grid(sought, degree, sought / degree, sought / sums.clamp(min=1), *rooms)
+    def prepare(self) -> None:
+        """Derive the masks of this grid and of the coarser ones from `known`, `sought` and `ties`."""
+        _add(_window(self.sought, self.diagonal, self.room))
+        self.diagonal.mul_(self.sought).add_(self.ties)
+        torch.sub(self.diagonal, 4, out=self.sweep).clamp_(min=1).reciprocal_().mul_(self.sought)
+        torch.mul(self.sought, self.share, out=self.spread)
+        if self.coarse is None:
+            self.inverse = _inverse(self)
+            return
+        for fine, coarse in zip(self.masks[:3], self.coarse.masks[:3], strict=True):
+            _add(_cells(fine, coarse, self.room))
+        self.coarse.sought.clamp_(max=1)
+        self.coarse.prepare()
 
-    def residual(self, x: Tensor, right: Tensor) -> Tensor:
-        """Right side less matrix times x, valid where a value is sought; lives in `rest` until the next call."""
-        _neighbours(x, self.across, self.rest)
-        torch.mul(x, self.degree, out=self.across)
-        return self.rest.sub_(self.across).add_(right)
+    def guess(self) -> Tensor:
+        """Set x, from the sums of known values in `right`: their mean in a cell, else between those of the coarser grid."""
+        mask = self.rest[:, :1]
+        if self.coarse is None:
+            mean = self.right.sum((2, 3), keepdim=True) / self.known.sum((2, 3), keepdim=True)
+            self.inner_x.copy_(mean.expand_as(self.inner_x))
+        else:
+            _add(_cells(self.right, self.coarse.right, self.room))
+            self.coarse.guess()
+            _add(self.up)
+            torch.mul(_inner(self.share), self.raised, out=self.inner_x)
+        self.x.mul_(torch.eq(self.known, 0, out=mask))
+        self.x.addcdiv_(self.right, torch.clamp(self.known, min=1, out=mask))
+        return self.x
 
-    def finer(self, coarse: Tensor) -> Tensor:
-        """(n,C,h/2,w/2) -> (n,C,h,w) bilinear once times `spread`; lives in `rest`: each cell's value, then the sums."""
-        n, channels, high, wide = coarse.shape
-        cells = self.across.view(n, channels, high, 2, wide, 2)
-        cells.copy_(coarse[:, :, :, None, :, None].expand_as(cells))
-        filled = self.across.clone()
-        _sums_of_nine(filled, self.across, self.rest)
+    def residual(self) -> Tensor:
+        """Right side less matrix times x, of no meaning where nothing is sought; lives in `rest` until the next call."""
+        _add(self.window)
+        self.rest.addcmul_(self.diagonal, self.x, value=-1).add_(self.right)
         return self.rest
 
-
-def _sums_of_nine(x: Tensor, across: Tensor, out: Tensor) -> None:
-    """Give x under the window [1, 2, 1] x [1, 2, 1]; what lies outside counts 0."""
-    torch.mul(x, 2, out=across)
-    across[..., 1:] += x[..., :-1]
-    across[..., :-1] += x[..., 1:]
-    torch.mul(across, 2, out=out)
-    out[..., 1:, :] += across[..., :-1, :]
-    out[..., :-1, :] += across[..., 1:, :]
-
-
-def _neighbours(x: Tensor, across: Tensor, out: Tensor) -> None:
-    """Give sum_q 12 w_q x_q over the 8 neighbours.
-
-    12 w is the window less its centre: whole numbers, so that a constant is no residual to the last bit.
-    """
-    _sums_of_nine(x, across, out)
-    out.sub_(x, alpha=4)
-
-
-def _sum_of_four(x: Tensor) -> Tensor:
-    rows = x[..., ::2, :] + x[..., 1::2, :]
-    return rows[..., ::2] + rows[..., 1::2]
-
-
-@dataclass(frozen=True)
-class Pyramid:
-    """Ever coarser systems, and the inverse (n,hw,hw) of the coarsest one."""
-
-    grids: tuple[Grid, ...]
-    inverse: Tensor
-
-    @staticmethod
-    def of(sought: Tensor, inside: Tensor, channels: int) -> "Pyramid":
-        """A cell of four is sought where all its pixels inside the image are."""
-        grids = [Grid.of(sought, inside, channels)]
-        while min(sought.shape[2:]) > COARSEST and all(side % 2 == 0 for side in sought.shape[2:]):
-            known = _sum_of_four(inside * (1 - sought)) > 0
-            inside = (_sum_of_four(inside) > 0).to(sought)
-            sought = inside * ~known
-            grids.append(Grid.of(sought, inside, channels))
-        return Pyramid(tuple(grids), _inverse(grids[-1]))
-
-    def cycle(self, right: Tensor, level: int = 0) -> Tensor:
-        """One V-cycle from zero, one sweep before and one after the coarser grid: an approximate solution."""
-        grid = self.grids[level]
-        if level == len(self.grids) - 1:
-            return (self.inverse @ right.flatten(2).mT).mT.reshape(right.shape)
-        x = grid.sweep * right
-        coarser = self.grids[level + 1]
-        left = _sum_of_four(grid.residual(x, right).mul_(grid.sought)).mul_(coarser.sought)
-        x.addcmul_(grid.spread, grid.finer(self.cycle(left, level + 1)))
-        return x.addcmul_(grid.sweep, grid.residual(x, right))
+    def cycle(self, visits: int = 1) -> Tensor:
+        """Set x to an approximate solution for `right`: a sweep of Jacobi's, the coarser grids, a sweep."""
+        if self.coarse is None:
+            right = _inner(self.right)
+            self.inner_x.copy_((self.inverse @ right.flatten(2).mT).mT.view(right.shape))
+            return self.x
+        torch.mul(self.right, self.sweep, out=self.x)
+        for _ in range(visits):
+            self.residual().mul_(self.sought)
+            _add(self.down)
+            self.coarse.cycle(visits=2)
+            _add(self.up)
+            self.inner_x.addcmul_(self.inner_spread, self.raised)
+        self.x.addcmul_(self.sweep, self.residual())
+        return self.x
 
 
 def _inverse(grid: Grid) -> Tensor:
     """(n,hw,hw) the inverse of a small system, 0 where nothing is sought."""
-    count = grid.sought[0].numel()
-    basis = torch.eye(count, dtype=grid.sought.dtype, device=grid.sought.device).reshape(
-        1, count, *grid.sought.shape[2:]
-    )
-    sums = torch.empty_like(basis)
-    _neighbours(basis, torch.empty_like(basis), sums)
-    matrix = torch.diag(grid.degree.flatten()) - sums.reshape(count, count)
-    sought = grid.sought.flatten(1)
+    high, wide = grid.inner_x.shape[2:]
+    basis = F.pad(torch.eye(high * wide).to(grid.x).view(-1, 1, high, wide), (1, 1, 1, 1))
+    sums = torch.zeros_like(basis)
+    _add(_window(basis, sums, torch.empty_like(torch.stack((basis, basis)))))
+    sought, diagonal = (_inner(each).flatten(1) for each in (grid.sought, grid.diagonal))
     both = sought[:, :, None] * sought[:, None, :]
-    lower = torch.linalg.cholesky(both * matrix + torch.diag_embed(1 - sought))
-    inverse: Tensor = torch.cholesky_inverse(lower)
+    matrix = torch.diag_embed(diagonal + 1 - sought) - both * _inner(sums).reshape(high * wide, -1)
+    inverse: Tensor = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
     return inverse * both
 
 
-def _guess(values: Tensor, weight: Tensor) -> Tensor:
-    """Values where they are known; elsewhere the mean of the cell of a coarser grid. weight: (n,1,h,w) of what is known."""
-    if min(values.shape[2:]) <= COARSEST or any(side % 2 for side in values.shape[2:]):
-        mean = (values * weight).sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True)
-        return torch.where(weight > 0, values, mean)
-    total = _sum_of_four(weight)
-    means = _sum_of_four(values * weight) / total.clamp(min=1)
-    filled = F.interpolate(_guess(means, total), scale_factor=2, mode="bilinear", align_corners=False)
-    return torch.where(weight > 0, values, filled)
+class Solver:
+    """Solves the systems of n images (n,C,H,W) of one size at a time."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.grid = Grid(like, like.shape[2], like.shape[3])
+        self.filled, self.step, self.product = like.new_zeros(3, *self.grid.x.shape)
+        self.window = _window(self.step, self.product, self.grid.room)
+
+    def fill(self, images: Tensor, removed: Tensor) -> Tensor:
+        """linear_fill, into memory that the next call writes to."""
+        grid = self.grid
+        _inner(grid.sought).copy_(removed[:, None])
+        torch.sub(1, _inner(grid.sought), out=_inner(grid.known))
+        _add(_window(grid.known, grid.ties, grid.room))
+        grid.ties.mul_(grid.sought)
+        grid.prepare()
+        torch.mul(images, _inner(grid.known), out=_inner(grid.right))
+        self.filled.copy_(grid.guess())
+        grid.right.zero_()
+        _inner(grid.right).copy_(_inner(grid.residual()))  # the frame of `rest` is not zero
+        self._settle()
+        return _inner(self.filled)
+
+    def _dot(self, a: Tensor, b: Tensor) -> Tensor:
+        """(n,C,1,1) the sum of products per image and channel."""
+        return torch.mul(a, b, out=self.grid.rest).sum((2, 3), keepdim=True)
+
+    def _settle(self) -> None:
+        """Flexible conjugate gradients on the residual, the grid's `right`, until `filled` is within half of TOLERANCE."""
+        grid, step, product, left = self.grid, self.step, self.product, self.grid.right
+        grid.cycle()
+        step.copy_(grid.x)
+        gain, before = self._dot(left, step), None
+        for _ in range(MOST_STEPS):
+            _add(self.window)
+            product.addcmul_(grid.diagonal, step, value=-1)  # minus the matrix times the step
+            length = torch.where(gain > 0, -gain / self._dot(step, product), 0)
+            self.filled.addcmul_(length, step)
+            change = length.abs() * torch.maximum(step.amax((2, 3), keepdim=True), -step.amin((2, 3), keepdim=True))
+            before = 2 * change if before is None else before
+            rate = torch.where(change > 0, change / before, 0).clamp(FASTEST, 0.99)
+            if float((change * rate / (1 - rate)).max()) <= TOLERANCE / 2:
+                return
+            before = change
+            left.addcmul_(length, product)
+            grid.cycle()
+            turn = torch.where(gain > 0, length * self._dot(grid.x, product) / gain, 0)
+            torch.addcmul(grid.x, step, turn, out=step)
+            gain = self._dot(left, step)
+        raise ArithmeticError("linear imputation did not settle")
 
 
 def linear_fill(images: Tensor, removed: Tensor) -> Tensor:
@@ -147,41 +226,11 @@ def linear_fill(images: Tensor, removed: Tensor) -> Tensor:
 
     Raises ArithmeticError if the solution does not settle, which no mask was seen to do.
     """
-    height, width = images.shape[2:]
-    multiple = 2 ** max(0, ((min(height, width) - 1) // COARSEST).bit_length())
-    padding = (0, -width % multiple, 0, -height % multiple)
-    inside = F.pad(images.new_ones(1, 1, height, width), padding)
-    sought = F.pad(removed.to(images)[:, None], padding)
-    known = F.pad(images, padding) * (1 - sought)
-    x = _guess(known, inside * (1 - sought)) * inside
-    # The first residual in float64: of values near 1 its rounding, times the condition of the system, would show.
-    pyramid = Pyramid.of(sought, inside, images.shape[1])
-    exact, sums = x.double(), torch.empty_like(x, dtype=torch.float64)
-    _neighbours(exact, torch.empty_like(sums), sums)
-    _settle(pyramid, x, sums.sub_(exact * pyramid.grids[0].degree).mul_(sought).to(x))
-    return x[..., :height, :width]
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """(n,C,1,1) the sum of products per image and channel, without a tensor of products."""
-    products: Tensor = torch.linalg.vecdot(a.flatten(2), b.flatten(2))
-    return products[..., None, None]
-
-
-def _settle(pyramid: Pyramid, x: Tensor, left: Tensor) -> None:
-    """Flexible conjugate gradients on the residual `left`, until x changes by no more than TOLERANCE."""
-    fine, zero = pyramid.grids[0], torch.zeros_like(x)
-    better = pyramid.cycle(left)
-    step, gain = better.clone(), _dot(left, better)
-    for _ in range(MOST_STEPS):
-        image = fine.residual(step, zero).mul_(fine.sought).clone()  # minus the matrix times the step
-        length = torch.where(gain > 0, -gain / _dot(step, image), 0)
-        x.addcmul_(length, step)
-        if float((length * step.flatten(2).norm(float("inf"), dim=2)[..., None, None]).abs().max()) <= TOLERANCE:
-            return
-        left.addcmul_(length, image)
-        better = pyramid.cycle(left)
-        turn = torch.where(gain > 0, length * _dot(better, image) / gain, 0)
-        step = step.mul_(turn).add_(better)
-        gain = _dot(left, step)
-    raise ArithmeticError("linear imputation did not settle")
+    filled, solver = images.new_empty(images.shape), None
+    at_once = AT_ONCE_ON_CPU if images.device.type == "cpu" else len(images)
+    for start in range(0, len(images), at_once):
+        some, gone = images[start : start + at_once], removed[start : start + at_once]
+        if solver is None or len(solver.filled) != len(some):
+            solver = Solver(some)
+        filled[start : start + at_once] = solver.fill(some, gone)
+    return filled
