@@ -2,8 +2,10 @@
 
 Two yardsticks in the same process and rounds: L, the same number of images forwarded bare in the same mode and batches; and
 R, the loop of RISE's own code written plainly (batch 1, default layout, an argsort and a copy per step). Each row is CPU
-time of the process, 2 threads, passive OpenMP, interleaved rounds; median, minimum and maximum. The whole is run in two
-processes, as a library call that sets nothing, and tuned (attncompare.tuning). Areas of R and engine must agree to 1e-6.
+time of the process, 2 threads, passive OpenMP, interleaved rounds; median, minimum and maximum. The whole is run in three
+processes: as a library call that sets nothing, tuned (attncompare.tuning), and with backend openvino in a process that keeps
+its memory. "R / engine" always has the loop of the library process, which is torch's; the third process runs it once, for
+its areas. Areas of R and engine must agree to 1e-6, with openvino to 1e-5.
 
 Writes benchmarks/results/speed_scores.csv; `--models`, `--steps`, `--rounds` and `--maps` make it smaller or larger.
 """
@@ -27,7 +29,9 @@ import torch
 from torch import Tensor
 
 import attncompare as ac
-from attncompare.benchmark.evidence import images_a_pass, target_scorer
+from attncompare.benchmark.evidence import Passes, images_a_pass, target_scorer
+from attncompare.benchmark.openvino import openvino_forward
+from attncompare.benchmark.records import Backend
 from attncompare.benchmark.scoring import fixed_target
 from attncompare.metrics._base import Evidence
 from attncompare.metrics.imputation import SHARES, imputed_scores
@@ -38,6 +42,9 @@ from attncompare.tuning import Tuning, arranged, tune
 MODELS = ("torchvision/resnet18@random", "torchvision/resnet50@random", "timm/vit_tiny_patch16_224@random",
           "timm/vit_base_patch16_224@random", "offline/efficientnet_lite0")  # fmt: skip
 BATCH = 8
+MODES = {"library": "torch", "tuned": "torch", "openvino": "openvino"}
+"""Process -> backend."""
+AGREEMENT = {"torch": 1e-6, "openvino": 1e-5}
 CURVES = (Evidence.DELETION_CURVE, Evidence.INSERTION_CURVE)
 
 
@@ -64,7 +71,7 @@ def cpu_of(run: Callable[[], object]) -> tuple[float, object]:
     return time.process_time() - start, result
 
 
-def measure(name: str, steps: int, rounds: int, maps: int) -> list[dict[str, object]]:
+def measure(name: str, steps: int, rounds: int, maps: int, backend: Backend) -> list[dict[str, object]]:
     model = ac.load_model(name)
     model.model.requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
@@ -77,7 +84,8 @@ def measure(name: str, steps: int, rounds: int, maps: int) -> list[dict[str, obj
     with torch.no_grad():
         target = fixed_target(model, image, None)
         index = torch.zeros(1, dtype=torch.int64)
-        score = target_scorer(model, target, index)
+        score = target_scorer(model, target, index, passes=Passes(backend=backend))
+        forward = model.forward if backend == "torch" else openvino_forward(model)
         base, blurred = (baseline_images(image, kind, mean) for kind in ("mean", "blur"))
         count = 3 + maps * 2 * (steps - 1)
         together = images_a_pass(image.device, BATCH)
@@ -86,7 +94,7 @@ def measure(name: str, steps: int, rounds: int, maps: int) -> list[dict[str, obj
 
         def bare() -> None:
             for size in [together] * full + [rest] * bool(rest):
-                model.forward(batch[:size])
+                forward(batch[:size])
 
         def engine():
             return perturbation_curves(score, image, drawn, protocol, CURVES, mean=mean, batch_size=BATCH)
@@ -106,10 +114,13 @@ def measure(name: str, steps: int, rounds: int, maps: int) -> list[dict[str, obj
         found = {}
         for number in range(rounds + 1):
             for key, job in jobs.items():
+                if number and key == "R" and backend != "torch":
+                    continue  # the plain loop has no backend
                 spent, found[key] = cpu_of(job)
                 times[key] += [spent] if number else []  # the first round warms up
     ours = [float(area_under_curve(found["engine"]["0"][curve])) for curve in CURVES]
     worst = max(abs(a - b) for a, b in zip(ours, found["R"], strict=True))
+    assert worst <= AGREEMENT[backend], f"{name}: areas of R and engine are {worst:.1e} apart"
     images = {"L": count, "engine": count, "R": 2 * (steps + 1), "road": len(SHARES)}
     return [
         {
@@ -117,7 +128,7 @@ def measure(name: str, steps: int, rounds: int, maps: int) -> list[dict[str, obj
             "median_ms": statistics.median(spent) / images[key] * 1e3, "min_ms": min(spent) / images[key] * 1e3,
             "max_ms": max(spent) / images[key] * 1e3,
         }
-        for key, spent in times.items()
+        for key, spent in times.items() if spent
     ]  # fmt: skip
 
 
@@ -135,19 +146,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--maps", type=int, default=2)
-    parser.add_argument("--only", choices=("library", "tuned"), help="used by the script itself")
+    parser.add_argument("--only", choices=MODES, help="used by the script itself")
     arguments = parser.parse_args()
     if arguments.only:
         torch.set_num_threads(2)
-        if arguments.only == "tuned":
-            tune(Tuning(keep_memory=True, channels_last=True))
+        if arguments.only != "library":
+            tune(Tuning(keep_memory=True, channels_last=arguments.only == "tuned"))
         for name in arguments.models:
-            for row in measure(name, arguments.steps, arguments.rounds, arguments.maps):
+            for row in measure(name, arguments.steps, arguments.rounds, arguments.maps, MODES[arguments.only]):
                 print(json.dumps(row), flush=True)
         return
     found = []
     for name in arguments.models:  # model by model, so that what is measured is kept if the rest is cut short
-        for mode in ("library", "tuned"):
+        for mode in MODES:
             found += one_process(arguments, name, mode)
         write(pd.DataFrame(found))
 

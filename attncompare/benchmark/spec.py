@@ -22,7 +22,7 @@ class BenchmarkSpec(BaseModel):
     target: "argmax" (the model's choice on the clean image), "label", a class index, "class:NAME", "embedding" or
     "text:PROMPT" (an image-text pair such as CLIP). timing: also time every method, `repeats` times and at least
     `timing_seconds`, `timing_batch` images at once, under each of `timing_variants` (fp32, bf16, compile). dtype: "bf16"
-    scores altered images under autocast, which moves areas by some thousandths; how far is measured on the first images and
+    scores altered images under autocast, moving areas by up to some hundredths; how far is measured on the first images and
     kept in run.json. backend: "openvino" (the extra of that name) forwards altered images in float32 on the CPU; scores of
     the first images must be torch's to 1e-5. save_maps: keep maps, heads of every block, channels of every stage, and
     thumbnails for the report.

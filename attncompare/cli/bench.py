@@ -23,7 +23,7 @@ def bench(
     option: Options = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, or bf16: scoring under autocast, areas move by some thousandths.")
+        str | None, typer.Option(help="float32, or bf16: scoring under autocast, areas move by up to some hundredths.")
     ] = None,
     backend: Annotated[
         str | None, typer.Option(help="torch, or openvino (an extra): who forwards altered images; checked to 1e-5.")
