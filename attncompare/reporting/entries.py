@@ -1,6 +1,5 @@
 """What the report's image browser shows of one image: pictures, maps, curves, layers, and reasons for what is missing."""
 
-import io
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,9 +9,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from attncompare.benchmark.layer_maps import LayerMap, LayerMaps
+from attncompare.benchmark.layer_maps import LayerMaps
 from attncompare.benchmark.records import REPORTED_MEASURES
 from attncompare.data.images import to_tensor
 from attncompare.methods._base import methods
@@ -20,13 +18,11 @@ from attncompare.metrics._base import Evidence, metrics
 from attncompare.metrics.perturbation import baseline_images, change_step, ends_of, rank_units
 from attncompare.metrics.protocols import Baseline, Protocol
 from attncompare.reporting.gallery import Gallery, enlarged
-from attncompare.reporting.levels import EXACT, LEVELS, Levels, as_text, grey_png, png_uri
-from attncompare.reporting.overlay import is_signed, pixels_of, scale_of, to_unit
+from attncompare.reporting.layer_entry import layer_entry
+from attncompare.reporting.levels import EXACT, LEVELS, SMALL, Levels, as_text
+from attncompare.reporting.overlay import is_signed, pixels_of, scale_of
+from attncompare.reporting.pictures import LOSSLESS, WEBP, photo, webp
 
-LOSSLESS = 128
-"""Pictures with a longer side than this are kept as JPEG."""
-LAYER_SIDE = 48
-"""Maps of layers are reduced to at most this side."""
 KINDS = {
     Evidence.DELETION_CURVE: "deletion",
     Evidence.INSERTION_CURVE: "insertion",
@@ -43,6 +39,8 @@ class Entries:
 
     run: Gallery
     layers: LayerMaps
+    exact: bool = True
+    """Whether pictures are kept as they are, photos nearly; else photos and large maps are WebP, a third of the size."""
 
     @staticmethod
     def of(run: Gallery) -> "Entries":
@@ -84,9 +82,19 @@ class Entries:
             return f"Protocol {protocol.name}: {cells} change, in the order that was scored."
         return (
             f"Protocol {protocol.name}: pixels change in the order of the map, ties in the seeded order of the run. "
-            "The page orders them itself, from the map enlarged bilinearly. Of maps with more than "
-            f"{EXACT} values it keeps {LEVELS} levels, which lie between the steps where the map is as large as the "
-            "image; of others the order may differ a little."
+            f"The page orders them itself, from the map enlarged bilinearly. {self._kept}"
+        )
+
+    @property
+    def _kept(self) -> str:
+        if self.exact:
+            return (
+                f"Of maps with more than {EXACT} values it keeps {LEVELS} levels, which lie between the steps where the "
+                "map is as large as the image; of others the order may differ a little."
+            )
+        return (
+            f"Of maps with more than {SMALL} values it keeps a WebP picture of quality {WEBP}, which ends at the ends of "
+            "the colour scale: which pixels have changed is then approximate. The scores are those of the map itself."
         )
 
     @cached_property
@@ -169,12 +177,12 @@ class Entries:
             "score": round(float(scores[0]), 4) if scores else None,
             "size": picture.shape[:2],
             "steps": self.protocol.count(picture.shape[:2]),
-            "picture": _shared(_picture(picture), shared),
-            "exact": max(picture.shape) <= LOSSLESS,
+            "picture": _shared(photo(picture, self.exact), shared),
+            "kept": "" if max(picture.shape) <= LOSSLESS else "JPEG" if self.exact else "WebP",
             "baselines": self._baselines(model, picture, shared),
             "maps": maps,
             "missing": missing,
-            "layers": [_layer(one) for one in self.layers.of(model, image)],
+            "layers": [layer_entry(one, self.exact) for one in self.layers.of(model, image)],
             "no_layers": self.layers.refused(model) or "The run kept no layers; run it again with --save-maps.",
         }
 
@@ -196,16 +204,20 @@ class Entries:
     ) -> dict[str, Any]:
         """A map, its scores and its curves."""
         full = enlarged(values, size)
-        by_pixel = self.protocol.cells is None and values.shape == size
-        levels = Levels.of(values, self.protocol.count(size) if by_pixel else None, self.seed)
+        low, high = scale = [float(f"{end:.6g}") for end in scale_of(full)]
+        if self.exact or values.size <= SMALL:
+            by_pixel = self.protocol.cells is None and values.shape == size
+            levels = Levels.of(values, self.protocol.count(size) if by_pixel else None, self.seed)
+            kept = {"levels": levels.text(), "values": as_text(levels.value.astype("<f4").tobytes())}
+        else:  # 256 levels from one end of the colour scale to the other
+            kept = {"levels": webp(np.clip((values - low) / (high - low) * 255, 0, 255)), "values": ""}
         rows, wanted = self._rows[model, method, image], {*self.run.metric_names(), *REPORTED_MEASURES}
         rows = [row for row in rows if row.status == "ok"]
         return {
             "control": methods.get(method).control,
             "grid": values.shape,
-            "levels": levels.text(),
-            "values": as_text(levels.value.astype("<f4").tobytes()),
-            "scale": [float(f"{end:.6g}") for end in scale_of(full)],
+            **kept,
+            "scale": scale,
             "signed": is_signed(full),
             "scores": {row.measure: round(float(row.value), 4) for row in rows if row.measure in wanted},
             "curves": {row.measure: _curve(row.curve) for row in rows if row.measure in self.curves},
@@ -232,7 +244,7 @@ class Entries:
         if mean is None:  # a run folder of an earlier version
             return {}
         clean = to_tensor(picture)[None]
-        return {kind: _shared(_picture(_baseline(clean, kind, mean)), shared) for kind in sorted(kinds)}
+        return {kind: _shared(photo(_baseline(clean, kind, mean), self.exact), shared) for kind in sorted(kinds)}
 
 
 def _baseline(clean: torch.Tensor, kind: Baseline, mean: list[float]) -> NDArray[np.uint8]:
@@ -245,46 +257,8 @@ def _shared(uri: str, shared: dict[str, str]) -> str:
     return shared.setdefault(uri, str(len(shared)))
 
 
-def _picture(picture: NDArray[np.uint8]) -> str:
-    """A picture (H,W,3) as a data: URI, without loss unless it is large."""
-    buffer = io.BytesIO()
-    if max(picture.shape) <= LOSSLESS:
-        Image.fromarray(picture).save(buffer, "PNG", optimize=True)
-        return png_uri(buffer.getvalue())
-    Image.fromarray(picture).save(buffer, "JPEG", quality=92, subsampling=0, optimize=True)
-    return "data:image/jpeg;base64," + as_text(buffer.getvalue())
-
-
 def _curve(scores: NDArray[np.float32]) -> str:
     return as_text(np.rint(np.clip(scores, -1, 1) * CURVE_UNIT).astype("<i2").tobytes())
-
-
-def _layer(one: LayerMap) -> dict[str, Any]:
-    """A layer's maps, each scaled by its own `scale_of`, one below the other in one picture; of heads first their mean."""
-    maps = one.maps if one.kind == "channel" else np.concatenate([one.maps.mean(axis=0, keepdims=True), one.maps])
-    index = [int(i) for i in one.index] if one.kind == "channel" else [-1, *map(int, one.index)]
-    small = [_reduced(values) for values in maps]
-    units = [np.rint(to_unit(values) * 255).astype(np.uint8) for values in small]
-    return {
-        "layer": one.layer,
-        "kind": one.kind,
-        "index": index,
-        "grid": small[0].shape,
-        "png": png_uri(grey_png(np.concatenate(units))),
-        "signed": [is_signed(values) for values in small],
-        "mean": [float(f"{values.mean():.4g}") for values in maps],
-        "peak": [float(f"{values.max():.4g}") for values in maps],
-    }
-
-
-def _reduced(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(h,w) at most LAYER_SIDE on a side, by the mean of the places that fall together."""
-    h, w = values.shape
-    if max(h, w) <= LAYER_SIDE:
-        return values
-    size = tuple(max(1, side * LAYER_SIDE // max(h, w)) for side in (h, w))
-    reduced = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(values)[None, None], size)
-    return np.asarray(reduced[0, 0].numpy(), dtype=np.float32)
 
 
 def entries_of(runs: list[Entries]) -> Iterator[tuple[int, str]]:

@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import sha256
 from importlib.resources import files
 from typing import Any
@@ -18,23 +19,29 @@ from attncompare.reporting.entries import Entries, entries_of
 from attncompare.reporting.gallery import Gallery
 from attncompare.reporting.levels import as_text
 from attncompare.reporting.overlay import DIVERGING, SEQUENTIAL
+from attncompare.reporting.pictures import WEBP
 from attncompare.reporting.sections import section
 
 MOST_INSIDE = 9_500_000
-"""Characters of images that the file holds, which with plotly's 4.8 MB stays below 15 MB; more go to a folder beside it."""
+"""Characters of images that the file holds, which with plotly's 4.8 MB and the charts stays below 15 MB."""
 BESIDE = "report_images"
 SCRIPTS = ("maps.js", "page.js", "browser.js", "apart.js", "layers.js")
 
 
-def write_report(folder: Location, *, also: Sequence[Location] = (), most_inside: int | None = MOST_INSIDE) -> Location:
+def write_report(
+    folder: Location, *, also: Sequence[Location] = (), most_inside: int | None = MOST_INSIDE, exact: bool = False
+) -> Location:
     """Write report.html into a run (with further runs, such as the demo's photos) and return its path or URL.
 
-    most_inside: how many characters of images the file may hold; when they are more, they go to the folder report_images
-    beside it and are read as they are asked for. None puts everything into the one file.
+    most_inside: how many characters of images the file may hold. When they are more, photos and large maps are kept with
+    some loss, which the page says; when they still are, they go to the folder report_images beside it and are read as
+    they are asked for. None puts everything into the one file. exact: whether they never lose anything.
     """
-    runs = [Gallery.open(path) for path in (folder, *also)]
-    shown = [Entries.of(run) for run in runs]
-    entries = [json.dumps(shown[number].entry(image), separators=(",", ":")) for number, image in entries_of(shown)]
+    shown = [Entries.of(Gallery.open(path)) for path in (folder, *also)]
+    entries = _entries(shown, None if exact else most_inside)
+    if entries is None:
+        shown = [replace(one, exact=False) for one in shown]
+        entries = _entries(shown, None) or []
     outside = most_inside is not None and sum(map(len, entries)) > most_inside
     sections = [section(one, number) for number, one in enumerate(shown)]
     charts = [chart.variants for one in sections for group in one["groups"] for chart in group["charts"]]
@@ -52,12 +59,24 @@ def write_report(folder: Location, *, also: Sequence[Location] = (), most_inside
         labels=[[chart["label"] for chart in group] for group in charts],
         entries=[] if outside else [json.loads(entry) for entry in entries],
         images=len(entries),
+        webp=None if all(one.exact for one in shown) else WEBP,
         data=_data(shown, charts),
     )
     out = RunFolder(folder)
     _write_beside(out, entries if outside else [])
     out.write("report.html", page.encode())
     return out.full("report.html")
+
+
+def _entries(shown: list[Entries], most: int | None) -> list[str] | None:
+    """Every image as JSON; None as soon as they are more than so many characters."""
+    found, size = [], 0
+    for number, image in entries_of(shown):
+        found.append(json.dumps(shown[number].entry(image), separators=(",", ":")))
+        size += len(found[-1])
+        if most is not None and size > most:
+            return None
+    return found
 
 
 def _template(name: str) -> str:

@@ -113,6 +113,15 @@ def test_a_link_keeps_its_state(page, open_page, report):
         assert pixels(again, selector) == pixels(page, selector)
 
 
+@pytest.mark.parametrize("number", ["x", "-3", "1.5"])
+def test_a_link_that_someone_mangled_opens_the_page(open_page, report, number):
+    numbers = "&".join(f"{name}={number}" for name in ("target", "opacity", "step", "layer", "part"))
+    page = open_page(report, f"#image=nope&{numbers}&of=none&by=none&inside=none&view=none&theme=none")
+    assert page.input_value("#image") == "0" and page.locator("#view h3").count() == 2
+    assert page.locator("#apart-view canvas").count() == 2 and page.locator("#inside-view .big canvas").count() == 1
+    assert opacity(page) == 0.55
+
+
 def test_a_tile_is_taken_apart_step_by_step(page):
     page.locator("#view button.tile", has_text="saliency").first.click()
     assert page.input_value("#apart-method") == "saliency" and page.input_value("#apart-model") == "demo/cnn"

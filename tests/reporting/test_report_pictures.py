@@ -1,5 +1,7 @@
 """What the page draws is what was computed and scored: its pictures against those of the library, pixel by pixel."""
 
+import shutil
+
 import numpy as np
 import pytest
 from reading import until
@@ -9,6 +11,7 @@ from attncompare.data.images import to_tensor
 from attncompare.metrics.perturbation import baseline_images, change_step, ends_of
 from attncompare.reporting.entries import Entries
 from attncompare.reporting.gallery import Gallery
+from attncompare.reporting.html import BESIDE, write_report
 from attncompare.reporting.overlay import colourise, to_unit
 
 pytestmark = pytest.mark.browser
@@ -108,24 +111,39 @@ def test_heads_are_drawn_as_they_were_kept(page, runs):
     assert np.corrcoef(coarse.ravel(), centres.ravel())[0, 1] > 0.97
 
 
+def test_a_page_that_must_be_small_says_so_and_shows_nearly_the_same(open_page, runs, shown, tmp_path):
+    page = open_page(write_report(shutil.copytree(runs[0], tmp_path / "run"), most_inside=1000))
+    assert "WebP of quality 70" in page.inner_text(".legend") and "WebP" in page.inner_text("#apart-note")
+    for number, run, model, method, image in shown:
+        if run.folder == runs[0]:
+            values, size = run.map(model, method, image), run.picture(model, image).shape[:2]
+            drawn = np.array(page.evaluate(COLOURED, [number, model, method])).reshape(*size, 4)[..., :3]
+            error = np.abs(drawn - colourise(values, size).astype(int)).max(axis=2).mean()
+            assert error < (15 if values.shape == size else 0.5), (model, method, image)
+
+
 @pytest.mark.slow
 def test_images_beside_the_page_are_read_when_they_are_asked_for(open_page, runs, report):
-    from attncompare.reporting.html import BESIDE, write_report
-
     second = runs[1]
     path = write_report(second, most_inside=1000)
-    assert path.stat().st_size < 6_500_000 and len(list((second / BESIDE).iterdir())) == 3
+    beside = second / BESIDE
+    assert path.stat().st_size < 6_500_000 and len(list(beside.iterdir())) == 3
     page = open_page(path)
-    read = [url for url in page.requested if BESIDE in url]
-    assert len(read) == 1
+    assert [url[-4:] for url in page.requested if BESIDE in url][:1] == ["0.js"]
+    until(page, "known.size === 3")  # its neighbours follow
+    assert len([url for url in page.requested if BESIDE in url]) == 3
     page.select_option("#image", label="b.png")
     until(page, "document.querySelector('#view .stack img')?.alt.includes('b.png')")
     until(page, "document.querySelector('#view canvas.map').width === 64")
-    assert len([url for url in page.requested if BESIDE in url]) == 2
-    (second / BESIDE / "1.js").unlink()
+    (beside / "1.js").rename(beside / "away.js")
+    page = open_page(path)
     page.select_option("#image", label="a.png")
     until(page, "document.querySelector('#view [role=alert]')")
     assert page.inner_text("#view [role=alert]") == "report_images/1.js is missing beside this page"
+    (beside / "away.js").rename(beside / "1.js")
+    page.click("#after")
+    page.click("#before")
+    until(page, "document.querySelector('#view .stack img')?.alt.includes('a.png')")  # it is there again
     page.problems.clear()  # the browser says so too
     one = write_report(second, most_inside=None)
     assert one.stat().st_size > path.stat().st_size - 1 and list((second / BESIDE).iterdir()) == []

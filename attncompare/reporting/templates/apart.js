@@ -1,13 +1,13 @@
 // Take the image apart: the curves of one map on the chosen image, and the very pictures they were scored on.
 
-const apart = {model: link.get("of") || "", method: link.get("by") || "", step: Number(link.get("step") || 0), drawing: 0};
+const apart = {model: link.get("of") || "", method: link.get("by") || "", step: whole("step", 0), drawing: 0};
 
 function choosePair(model, method) {
   apart.model = model;
   apart.method = method;
   remember("of", model);
   remember("by", method);
-  drawApart(state.entry.models.filter(one => state.models.has(one.model)));
+  drawApart(modelsShown(state.entry));
 }
 
 function fillSelect(select, names, wanted) {
@@ -125,7 +125,7 @@ async function drawApart(models) {
   apart.show = show;
   pick("apart-view").replaceChildren(...parts.map(one => el("figure", {}, one.canvas, one.words)), el("figure", {className: "wide"}, chart.svg));
   pick("apart-scores").textContent = `${method} on ${name}: ${scoresOf(map).join(", ")}`;
-  pick("apart-note").textContent = run.note + (model.exact ? "" : " The picture is kept as a JPEG.");
+  pick("apart-note").textContent = run.note + (model.kept ? ` The picture is kept as a ${model.kept}.` : "");
   show(apart.step);
 }
 

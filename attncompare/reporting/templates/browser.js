@@ -8,22 +8,39 @@ const VIEWS = {overlay: () => state.opacity / 100, map: () => 1, image: () => 0}
 
 // ---- one image's data: inside this file, or in a file beside it that is read when it is asked for
 
-const arrived = new Map();
+const KEPT = 5;  // images that stay in memory with what was drawn of them
+const known = new Map();  // number -> promise of the data; the last asked for is the last
 const waiting = new Map();
 function receive(number, entry) {
-  arrived.set(number, entry);
   waiting.get(number)?.(entry);
+  waiting.delete(number);
+}
+function read(number) {
+  const inside = pick("entry-" + number);
+  if (inside) return Promise.resolve(JSON.parse(inside.textContent));
+  return new Promise((resolve, reject) => {
+    const missing = () => reject(new Error(`${data.beside}/${number}.js is missing beside this page`));
+    const script = el("script", {src: `${data.beside}/${number}.js`, onerror: missing, onload: () => script.remove()});
+    waiting.set(number, resolve);
+    document.head.append(script);
+  });
 }
 function load(number) {
-  if (arrived.has(number)) return Promise.resolve(arrived.get(number));
-  const inside = pick("entry-" + number);
-  if (inside) receive(number, JSON.parse(inside.textContent));
-  if (arrived.has(number)) return Promise.resolve(arrived.get(number));
-  return new Promise((resolve, reject) => {
-    waiting.set(number, resolve);
-    const missing = () => reject(new Error(`${data.beside}/${number}.js is missing beside this page`));
-    document.head.append(el("script", {src: `${data.beside}/${number}.js`, onerror: missing}));
-  });
+  const entry = known.get(number) ?? read(number);
+  known.delete(number);
+  known.set(number, entry);
+  for (const old of [...known.keys()].slice(0, -KEPT)) known.delete(old);
+  entry.catch(() => known.delete(number));  // it may be there the next time
+  return entry;
+}
+
+/** Once per entry: its models' pictures, decoded, so that they are shown in the frame that first needs them. */
+const decodedPhotos = new WeakMap();
+function photos(entry) {
+  const decode = model => Object.assign(new Image(), {src: entry.pictures[model.picture]}).decode();
+  // A picture that cannot be decoded is no reason to show nothing: its place shows its words.
+  if (!decodedPhotos.has(entry)) decodedPhotos.set(entry, Promise.allSettled(entry.models.map(decode)));
+  return decodedPhotos.get(entry);
 }
 
 /** Once per map: its values on the image. */
@@ -75,13 +92,12 @@ function setImage(number) {
 
 // ---- what lies in the window is drawn at once, the rest as soon as there is time
 
-let unpainted = [];
 let drawing = 0;
 const inWindow = one => {
   const box = one.getBoundingClientRect();
   return box.bottom > 0 && box.top < innerHeight;
 };
-const aMoment = () => new Promise(done => setTimeout(done));
+const aMoment = (pause = 0) => new Promise(done => setTimeout(done, pause));
 
 /** Do jobs [element, async function], those in the window first; an older call stops when `draw` is called again. */
 async function inOrder(jobs) {
@@ -101,11 +117,11 @@ async function inOrder(jobs) {
 /** A name that may break behind its underscores. */
 const breakable = name => name.split(/(?<=_)/).flatMap(part => [part, el("wbr")]);
 
-/** A picture and a map above it, which `paintAll` draws. */
-function stack(entry, model, map, label) {
+/** A picture and a map above it, which `paintMap` draws. */
+function stack(entry, model, map) {
+  const label = `where ${map.method} sees the evidence of ${model.model} in ${entry.image}`;
   const canvas = el("canvas", {className: "map", role: "img", "aria-label": label, width: model.size[1], height: model.size[0]});
-  unpainted.push([canvas, async () => paint(canvas, await fullMap(map, model.size), ...model.size, map.scale, map.signed)]);
-  return el("div", {className: "stack"}, el("img", {src: entry.pictures[model.picture], alt: ""}), canvas);
+  return el("div", {className: "stack"}, el("img", {src: entry.pictures[model.picture], alt: "", decoding: "sync"}), canvas);
 }
 
 /** The scores of a map, in the order of the run's metrics, and what its method reports of itself. */
@@ -114,15 +130,31 @@ function scoresOf(map) {
   return [...names].map(name => `${name}${data.arrows[name] ?? ""} ${map.scores[name].toFixed(3)}`);
 }
 
+/** Once per map: its tile. A tile is never used for another map, so that none can show the map of another image. */
+const tiles = new WeakMap();
 function tile(entry, model, map) {
-  const label = `where ${map.method} sees the evidence of ${model.model} in ${entry.image}`;
+  if (!tiles.has(map)) tiles.set(map, newTile(entry, model, map));
+  return tiles.get(map);
+}
+function newTile(entry, model, map) {
   const open = el("button", {type: "button", className: "tile", "data-pair": JSON.stringify([model.model, map.method])});
   open.title = [...scoresOf(map), "A click takes the image apart by this map."].join("\n");
   const lines = scoresOf(map).slice(0, 2).map(line => el("span", {className: "dim"}, line));
-  open.append(stack(entry, model, map, label), el("span", {className: "caption"}, el("b", {}, ...breakable(map.method)), ...lines));
+  open.append(stack(entry, model, map), el("span", {className: "caption"}, el("b", {}, ...breakable(map.method)), ...lines));
   open.addEventListener("click", () => { choosePair(model.model, map.method); pick("apart").scrollIntoView({block: "nearest"}); });
   return open;
 }
+
+/** Draw the map of a tile, once. */
+const painted = new WeakMap();
+function paintMap(entry, model, map) {
+  const canvas = tile(entry, model, map).querySelector("canvas");
+  const draw = async () => paint(canvas, await fullMap(map, model.size), ...model.size, map.scale, map.signed);
+  if (!painted.has(map)) painted.set(map, draw());
+  return painted.get(map);
+}
+const mapsShown = model => model.maps.filter(map => state.methods.has(map.method));
+const modelsShown = entry => entry.models.filter(model => state.models.has(model.model));
 
 function refusals(model) {
   const hidden = model.missing.filter(one => state.methods.has(one.method));
@@ -136,35 +168,69 @@ function refusals(model) {
 function modelSection(entry, model) {
   const sure = model.score === null ? "" : model.class ? ` (probability ${model.score.toFixed(2)})` : ` (similarity ${model.score.toFixed(2)})`;
   const explains = model.class ? `explains “${model.class}”${sure}` : `explains its own embedding${sure}`;
-  const plain = el("figure", {className: "tile"}, el("div", {className: "stack"}, el("img", {src: entry.pictures[model.picture], alt: `the image ${entry.image}`})));
+  const photo = el("img", {src: entry.pictures[model.picture], alt: `the image ${entry.image}`, decoding: "sync"});
+  const plain = el("figure", {className: "tile"}, el("div", {className: "stack"}, photo));
   plain.append(el("figcaption", {className: "caption"}, el("b", {}, "image")));
-  const shown = model.maps.filter(map => state.methods.has(map.method)).map(map => tile(entry, model, map));
+  const shown = mapsShown(model).map(map => tile(entry, model, map));
+  shown.forEach(one => one.removeAttribute("aria-pressed"));  // which one is, `drawApart` says
   return [el("h3", {}, model.model, el("span", {className: "dim"}, " " + explains)), el("div", {className: "gallery"}, plain, ...shown), ...refusals(model)];
 }
 
 // ---- everything that depends on the image, the models or the methods
 
-/** Resolves when what lies in the window has been drawn. */
-async function draw() {
-  const mine = ++drawing;
-  const target = data.images[state.image].targets[state.target] || data.images[state.image].targets[0];
-  let entry;
+/** What was chosen, or null when another image was chosen while it was read. */
+async function chosenEntry(mine) {
+  const chosen = data.images[state.image], target = chosen.targets[state.target] || chosen.targets[0];
+  let entry, problem = null;
+  pick("view").setAttribute("aria-busy", true);
   try {
     entry = await load(target.entry);
+    await photos(entry);
   } catch (error) {
-    pick("view").replaceChildren(el("p", {role: "alert"}, error.message));
-    return;
+    problem = error.message;
+    entry = {image: chosen.image, pictures: {}, models: []};
   }
-  if (mine !== drawing) return;  // another image was chosen meanwhile
+  if (mine !== drawing) return null;
+  pick("view").removeAttribute("aria-busy");
   state.entry = entry;
   state.run = data.runs[target.run];
-  const models = entry.models.filter(model => state.models.has(model.model));
-  const nothing = el("p", {className: "dim"}, "No model that is chosen above has maps of this image.");
-  unpainted = [];
+  return {entry, problem};
+}
+
+/** A job that draws a part of the page, hidden until then where it is outside the window: it still shows another image. */
+function part(id, job) {
+  const element = pick(id);
+  element.style.visibility = inWindow(element) ? "" : "hidden";
+  return [element, async () => { await job(); element.style.visibility = ""; }];
+}
+
+/** Resolves when what lies in the window has been drawn. */
+async function draw() {
+  const mine = ++drawing, found = await chosenEntry(mine);
+  if (!found) return;
+  const {entry, problem} = found, models = modelsShown(entry);
+  const nothing = problem ? el("p", {role: "alert"}, problem) : el("p", {className: "dim"}, "No model that is chosen above has maps of this image.");
   pick("view").replaceChildren(...(models.length ? models.flatMap(model => modelSection(entry, model)) : [nothing]));
-  const jobs = [...unpainted, [pick("apart-view"), () => drawApart(models)], [pick("inside-view"), () => drawLayers(models)]];
-  const rest = await inOrder(jobs);
-  rest();
+  const maps = models.flatMap(model => mapsShown(model).map(map => [tile(entry, model, map), () => paintMap(entry, model, map)]));
+  const rest = await inOrder([...maps, part("apart-view", () => drawApart(models)), part("inside-view", () => drawLayers(models))]);
+  rest().then(() => prepare(mine));
+}
+
+/** When nothing else is done: the images after and before the chosen one, drawn but not shown. */
+async function prepare(mine) {
+  await aMoment(100);
+  for (const step of [1, -1]) {
+    const next = data.images[(state.image + step + data.images.length) % data.images.length];
+    if (mine !== drawing) return;
+    const entry = await load(next.targets[0].entry).catch(() => null);  // said when it is chosen
+    if (!entry) continue;
+    await photos(entry);
+    for (const model of modelsShown(entry)) for (const map of mapsShown(model)) {
+      await aMoment();
+      if (mine !== drawing) return;
+      await paintMap(entry, model, map);
+    }
+  }
 }
 
 function startBrowser() {
@@ -173,13 +239,13 @@ function startBrowser() {
   state.models = chosen("model", data.models);
   state.methods = chosen("method", data.methods);
   const first = data.images.findIndex(one => one.image === link.get("image"));
-  const target = Number(link.get("target") || 0);
+  const target = whole("target", 0);
   setImage(Math.max(0, first));
   if (target in data.images[state.image].targets) pick("target").value = state.target = target;
   if (target) remember("target", String(target));
   fillChoices("models", data.models, state.models, "model");
   fillChoices("methods", data.methods, state.methods, "method");
-  if (link.has("opacity")) state.opacity = pick("opacity").value = Math.min(100, Math.max(0, parseInt(link.get("opacity")) || 0));
+  state.opacity = pick("opacity").value = Math.min(100, whole("opacity", state.opacity));
   setView(link.get("view") in VIEWS ? link.get("view") : "overlay");
 
   pick("image").addEventListener("change", () => { setImage(Number(pick("image").value)); draw(); });
@@ -203,5 +269,5 @@ function startBrowser() {
   for (const [id, name] of [["scale-plain", "sequential"], ["scale-signed", "diverging"]]) {
     paint(pick(id), Float32Array.from({length: 256}, (_, i) => i), 1, 256, [0, 255], name === "diverging");
   }
-  draw();
+  draw().finally(startCharts);
 }

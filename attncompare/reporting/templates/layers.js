@@ -1,14 +1,13 @@
 // Inside the models: attention of every block and head, activations of every stage and its strongest channels.
 
-const inside = {model: link.get("inside") || "", layer: Number(link.get("layer") ?? -1), part: Number(link.get("part") || 0), drawing: 0};
-if (!link.has("layer")) inside.layer = -1;  // the last one
+const inside = {model: link.get("inside") || "", layer: whole("layer", -1), part: whole("part", 0), drawing: 0};  // layer -1: the last one
 
 /** The maps of a layer, each from 0 to 1. */
 const decodedLayers = new WeakMap();
 function layerMaps(layer) {
   const [h, w] = layer.grid;
   const split = all => layer.index.map((_, i) => ({values: Float32Array.from(all.subarray(i * h * w, (i + 1) * h * w), v => v / 255), h, w}));
-  if (!decodedLayers.has(layer)) decodedLayers.set(layer, grey(layer.png).then(split));
+  if (!decodedLayers.has(layer)) decodedLayers.set(layer, grey(layer.picture).then(split));
   return decodedLayers.get(layer);
 }
 
@@ -55,7 +54,7 @@ async function drawLayers(models) {
   pick("inside-view").replaceChildren(big, el("div", {className: "gallery"}, ...strip));
 }
 
-const redrawLayers = () => drawLayers(state.entry.models.filter(one => state.models.has(one.model)));
+const redrawLayers = () => drawLayers(modelsShown(state.entry));
 function choosePart(part) {
   inside.part = part;
   remember("part", part || null);
@@ -80,3 +79,4 @@ function startLayers() {
 }
 
 if (data.images.length) startBrowser();
+else startCharts();

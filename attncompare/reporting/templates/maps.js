@@ -30,7 +30,8 @@ async function grey(uri) {
 
 /** {values, h, w} of a map: every place has a level, every level a value; more than 256 levels come in two planes. */
 async function decodeMap(map) {
-  const [h, w] = map.grid, value = floats(map.values), places = h * w;
+  const [h, w] = map.grid, [low, high] = map.scale, places = h * w;
+  const value = map.values ? floats(map.values) : Float32Array.from({length: 256}, (_, i) => low + i / 255 * (high - low));
   const planes = map.levels.startsWith("data:") ? await grey(map.levels) : bytes(map.levels);
   const values = new Float32Array(places), two = value.length > 256;
   for (let i = 0; i < places; i++) values[i] = value[two ? planes[i] * 256 + planes[places + i] : planes[i]];
@@ -49,18 +50,19 @@ function between(from, to) {
   return {low, high, share};
 }
 
-/** A map on a grid of another size, as float32. */
+/** A map on a grid of another size, as float32: first every row, then between the rows. */
 function enlarge({values, h, w}, H, W) {
   if (h === H && w === W) return values;
-  const out = new Float32Array(H * W), rows = between(h, H), columns = between(w, W);
-  for (let y = 0, i = 0; y < H; y++) {
-    const top = rows.low[y] * w, bottom = rows.high[y] * w, down = rows.share[y];
+  const out = new Float32Array(H * W), wide = new Float64Array(h * W), rows = between(h, H), columns = between(w, W);
+  for (let y = 0, i = 0; y < h; y++) {
     for (let x = 0; x < W; x++, i++) {
-      const left = columns.low[x], right = columns.high[x], across = columns.share[x];
-      const above = (1 - across) * values[top + left] + across * values[top + right];
-      const below = (1 - across) * values[bottom + left] + across * values[bottom + right];
-      out[i] = (1 - down) * above + down * below;
+      const across = columns.share[x];
+      wide[i] = (1 - across) * values[y * w + columns.low[x]] + across * values[y * w + columns.high[x]];
     }
+  }
+  for (let y = 0, i = 0; y < H; y++) {
+    const top = rows.low[y] * W, bottom = rows.high[y] * W, down = rows.share[y];
+    for (let x = 0; x < W; x++, i++) out[i] = (1 - down) * wide[top + x] + down * wide[bottom + x];
   }
   return out;
 }
@@ -83,7 +85,8 @@ function paint(canvas, values, H, W, scale, signed) {
   canvas.height = H;
   const image = context.createImageData(W, H), out = new Uint32Array(image.data.buffer), span = scale[1] - scale[0];
   for (let i = 0; i < values.length; i++) {
-    out[i] = colours[Math.min(255, Math.max(0, Math.floor(256 * (values[i] - scale[0]) / span)))];
+    const at = 256 * (values[i] - scale[0]) / span;
+    out[i] = colours[at < 0 ? 0 : at < 256 ? at | 0 : 255];
   }
   context.putImageData(image, 0, 0);
 }

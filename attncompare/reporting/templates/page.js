@@ -18,6 +18,8 @@ function el(tag, props = {}, ...children) {
 // ---- the state of the page, kept in the link
 
 const link = new URLSearchParams(location.hash.slice(1));
+/** A whole number of the link, at least 0, or what stands for anything else that was written there. */
+const whole = (name, otherwise) => /^\d{1,6}$/.test(link.get(name) ?? "") ? Number(link.get(name)) : otherwise;
 let writing = 0;
 /** Keep a value, or several, in the link; null takes it out. Browsers count changes of the link: a slider makes few. */
 function remember(name, value) {
@@ -84,7 +86,8 @@ const near = new IntersectionObserver(seen => seen.filter(one => one.isIntersect
   near.unobserve(one.target);
   drawChart(one.target);
 }), {rootMargin: "300px"});
-document.querySelectorAll(".chart").forEach(box => near.observe(box));
+/** To be called when the page has its height: before, every chart is near the window. */
+const startCharts = () => document.querySelectorAll(".chart").forEach(box => near.observe(box));
 document.querySelectorAll("select.variants").forEach(select => select.addEventListener("change", () => {
   const box = pick(select.dataset.box);
   box.dataset.variant = select.value;
