@@ -176,6 +176,8 @@ class Solver:
         self.grid = Grid(like, like.shape[2], like.shape[3])
         self.filled, self.step, self.product = like.new_zeros(3, *self.grid.x.shape)
         self.window = _window(self.step, self.product, self.grid.room)
+        self.exact, self.exact_product = self.filled.new_zeros(2, *self.filled.shape, dtype=torch.float64)
+        self.exact_window = _window(self.exact, self.exact_product, self.grid.room.double())
 
     def fill(self, images: Tensor, removed: Tensor) -> Tensor:
         """linear_fill, into memory that the next call writes to."""
@@ -187,8 +189,10 @@ class Solver:
         grid.prepare()
         torch.mul(images, _inner(grid.known), out=_inner(grid.right))
         self.filled.copy_(grid.guess())
-        grid.right.zero_()
-        _inner(grid.right).copy_(_inner(grid.residual()))  # the frame of `rest` is not zero
+        # In float64: of values near 1 the rounding, times the condition of the system, would show.
+        self.exact.copy_(self.filled)
+        _add(self.exact_window)
+        torch.sub(self.exact_product, self.exact.mul_(grid.diagonal), out=grid.right)
         self._settle()
         return _inner(self.filled)
 

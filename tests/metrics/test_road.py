@@ -106,7 +106,7 @@ def test_an_image_of_one_colour_is_filled_with_it_and_nothing_removed_changes_no
 
 
 def test_one_remaining_pixel_gives_the_whole_image_its_colour():
-    image, removed = pictures(1, (32, 32)), torch.ones(1, 32, 32, dtype=torch.bool)
+    image, removed = pictures(1, (256, 256)), torch.ones(1, 256, 256, dtype=torch.bool)
     removed[0, 3, 17] = False
     expected = image[:, :, 3:4, 17:18].expand_as(image)
     torch.testing.assert_close(linear_fill(image, removed), expected, rtol=0, atol=1e-4)
