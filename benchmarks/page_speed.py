@@ -63,7 +63,10 @@ TIMED = """async act => {
     await settled();
     return performance.now() - start;
 }"""
-FIRST_PAINT = "() => performance.getEntriesByName('first-contentful-paint')[0].startTime"
+FIRST_PAINT = """() => new Promise(done => new PerformanceObserver(seen => {
+    const [first] = seen.getEntriesByName("first-contentful-paint");
+    if (first) done(first.startTime);
+}).observe({type: "paint", buffered: true}))"""
 
 
 def run_folder() -> Path:

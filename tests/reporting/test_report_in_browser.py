@@ -140,6 +140,12 @@ def test_a_tile_is_taken_apart_step_by_step(page):
     assert page.inner_text("#step-play") == "▶ play"
 
 
+def test_a_heading_that_is_jumped_to_is_not_under_the_bar(page):
+    page.evaluate("document.getElementById('apart').scrollIntoView()")
+    edges = "id => document.querySelector(id).getBoundingClientRect()"
+    assert page.evaluate(f"({edges})('#apart').top >= ({edges})('.controls.sticky').bottom")
+
+
 def test_blocks_heads_stages_and_channels(page):
     page.select_option("#inside-model", "demo/vit")
     until(page, "document.querySelector('#layer-words').textContent === 'block 6 of 6: blocks.5.attn'")
