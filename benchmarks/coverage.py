@@ -18,12 +18,13 @@ import resource
 import textwrap
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -151,13 +152,13 @@ def choose() -> list[str]:
 # The sweep: a process for each model, rows written as they come
 
 
-def _work(case: Case, pipe: Connection, gigabytes: float) -> None:
+def _work(case: Case, pipe: Connection, gigabytes: float, checks: Sequence[str]) -> None:
     """The worker: one thread, a limit to its memory, every cell sent at once so that a crash loses nothing."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     limit = int(gigabytes * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    for item in examine(case):
+    for item in examine(case, checks):
         pipe.send(item)
     pipe.close()
 
@@ -192,24 +193,33 @@ class Job:
         return self.row
 
 
-def start(case: Case, context: Any, gigabytes: float) -> Job:
-    """Begin to examine a model in a process of its own."""
+def start(case: Case, context: Any, gigabytes: float, checks: Sequence[str], known: Mapping[str, str]) -> Job:
+    """Begin to examine a model in a process of its own. known: its row so far, of which the checks are measured again."""
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(case, theirs, gigabytes))
+    process = context.Process(target=_work, args=(case, theirs, gigabytes, checks))
     process.start()
     theirs.close()
     facts = {"library": case.library, "model": case.name, "file": case.file}
-    return Job(case, process, ours, facts, time.monotonic())
+    kept = {column: text for column, text in known.items() if column not in checks}
+    return Job(case, process, ours, kept | facts, time.monotonic())
 
 
-def sweep(cases: Sequence[Case], workers: int, limit: float, gigabytes: float) -> Iterator[dict[str, str]]:
-    """The row of each case, in the order in which they are done."""
+def sweep(
+    cases: Sequence[Case],
+    workers: int,
+    limit: float,
+    gigabytes: float,
+    checks: Sequence[str] = tuple(CHECKS),
+    known: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+) -> Iterator[dict[str, str]]:
+    """The row of each case, in the order in which they are done; checks and known as for `start`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     waiting, running = list(reversed(cases)), list[Job]()
     while waiting or running:
         while waiting and len(running) < workers:
-            running.append(start(waiting.pop(), context, gigabytes))
+            case = waiting.pop()
+            running.append(start(case, context, gigabytes, checks, known.get(case.key, {})))
         wait([job.pipe for job in running], timeout=1)
         for job in list(running):
             alive = job.read()
@@ -230,6 +240,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="models at a time, one thread each")
     parser.add_argument("--limit-seconds", type=float, default=300, help="time for one model")
     parser.add_argument("--limit-gigabytes", type=float, default=12, help="memory for one model")
+    parser.add_argument(
+        "--checks", nargs="+", choices=list(CHECKS), help="measure only these cells of rows that exist; others stay"
+    )
     parser.add_argument("--resume", action="store_true", help="skip models that have a row")
     parser.add_argument("--out", type=Path, default=HERE / "coverage.csv", help="the table")
     parser.add_argument(
@@ -254,11 +267,16 @@ def main() -> None:
         return
     cases = list_cases(options.library, options.only)
     rows = read_rows(options.out)
+    known = rows if options.checks else {}
+    if options.checks:
+        cases = [case for case in cases if case.key in rows]
     if not options.resume:
         rows = {key: row for key, row in rows.items() if key not in {case.key for case in cases}}
     cases = [case for case in cases if case.key not in rows]
     write_rows(options.out, rows)
-    for done, row in enumerate(sweep(cases, options.workers, options.limit_seconds, options.limit_gigabytes), 1):
+    limits = options.workers, options.limit_seconds, options.limit_gigabytes
+    found = sweep(cases, *limits, options.checks or tuple(CHECKS), known)
+    for done, row in enumerate(found, 1):
         rows[f"{row['library']}/{row['model']}"] = row
         with options.out.open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import attncompare as ac
 from attncompare.adapters import timm as timm_adapter
 from attncompare.adapters import torchvision as torchvision_adapter
 from attncompare.adapters.base import ModelAdapter, Source
+from attncompare.adapters.patches import KINDS as PATCHED
+from attncompare.adapters.patches import patch_side, read_images
 from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
 from attncompare.loading import _adapt
@@ -139,6 +141,8 @@ def _open_transformers(case: Case, folder: str) -> Subject:
     def attention(subject: Subject, paths: Sequence[str]) -> list[Tensor]:
         eager: Any = type(built).from_pretrained(folder, attn_implementation="eager").eval()
         encoder = eager.vision_model if hasattr(eager, "get_image_features") else eager
+        if eager.config.model_type in PATCHED:
+            encoder = partial(read_images, encoder, patch_side(eager.config))
         found = encoder(pixel_values=normalised(subject), output_attentions=True).attentions
         return [block for block in found if isinstance(block, Tensor)]
 

@@ -7,7 +7,8 @@ processes: as a library call that sets nothing, tuned (attncompare.tuning), and 
 its memory. "R / engine" always has the loop of the library process, which is torch's; the third process runs it once, for
 its areas. Areas of R and engine must agree to 1e-6, with openvino to 1e-5.
 
-Writes benchmarks/results/speed_scores.csv; `--models`, `--steps`, `--rounds` and `--maps` make it smaller or larger.
+Writes benchmarks/results/speed_scores.csv, where models that are not measured keep their rows; `--models`, `--steps`,
+`--rounds` and `--maps` make it smaller or larger.
 """
 
 import os
@@ -32,7 +33,7 @@ import attncompare as ac
 from attncompare.benchmark.evidence import Passes, images_a_pass, target_scorer
 from attncompare.benchmark.openvino import openvino_forward
 from attncompare.benchmark.records import Backend
-from attncompare.benchmark.scoring import fixed_target
+from attncompare.capture.targets import TargetScore
 from attncompare.metrics._base import Evidence
 from attncompare.metrics.imputation import SHARES, imputed_scores
 from attncompare.metrics.perturbation import area_under_curve, baseline_images, perturbation_curves
@@ -82,7 +83,7 @@ def measure(name: str, steps: int, rounds: int, maps: int, backend: Backend) -> 
     protocol = Protocol("timed", None, steps, "mean", "blur")
     mean = model.source.preprocessing.mean
     with torch.no_grad():
-        target = fixed_target(model, image, None)
+        target = TargetScore.of(model, model.forward(image), None)
         index = torch.zeros(1, dtype=torch.int64)
         score = target_scorer(model, target, index, passes=Passes(backend=backend))
         forward = model.forward if backend == "torch" else openvino_forward(model)
@@ -173,9 +174,11 @@ def write(rows: pd.DataFrame) -> None:
         "R / engine": medians.index.get_level_values("model").map(library) / medians["engine"],
     })  # fmt: skip
     path = Path(__file__).parent / "results" / "speed_scores.csv"
-    rows.merge(table.reset_index(), on=["model", "process"]).to_csv(
-        path, index=False, float_format="%.4g", lineterminator="\n"
-    )
+    measured = rows.merge(table.reset_index(), on=["model", "process"])
+    if path.exists():
+        before = pd.read_csv(path)
+        measured = pd.concat([before[~before.model.isin(rows.model)], measured])
+    measured.to_csv(path, index=False, float_format="%.4g", lineterminator="\n")
     print(table.round(3).to_string())
     print(f"largest difference of areas between R and engine: {rows.area_difference.max():.1e}", flush=True)
 

@@ -11,6 +11,7 @@ from pkgutil import resolve_name
 import pandas as pd
 import pytest
 import skimage
+from references.dual_encoders import write
 
 import attncompare as ac
 from attncompare.metrics._base import metrics
@@ -22,8 +23,17 @@ FIGURE_KIND = """
 bars = ac.figures.draw(run.folder, "record-counts").axes[0].patches
 assert [bar.get_height() for bar in bars] == list(run.records().groupby("model").size())
 """
+FIRST = {
+    "README.md": "from torch import nn\n"
+    "my_module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))\n",
+    "tutorial.md": "",
+}
+"""What a page takes for granted."""
 LAST = {
-    "README.md": "assert len(records) == 2 and len(figure.axes) == 4",
+    "README.md": "assert len(records) == 2 and len(figure.axes) == 4\n"
+    "for maps in (swin_maps, siglip_maps, clip_maps, net_maps):\n"
+    "    values = [m.values for m in maps.values()]\n"
+    "    assert len(values) == 2 and all(v.isfinite().all() for v in values) and max(v.std() for v in values) > 0\n",
     "tutorial.md": "assert positive.values.min() >= 0 and len(agreement) == 12 and 'toprule' in latex\n",
 }
 """What must hold after a page's examples ran."""
@@ -62,7 +72,8 @@ def test_what_the_reference_describes_exists():
 
 @pytest.mark.parametrize("path", [README, DOCS / "tutorial.md"], ids=lambda path: path.name)
 def test_the_examples_run(path, here):
-    code = "\n".join(blocks(path, "python")) + LAST[path.name]
+    write(here["cwd"] / "my-clip", "CLIP")
+    code = FIRST[path.name] + "\n".join(blocks(path, "python")) + LAST[path.name]
     if path.name == "tutorial.md":
         code += blocks(DOCS / "how-to" / "figure-kind.md", "python")[0] + FIGURE_KIND
     done = subprocess.run([sys.executable, "-c", code], **here, capture_output=True, text=True)

@@ -14,19 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from attncompare.adapters.base import Preprocessing, Source, output_tensor, seeded_weights
+from attncompare.adapters.patches import KINDS, MakesImages, ReadsImages, patch_side, read_images, square_side
 from attncompare.adapters.processor import DEFAULT_SIDE, deviation, pair, preprocessing_of
 from attncompare.errors import AttnCompareError, SpecError, UnsupportedModelError
 
 REFUSED = {
     "imagegpt": "it reads the numbers of colour clusters, through which no gradient reaches the pixels",
     "shieldgemma2": "it needs a text prompt with every image",
-    "siglip2": "it reads patches cut by its processor; the SigLIP 2 models of fixed size have the type siglip and work",
-    "siglip2_vision_model": "it reads patches cut by its processor; use a SigLIP 2 model of fixed size",
     "vit_mae": "every pass leaves out patches at random; save its encoder as a ViTModel",
 }
 """Model types that take something else than an image, or give another answer each time, and why."""
 
-PADDED = ("siglip",)  # read from the last position, so trained on prompts filled up to their full length
+PADDED = ("siglip", "siglip2")  # read from the last position, so trained on prompts filled up to their full length
 CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 EMBEDDINGS = ("pooler_output", "image_embeds")
 
@@ -59,6 +58,8 @@ class ImageSide(nn.Module):
     def __init__(self, pair_of_encoders: Any, size: tuple[int, int]) -> None:
         super().__init__()
         self.embed: Callable[..., Any] = pair_of_encoders.get_image_features
+        if pair_of_encoders.config.model_type in KINDS:  # a partial, so that a copy of this module calls its own copy
+            self.embed = partial(read_images, self.embed, patch_side(pair_of_encoders.config))
         ran: list[str] = []
         children = dict(pair_of_encoders.named_children())
         hooks = [c.register_forward_pre_hook(lambda *_, name=name: ran.append(name)) for name, c in children.items()]
@@ -114,11 +115,15 @@ def _preprocessing(path: str, name: str, config: Any) -> tuple[Preprocessing, st
     """
     from transformers import AutoImageProcessor
 
-    size = pair(getattr(getattr(config, "vision_config", config), "image_size", None))
+    patched = config.model_type in KINDS
+    size = pair(
+        square_side(config) if patched else getattr(getattr(config, "vision_config", config), "image_size", None)
+    )
     try:
         processor: Any = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError):
         return Preprocessing(size=size or (DEFAULT_SIDE, DEFAULT_SIDE)), ""
+    processor = MakesImages(processor) if patched else processor
     how = preprocessing_of(processor, size, f"hf/{name}")
     return how, deviation(processor, how, f"hf/{name}")
 
@@ -193,6 +198,8 @@ def load(name: str, random: bool) -> Source:
         return replace(source, model=side.eval(), encode_text=_text_encoder(model, path, name))
     if model.main_input_name not in ("pixel_values", "inputs"):
         raise UnsupportedModelError(f"hf/{name} cannot be explained: it takes {model.main_input_name}, not images")
+    if config.model_type in KINDS:
+        source = replace(source, model=ReadsImages(model, patch_side(config)).eval())
     if not classifies:
         parts = {part for parameter, _ in model.named_parameters() for part in parameter.split(".")}
         return replace(source, readout=partial(pooled, class_token=bool(parts & set(CLASS_TOKENS))))

@@ -23,6 +23,8 @@ from attncompare.tuning import applied, arranged, check_deviation
 T = TypeVar("T")
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 """What CUDA and MPS, torch's CPU allocator (two ways) and cuBLAS say."""
+IMAGES_AT_ONCE = 8
+"""As many as the methods of many passes take, where nobody asks for another number."""
 CPU_IMAGES = 4
 """glibc gives the memory of larger activations back after every layer: 8 images of EfficientNet-Lite0 at once cost 1.3 x
 what 4 do, in page faults. No model measured (ResNets, ViT-Ti) is more than 5 % faster with 8."""
@@ -68,7 +70,7 @@ class Scene:
 class Passes:
     """How altered images are scored: how many at once, the seed of what is random, the passes' precision and runtime."""
 
-    batch_size: int = 8
+    batch_size: int = IMAGES_AT_ONCE
     seed: int = 0
     dtype: Dtype = "float32"
     backend: Backend = "torch"
@@ -125,6 +127,12 @@ def scoring_deviation(model: ModelAdapter, target: TargetScore, images: Tensor, 
 def images_a_pass(device: torch.device, batch_size: int) -> int:
     """How many images of a batch are forwarded at once: few on a CPU, unless the process was tuned to keep its memory."""
     return batch_size if device.type != "cpu" or applied().keep_memory else min(batch_size, CPU_IMAGES)
+
+
+def clean_outputs(model: ModelAdapter, images: Tensor) -> Tensor:
+    """(B,K) of the unaltered images, a few at a time: memory does not grow with their number."""
+    at_once = images_a_pass(images.device, IMAGES_AT_ONCE)
+    return torch.cat([model.forward(part) for part in torch.split(images, at_once)])
 
 
 def _precision(dtype: Dtype, device: torch.device) -> AbstractContextManager[object]:

@@ -10,7 +10,6 @@ from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import Again, Passes, Scene, Witness, measure, target_scorer, with_smaller_batches
 from attncompare.benchmark.records import Record
 from attncompare.capture.capture import left_as_found
-from attncompare.capture.targets import Target, TargetScore
 from attncompare.errors import SpecError, reason_of
 from attncompare.explainer import Explainer, explain_together
 from attncompare.maps import AttributionMap, resize_map
@@ -178,8 +177,3 @@ def is_degenerate(values: Tensor) -> Tensor:
     """(B,h,w) -> (B,) whether a map is constant, so that it ranks nothing."""
     flat = values.flatten(1)
     return flat.amax(dim=1) == flat.amin(dim=1)
-
-
-def fixed_target(model: ModelAdapter, images: Tensor, target: Target) -> TargetScore:
-    """The target on clean images, from one forward pass."""
-    return TargetScore.of(model, model.forward(images), target)

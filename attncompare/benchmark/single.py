@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.benchmark.evidence import Scene
+from attncompare.benchmark.evidence import Scene, clean_outputs
 from attncompare.benchmark.records import Record, cell_key
 from attncompare.benchmark.scoring import MetricRequest, again_of, as_records, choose_metrics, score_maps
 from attncompare.capture.arguments import check_images
@@ -50,7 +50,7 @@ def score(
     _check(model, images, attribution, wanted, masks)
     again = again_of(model, attribution.method, attribution.options, explainer)
     with torch.no_grad(), left_as_found(model.model):
-        clean = model.forward(images)
+        clean = clean_outputs(model, images)
         fixed = TargetScore.of(model, clean, _target_of(attribution, target))
     scene = Scene(images, fixed, masks)
     maps = {attribution.method: attribution.values.to(images.device)}

@@ -298,11 +298,6 @@ def test_the_embedding_of_a_backbone_is_pooled_class_token_or_mean(tmp_path, kin
     ("kind", "options", "reason"),
     [
         ("ImageGPTForImageClassification", {"n_embd": 8, "n_layer": 1, "n_head": 1}, "colour clusters"),
-        (
-            "Siglip2VisionModel",
-            {k: v for k, v in VIT.items() if k not in ("image_size", "id2label", "label2id")},
-            "patches",
-        ),
         ("ViTMAEModel", VIT, "leaves out patches at random"),
         (
             "BertModel",

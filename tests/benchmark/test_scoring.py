@@ -6,8 +6,8 @@ import torch
 import attncompare as ac
 from attncompare.benchmark.evidence import Scene
 from attncompare.benchmark.run import run_benchmark
-from attncompare.benchmark.scoring import fixed_target
 from attncompare.benchmark.spec import BenchmarkSpec
+from attncompare.capture.targets import TargetScore
 from attncompare.errors import SpecError, UnknownNameError
 from attncompare.maps import AttributionMap
 from attncompare.metrics._base import metrics
@@ -209,6 +209,7 @@ def test_bf16_scores_under_autocast_and_says_how_far_that_is_from_float32(tmp_pa
 
 
 def test_a_part_of_a_part_keeps_its_targets(model, images):
-    scene = Scene(images.repeat(2, 1, 1, 1), fixed_target(model, images.repeat(2, 1, 1, 1), [0, 1, 2, 3]))
+    images = images.repeat(2, 1, 1, 1)
+    scene = Scene(images, TargetScore.of(model, model.forward(images), [0, 1, 2, 3]))
     part = scene.subset([1, 2, 3]).subset([1, 2])
     assert part.targets.tolist() == [2, 3] and torch.equal(part.images, scene.images[2:])

@@ -8,7 +8,8 @@ import torch
 import attncompare as ac
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import Passes, Scene
-from attncompare.benchmark.scoring import again_of, as_records, fixed_target, score_maps
+from attncompare.benchmark.scoring import again_of, as_records, score_maps
+from attncompare.capture.targets import TargetScore
 from attncompare.maps import AttributionMap
 from attncompare.metrics._base import Evidence, metrics
 from attncompare.metrics.protocols import Protocol
@@ -31,7 +32,7 @@ def model() -> ModelAdapter:
 def scene(model: ModelAdapter) -> Scene:
     images = torch.rand(3, 3, *model.size, generator=seeded(0))
     with torch.no_grad():
-        target = fixed_target(model, images, None)
+        target = TargetScore.of(model, model.forward(images), None)
     return Scene(images, target, torch.rand(3, *model.size, generator=seeded(1)) > 0.7)
 
 

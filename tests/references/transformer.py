@@ -32,7 +32,8 @@ def gradient_rollout(adapter, images, target):
     relevance = torch.eye(attention[0].shape[-1], dtype=torch.float64).repeat(len(images), 1, 1)
     for one, gradient in zip(attention, gradients, strict=True):
         relevance = relevance + (one * gradient).clamp(min=0).mean(dim=1) @ relevance
-    return vit.patch_grid(w, vit.row_of_score(w, relevance), adapter.tokens.grid)
+    gained = relevance - torch.eye(relevance.shape[-1], dtype=torch.float64)  # the identity is the same for every patch
+    return vit.patch_grid(w, vit.row_of_score(w, gained), adapter.tokens.grid)
 
 
 def attention_x_gradient(adapter, images, target, block=-1):
