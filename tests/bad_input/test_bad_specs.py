@@ -13,7 +13,7 @@ from attncompare.errors import AttnCompareError, SpecError, one_line
 
 # values of a spec beside models = demo/cnn, and words of the refusal
 WRONG = {
-    "unknown key": ({"colour": 1}, "unknown key 'colour'; known: batch_size"),
+    "unknown key": ({"colour": 1}, "unknown key 'colour'; known: backend, batch_size"),
     "no models": ({"models": ()}, "models: "),
     "models a number": ({"models": 3}, "models: "),
     "a model twice": ({"models": ("demo/cnn", "demo/cnn")}, "demo/cnn is listed twice"),
