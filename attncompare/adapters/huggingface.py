@@ -123,6 +123,11 @@ def _preprocessing(path: str, name: str, config: Any) -> tuple[Preprocessing, st
         processor: Any = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError):
         return Preprocessing(size=size or (DEFAULT_SIDE, DEFAULT_SIDE)), ""
+    if patched and processor.patch_size != patch_side(config):
+        raise UnsupportedModelError(
+            f"hf/{name}: its image processor cuts patches of {processor.patch_size} pixels, the model reads patches of "
+            f"{patch_side(config)}; save the processor that the model was trained with"
+        )
     processor = MakesImages(processor) if patched else processor
     how = preprocessing_of(processor, size, f"hf/{name}")
     return how, deviation(processor, how, f"hf/{name}")

@@ -9,9 +9,10 @@ from typing import Literal
 SCHEMA_VERSION = 1
 Status = Literal["ok", "unsupported", "failed"]
 Variant = Literal["fp32", "bf16", "compile"]
+"""What models are timed as."""
 Dtype = Literal["float32", "bf16"]
 Backend = Literal["torch", "openvino"]
-"""What models are timed as."""
+"""What altered images are scored with."""
 
 TIMING_MEASURES = (
     "latency_median",

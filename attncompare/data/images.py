@@ -90,6 +90,8 @@ def _decode(path: str | Path) -> NDArray[np.uint8]:
 
 def _pixels_of(opened: Image.Image) -> NDArray[np.uint8]:
     """The pixels of the frame at which a Pillow image stands."""
+    if not opened.width * opened.height:
+        raise ImageError(f"{opened.width} x {opened.height} pixels; it is empty")
     if opened.width * opened.height > MAX_PIXELS:
         raise ImageError(f"{opened.width} x {opened.height} pixels; at most {MAX_PIXELS} are read")
     white = _white(opened) if opened.mode.startswith(("I", "F")) else 255.0

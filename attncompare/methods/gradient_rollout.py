@@ -11,7 +11,7 @@ from attncompare.signals import TokenLayout
 
 @method(reference="Chefer et al., arXiv:2103.15679, equations 5 and 6", version=2)
 def gradient_rollout(attention: Sequence[Tensor], attention_gradients: Sequence[Tensor], tokens: TokenLayout) -> Tensor:
-    """R <- R + A' R over the blocks, with A' the head mean of the positive part of gradient times attention.
+    """R <- R + A' R over the blocks, with A' the head mean of the positive part of gradient x attention; less the identity.
 
     Y is the target's logit; rows are not normalised. The read-out is linear, so one row is followed from the last block
     to the first in place of the whole product. The identity in R is left out: it is 0 for every patch where a class token

@@ -11,6 +11,7 @@ from references.dual_encoders import TEXT, write_tokenizer
 
 import attncompare as ac
 from attncompare.adapters.patches import to_images, to_patches
+from attncompare.errors import UnsupportedModelError
 
 SIDE, PATCH = 32, 8
 VISION = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
@@ -120,6 +121,13 @@ def test_a_pair_gives_the_librarys_embeddings_and_takes_text_targets(pair):
     )
     assert not torch.equal(cat["grad_cam"].values, dog["grad_cam"].values)
     assert not any("text" in name for name, _ in model.model.named_modules())
+
+
+def test_a_processor_of_other_patches_is_refused(tmp_path):
+    write(tmp_path, "Siglip2ForImageClassification", transformers.Siglip2Config(vision_config=VISION, **LABELS))
+    transformers.Siglip2ImageProcessor(patch_size=16, max_num_patches=16).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="cuts patches of 16 pixels, the model reads patches of 8"):
+        ac.load_model(f"hf/{tmp_path}")
 
 
 def test_a_copy_runs_its_own_weights(pair):

@@ -241,6 +241,11 @@ def test_a_pillow_image_of_integers_without_a_white_is_refused():
         load_images(Image.fromarray(noise(8, 8)).convert("I"), load_model("demo/cnn"))
 
 
+def test_an_empty_pillow_image_is_refused():
+    with pytest.raises(ImageError, match="the Pillow image: 0 x 5 pixels; it is empty"):
+        load_images(Image.new("RGB", (0, 5)), load_model("demo/cnn"))
+
+
 def test_a_pillow_image_that_cannot_be_decoded_is_refused(tmp_path):
     path = saved(tmp_path, Image.fromarray(noise(200, 200)), "cut.png")
     path.write_bytes(path.read_bytes()[:2000])
