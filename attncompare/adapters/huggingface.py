@@ -14,7 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from attncompare.adapters.base import Preprocessing, Source, output_tensor, seeded_weights
-from attncompare.adapters.patches import KINDS, MakesImages, ReadsImages, patch_side, read_images, square_side
+from attncompare.adapters.patches import (
+    KINDS,
+    MakesImages,
+    ReadsImages,
+    patch_side,
+    read_images,
+    square_side,
+    vision_config,
+)
 from attncompare.adapters.processor import DEFAULT_SIDE, deviation, pair, preprocessing_of
 from attncompare.errors import AttnCompareError, SpecError, UnsupportedModelError
 
@@ -116,9 +124,7 @@ def _preprocessing(path: str, name: str, config: Any) -> tuple[Preprocessing, st
     from transformers import AutoImageProcessor
 
     patched = config.model_type in KINDS
-    size = pair(
-        square_side(config) if patched else getattr(getattr(config, "vision_config", config), "image_size", None)
-    )
+    size = pair(square_side(config) if patched else getattr(vision_config(config), "image_size", None))
     try:
         processor: Any = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError):

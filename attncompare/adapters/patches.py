@@ -68,11 +68,16 @@ class MakesImages:
         return {"pixel_values": to_images(patches, (rows, columns), self.processor.patch_size)}
 
 
+def vision_config(config: Any) -> Any:
+    """The part of a configuration that is about images: of a pair of encoders one of two, else the whole."""
+    return getattr(config, "vision_config", config)
+
+
 def patch_side(config: Any) -> int:
     """The side of a patch in pixels."""
-    return int(getattr(config, "vision_config", config).patch_size)
+    return int(vision_config(config).patch_size)
 
 
 def square_side(config: Any) -> int:
     """The side in pixels of the square that has as many patches as the model has learned places for."""
-    return patch_side(config) * math.isqrt(int(getattr(config, "vision_config", config).num_patches))
+    return patch_side(config) * math.isqrt(int(vision_config(config).num_patches))

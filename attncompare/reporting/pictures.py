@@ -11,7 +11,8 @@ from attncompare.reporting.levels import as_text, grey_png, png_uri
 LOSSLESS = 128
 """Photos with a longer side than this lose a little."""
 WEBP = 70
-"""Quality of WebP. Of pixel-wise gradients, the hardest maps, the colours drawn are then wrong by 9 of 255 on average."""
+"""Quality of WebP. For `saliency`, the hardest of maps, of EfficientNet-Lite0 on 12 photos at 224 pixels the colours drawn
+are then off by 5 of 255 in the mean and 26 at the 99th percentile (absolute difference per colour channel)."""
 
 
 def photo(picture: NDArray[np.uint8], exact: bool) -> str:

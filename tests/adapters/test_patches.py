@@ -11,7 +11,10 @@ from references.dual_encoders import TEXT, write_tokenizer
 
 import attncompare as ac
 from attncompare.adapters.patches import to_images, to_patches
+from attncompare.capture.capture import capture
+from attncompare.capture.recorders import Need
 from attncompare.errors import UnsupportedModelError
+from attncompare.signals import Signal
 
 SIDE, PATCH = 32, 8
 VISION = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
@@ -92,10 +95,6 @@ def test_attention_is_what_the_library_returns(classifier, tmp_path):
     images = ac.load_images(picture(), model)
     with torch.no_grad():
         expected = eager(**patches_of(folder, picture()), output_attentions=True).attentions
-    from attncompare.capture.capture import capture
-    from attncompare.capture.recorders import Need
-    from attncompare.signals import Signal
-
     need = Need(Signal.ATTENTION)
     found = capture(model, images, [need]).signals[need]
     assert len(found) == len(expected) == 3
