@@ -25,7 +25,7 @@ from attncompare.reporting.sections import section
 MOST_INSIDE = 9_500_000
 """Characters of images that the file holds, which with plotly's 4.8 MB and the charts stays below 15 MB."""
 BESIDE = "report_images"
-SCRIPTS = ("maps.js", "page.js", "browser.js", "apart.js", "layers.js")
+SCRIPTS = ("maps.js", "page.js", "browser.js", "ahead.js", "apart.js", "layers.js")
 
 
 def write_report(

@@ -83,7 +83,8 @@ def test_a_late_failure_does_not_replace_what_was_chosen_since(page):
     page.click("#after")
     until(page, "document.querySelector('#view [role=alert]')")
     assert page.inner_text("#view [role=alert]") == "gone"
-    until(page, "!document.getElementById('apart-view').style.visibility")
+    for part in ("apart-view", "inside-view"):
+        until(page, f"!document.getElementById('{part}').style.visibility")
     assert page.locator("#apart-view canvas, #inside-view canvas").count() == 0  # nothing of another image stays
 
 
@@ -97,6 +98,23 @@ def test_the_next_image_is_drawn_before_it_is_asked_for_and_old_ones_are_forgott
     page.evaluate("async () => { for (let i = 0; i < 6; i++) window.last = await load(i); }")
     assert page.evaluate("[...known.keys()]") == [1, 2, 3, 4, 5]
     assert page.evaluate("async () => await load(5) === last && (await load(0)).image === data.images[0].image")
+
+
+def test_the_window_changes_in_one_step(page):
+    """No card of the next image is shown before its map is drawn."""
+    until(page, f"({QUIET})()")
+    page.evaluate("known.clear()")  # nothing is ready
+    empty = """async () => {
+        let empty = 0;
+        new MutationObserver(() => document.querySelectorAll("#view button.tile").forEach(one => {
+            const canvas = one.querySelector("canvas"), at = canvas.getContext("2d").getImageData(5, 5, 1, 1).data;
+            if (inWindow(one) && !at[3]) empty++;
+        })).observe(document.getElementById("view"), {childList: true});
+        document.getElementById("after").click();
+        await new Promise(done => setTimeout(done, 500));
+        return empty;
+    }"""
+    assert page.evaluate(empty) == 0
 
 
 def test_charts_wait_until_the_images_have_their_place(page):

@@ -122,6 +122,16 @@ def test_a_link_that_someone_mangled_opens_the_page(open_page, report, number):
     assert opacity(page) == 0.55
 
 
+@pytest.mark.parametrize("view", ["__proto__", "constructor", "toString"])
+def test_a_link_of_another_run_or_with_names_of_the_language_opens_the_page(open_page, report, view):
+    names = "&".join(f"{name}={view}" for name in ("image", "of", "by", "inside", "theme"))
+    page = open_page(report, f"#view={view}&{names}&model=gone%2Fmodel&method=gone_map")
+    assert opacity(page) == 0.55 and page.locator("button.view[aria-pressed=true]").inner_text() == "overlay"
+    assert page.locator("#view h3").count() == 2 and page.locator("#apart-view canvas").count() == 2
+    nothing = open_page(report, "#model=")
+    assert nothing.locator("#view h3").count() == 0  # what a reader chose, kept
+
+
 def test_a_tile_is_taken_apart_step_by_step(page):
     page.locator("#view button.tile", has_text="saliency").first.click()
     assert page.input_value("#apart-method") == "saliency" and page.input_value("#apart-model") == "demo/cnn"

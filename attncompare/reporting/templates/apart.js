@@ -74,12 +74,33 @@ function ends(entry, model, how) {
   return Promise.all([how.from, how.to].map(name => pixelsOf(entry, number(name))));
 }
 
-/** At which step each pixel changes: of cells the page is told, pixels it orders itself. */
-async function stepsOf(run, model, map, how) {
+/** Once per map and kind of curve: at which step each pixel changes; of cells the page is told, pixels it orders itself. */
+const knownSteps = new WeakMap();
+function stepsOf(run, model, map, how) {
+  if (!knownSteps.has(map)) knownSteps.set(map, {});
+  return knownSteps.get(map)[how.measure] ??= findSteps(run, model, map, how);
+}
+async function findSteps(run, model, map, how) {
   const [H, W] = model.size;
   if (run.cells) return spreadCells(new Uint16Array(bytes(map.cells[how.measure]).buffer), run.cells, H, W);
   const ties = new Uint32Array(bytes(run.ties[H * W]).buffer);
   return changeSteps(await fullMap(map, model.size), {steps: model.steps, sign: how.sign, ties});
+}
+
+const kindsOf = (run, map) => run.curves.filter(how => how.measure in map.curves);
+/** Where the curves of one map start and end, and the step of each pixel. */
+function changesOf(run, entry, model, map) {
+  return Promise.all(kindsOf(run, map).map(async how => {
+    const [from, to] = await ends(entry, model, how);
+    return {how, from, to, scores: curveOf(map.curves[how.measure]), steps: await stepsOf(run, model, map, how)};
+  }));
+}
+
+/** What `drawApart` needs of an image that is not shown yet. */
+async function prepareApart(run, entry) {
+  const models = modelsShown(entry), model = models.find(one => one.model === apart.model) ?? models[0];
+  const map = model?.maps.find(one => one.method === apart.method) ?? model?.maps[0];
+  if (map && Object.keys(model.baselines).length) await changesOf(run, entry, model, map);
 }
 
 function sayApart(words) {
@@ -97,14 +118,11 @@ async function drawApart(models) {
   const map = model?.maps.find(one => one.method === method);
   document.querySelectorAll("button.tile").forEach(one => one.setAttribute("aria-pressed", one.dataset.pair === JSON.stringify([name, method])));
   if (!map) return sayApart("No map is shown above.");
-  const kinds = run.curves.filter(how => how.measure in map.curves);
-  if (!kinds.length) return sayApart("This run scored no deletion or insertion of this map.");
+  if (!kindsOf(run, map).length) return sayApart("This run scored no deletion or insertion of this map.");
   if (!Object.keys(model.baselines).length) return sayApart("This run was made by an earlier version; run the benchmark again to see its pictures.");
   const n = model.steps;
-  const parts = await Promise.all(kinds.map(async how => {
-    const [from, to] = await ends(entry, model, how), scores = curveOf(map.curves[how.measure]);
-    const steps = await stepsOf(run, model, map, how);
-    return {how, from, to, scores, steps, canvas: el("canvas", {role: "img"}), words: el("figcaption", {className: "caption"})};
+  const parts = (await changesOf(run, entry, model, map)).map(one => ({
+    ...one, canvas: el("canvas", {role: "img"}), words: el("figcaption", {className: "caption"}),
   }));
   if (drawing !== apart.drawing) return;  // another image or pair was chosen meanwhile
   const alt = parts.map(one => `${one.how.name} of ${method} on ${name}: area ${map.scores[one.how.measure] ?? "not defined"}`).join("; ");

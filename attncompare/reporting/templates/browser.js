@@ -2,7 +2,7 @@
 
 const state = {
   image: 0, target: 0, models: new Set(data.models), methods: new Set(data.methods), view: "overlay",
-  opacity: 55, entry: null,
+  opacity: 55, entry: null, step: 1,
 };
 const VIEWS = {overlay: () => state.opacity / 100, map: () => 1, image: () => 0};
 
@@ -79,7 +79,8 @@ function setView(view) {
   remember("view", view === "overlay" ? null : view);
   setOpacity();
 }
-function setImage(number) {
+function setImage(number, step = 1) {
+  state.step = step;
   state.image = (number + data.images.length) % data.images.length;
   state.target = 0;
   pick("image").value = state.image;
@@ -130,6 +131,7 @@ function scoresOf(map) {
   return [...names].map(name => `${name}${data.arrows[name] ?? ""} ${map.scores[name].toFixed(3)}`);
 }
 
+const pairOf = (model, map) => JSON.stringify([model.model, map.method]);
 /** Once per map: its tile. A tile is never used for another map, so that none can show the map of another image. */
 const tiles = new WeakMap();
 function tile(entry, model, map) {
@@ -137,7 +139,7 @@ function tile(entry, model, map) {
   return tiles.get(map);
 }
 function newTile(entry, model, map) {
-  const open = el("button", {type: "button", className: "tile", "data-pair": JSON.stringify([model.model, map.method])});
+  const open = el("button", {type: "button", className: "tile", "data-pair": pairOf(model, map)});
   open.title = [...scoresOf(map), "A click takes the image apart by this map."].join("\n");
   const lines = scoresOf(map).slice(0, 2).map(line => el("span", {className: "dim"}, line));
   open.append(stack(entry, model, map), el("span", {className: "caption"}, el("b", {}, ...breakable(map.method)), ...lines));
@@ -152,6 +154,15 @@ function paintMap(entry, model, map) {
   const draw = async () => paint(canvas, await fullMap(map, model.size), ...model.size, map.scale, map.signed);
   if (!painted.has(map)) painted.set(map, draw());
   return painted.get(map);
+}
+/**
+ * Draw the maps whose places are in the window now, while these still show the image before: all change in one frame,
+ * and no frame between is laid out and painted with cards that are empty yet.
+ */
+function paintSeen(entry) {
+  const seen = new Set([...document.querySelectorAll("#view button.tile")].filter(inWindow).map(one => one.dataset.pair));
+  const maps = modelsShown(entry).flatMap(model => mapsShown(model).map(map => [model, map]));
+  return Promise.all(maps.filter(([model, map]) => seen.has(pairOf(model, map))).map(([model, map]) => paintMap(entry, model, map)));
 }
 const mapsShown = model => model.maps.filter(map => state.methods.has(map.method));
 const modelsShown = entry => entry.models.filter(model => state.models.has(model.model));
@@ -185,7 +196,8 @@ async function chosenEntry(mine) {
   pick("view").setAttribute("aria-busy", true);
   try {
     entry = await load(target.entry);
-    await photos(entry);
+    if (mine !== drawing) return null;
+    await Promise.all([photos(entry), paintSeen(entry)]);
   } catch (error) {
     problem = error.message;
     entry = {image: chosen.image, pictures: {}, models: []};
@@ -213,29 +225,15 @@ async function draw() {
   pick("view").replaceChildren(...(models.length ? models.flatMap(model => modelSection(entry, model)) : [nothing]));
   const maps = models.flatMap(model => mapsShown(model).map(map => [tile(entry, model, map), () => paintMap(entry, model, map)]));
   const rest = await inOrder([...maps, part("apart-view", () => drawApart(models)), part("inside-view", () => drawLayers(models))]);
-  rest().then(() => prepare(mine));
-}
-
-/** When nothing else is done: the images after and before the chosen one, drawn but not shown. */
-async function prepare(mine) {
-  await aMoment(100);
-  for (const step of [1, -1]) {
-    const next = data.images[(state.image + step + data.images.length) % data.images.length];
-    if (mine !== drawing) return;
-    const entry = await load(next.targets[0].entry).catch(() => null);  // said when it is chosen
-    if (!entry) continue;
-    await photos(entry);
-    for (const model of modelsShown(entry)) for (const map of mapsShown(model)) {
-      await aMoment();
-      if (mine !== drawing) return;
-      await paintMap(entry, model, map);
-    }
-  }
+  ahead(mine).then(rest).then(() => prepare(mine));
 }
 
 function startBrowser() {
   data.images.forEach((one, i) => pick("image").add(new Option(one.image, i)));
-  const chosen = (param, all) => new Set(link.has(param) ? link.getAll(param).filter(name => all.includes(name)) : all);
+  const chosen = (param, all) => {  // an empty name stands for none; a link of other names only is of another run
+    const asked = link.getAll(param), found = asked.filter(name => all.includes(name));
+    return new Set(found.length || asked.includes("") ? found : all);
+  };
   state.models = chosen("model", data.models);
   state.methods = chosen("method", data.methods);
   const first = data.images.findIndex(one => one.image === link.get("image"));
@@ -246,11 +244,11 @@ function startBrowser() {
   fillChoices("models", data.models, state.models, "model");
   fillChoices("methods", data.methods, state.methods, "method");
   state.opacity = pick("opacity").value = Math.min(100, whole("opacity", state.opacity));
-  setView(link.get("view") in VIEWS ? link.get("view") : "overlay");
+  setView(Object.hasOwn(VIEWS, link.get("view")) ? link.get("view") : "overlay");
 
   pick("image").addEventListener("change", () => { setImage(Number(pick("image").value)); draw(); });
   pick("target").addEventListener("change", () => { state.target = Number(pick("target").value); remember("target", pick("target").value); draw(); });
-  pick("before").addEventListener("click", () => { setImage(state.image - 1); draw(); });
+  pick("before").addEventListener("click", () => { setImage(state.image - 1, -1); draw(); });
   pick("after").addEventListener("click", () => { setImage(state.image + 1); draw(); });
   document.querySelectorAll("button.view").forEach(one => one.addEventListener("click", () => setView(one.dataset.view)));
   pick("opacity").addEventListener("input", () => {
@@ -261,7 +259,7 @@ function startBrowser() {
   addEventListener("keydown", event => {
     const step = {ArrowLeft: -1, ArrowRight: 1}[event.key];
     if (!step || event.altKey || event.ctrlKey || event.metaKey || ["INPUT", "SELECT"].includes(event.target.tagName)) return;
-    setImage(state.image + step);
+    setImage(state.image + step, step);
     draw();
   });
   startApart();

@@ -14,11 +14,19 @@ function picture(uri) {
   return createImageBitmap(new Blob([bytes(content)], {type: kind}), {colorSpaceConversion: "none"});
 }
 
-/** RGBA of a picture, at its own size or another. */
-function pixels(image, w = image.width, h = image.height) {
-  const context = new OffscreenCanvas(w, h).getContext("2d", {willReadFrequently: true});
-  context.drawImage(image, 0, 0, w, h);
-  return context.getImageData(0, 0, w, h);
+/** Once per size: a canvas to read pixels from, and pixels to write. */
+const readers = {}, writers = {};
+function reader(w, h) {
+  const context = readers[[w, h]] ??= new OffscreenCanvas(w, h).getContext("2d", {willReadFrequently: true});
+  context.globalCompositeOperation = "copy";  // nothing stays of the picture before
+  return context;
+}
+
+/** RGBA of a picture. */
+function pixels(image) {
+  const context = reader(image.width, image.height);
+  context.drawImage(image, 0, 0);
+  return context.getImageData(0, 0, image.width, image.height);
 }
 
 /** The first channel of a grey picture. */
@@ -83,7 +91,7 @@ function paint(canvas, values, H, W, scale, signed) {
   const colours = palette(signed ? "diverging" : "sequential"), context = canvas.getContext("2d");
   canvas.width = W;
   canvas.height = H;
-  const image = context.createImageData(W, H), out = new Uint32Array(image.data.buffer), span = scale[1] - scale[0];
+  const image = writers[[W, H]] ??= new ImageData(W, H), out = new Uint32Array(image.data.buffer), span = scale[1] - scale[0];
   for (let i = 0; i < values.length; i++) {
     const at = 256 * (values[i] - scale[0]) / span;
     out[i] = colours[at < 0 ? 0 : at < 256 ? at | 0 : 255];
