@@ -16,10 +16,10 @@ spec = ac.BenchmarkSpec(
     methods=["grad_cam", "saliency", "gradient_rollout", "random_map"],
     metrics=["deletion", "insertion", "energy_inside"],
     protocol="rise-fast",
-    limit=4 if SMALL else 16,
+    limit=4 if SMALL else 12,
     save_maps=True,
-    repeats=3 if SMALL else 10,
-    timing_seconds=0.0 if SMALL else 0.5,
+    repeats=3 if SMALL else 5,
+    timing_seconds=0.0 if SMALL else 0.2,
 )
 run = ac.run_benchmark(spec, "runs/notebook-6")
 

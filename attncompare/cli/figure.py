@@ -30,9 +30,12 @@ def figure(
 
     Example: attncompare figure runs/first curves -o curves.pdf --venue neurips
     """
-    from attncompare.reporting.figures import draw, save_figure
+    from attncompare.reporting.figures import beyond_page, draw, save_figure
 
     if out.suffix not in (".pdf", ".svg", ".png"):
         raise SpecError(f"figure file {out}: the ending must be .pdf, .svg or .png")
     chosen = {"models": model or (), "methods": method or (), "images": image or (), "measures": metric or ()}
-    typer.echo(save_figure(draw(folder, kind, venue=venue, **chosen), out))
+    drawn = draw(folder, kind, venue=venue, **chosen)
+    typer.echo(save_figure(drawn, out))
+    if note := beyond_page(drawn, venue):
+        typer.echo(note, err=True)

@@ -3,23 +3,29 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib import colormaps
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from references.synthetic_run import METHODS, MODELS, synthetic_run
 from scipy.stats import spearmanr
 from skimage.color import rgb2lab
+from typer.testing import CliRunner
 
 import attncompare as ac
+from attncompare.cli import app
 from attncompare.errors import ResultFormatError, SpecError, UnknownNameError
 from attncompare.maps import resize_map
 from attncompare.reporting.agreement import correlations, least_alike
-from attncompare.reporting.figures import COLOURS, draw, kinds, save_figure
+from attncompare.reporting.figures import COLOURS, VENUES, draw, kinds, save_figure
 from attncompare.reporting.figures._looks import looks
+from attncompare.reporting.figures.agreement import _matrix
 from attncompare.reporting.gallery import Gallery
 from attncompare.reporting.overlay import DIVERGING, SEQUENTIAL
 
@@ -113,6 +119,15 @@ def test_agreement_is_the_rank_correlation_of_the_maps(synthetic):
     assert cases[0][0] == pytest.approx(min(worst)) and len(cases) == 6
 
 
+def test_cells_too_small_for_numbers_keep_their_sign_in_print_without_colour():
+    names = [f"m{i}" for i in range(12)]
+    table = pd.DataFrame(np.linspace(-1, 1, 144).reshape(12, 12), index=names, columns=names)
+    axes = Figure(figsize=(2, 2)).add_subplot()
+    _matrix(axes, table, 1.7)
+    marked = {(int(x), int(y)) for x, y in (text.get_position() for text in axes.texts if text.get_text() == "−")}
+    assert marked == {(x, y) for y, x in np.argwhere(table.to_numpy() < -0.05).tolist()}
+
+
 def test_no_curve_is_cut_off(synthetic):
     axes = draw(synthetic, "curves").axes
     low, high = axes[0].get_ylim()
@@ -126,3 +141,14 @@ def test_every_figure_of_a_study_can_be_had_by_its_name():
     assert len(named) >= 10 and all(callable(getattr(ac.figures, name)) for name in named)
     with pytest.raises(AttributeError, match="no attribute 'nothing_figure'"):
         _ = ac.figures.nothing_figure
+
+
+def test_a_figure_taller_than_the_page_is_said_to_be_after_it_is_written(synthetic, tmp_path, monkeypatch):
+    call = ["figure", str(synthetic), "agreement", "--venue", "cvpr", "-o", str(tmp_path / "a.png")]
+    fits = CliRunner().invoke(app, call)
+    assert fits.exit_code == 0 and not fits.stderr
+    monkeypatch.setitem(VENUES, "cvpr", replace(VENUES["cvpr"], height=1.0))
+    (tmp_path / "a.png").unlink()
+    told = CliRunner().invoke(app, call)
+    assert told.exit_code == 0 and (tmp_path / "a.png").exists()
+    assert "a page of cvpr 1.0 in: choose fewer models or methods" in told.stderr

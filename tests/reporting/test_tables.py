@@ -11,10 +11,13 @@ import pytest
 from references.synthetic_run import METHODS, MODELS
 from scipy.stats import wilcoxon
 from statsmodels.stats.multitest import multipletests
+from typer.testing import CliRunner
 
+from attncompare.cli import app
+from attncompare.errors import AttnCompareError
 from attncompare.reporting.gallery import Gallery
 from attncompare.reporting.spreadsheet import _safe
-from attncompare.reporting.tables import table
+from attncompare.reporting.tables import FORMATS, table
 from attncompare.reporting.tables.content import content, number
 from attncompare.reporting.tables.latex import escape
 from attncompare.reporting.tables.markdown import escape as escape_markdown
@@ -147,3 +150,35 @@ def test_latex_compiles_within_the_page(synthetic, tmp_path):
     assert done.returncode == 0, done.stdout[-2000:]
     table_part = done.stdout
     assert "Overfull \\hbox" not in table_part, table_part[-2000:]
+
+
+@pytest.mark.parametrize("kind", list(FORMATS))
+def test_a_file_holds_what_its_ending_says(synthetic, tmp_path, kind):
+    path = tmp_path / f"table.{kind}"
+    for named in ([], [kind]):
+        done = CliRunner().invoke(app, ["table", str(synthetic), *named, "-o", str(path)])
+        assert done.exit_code == 0, done.output
+        assert path.read_text(encoding="utf-8") == table(synthetic, kind)
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["md", "-o", "t.tex"], "the ending is not that of md, which was asked for"),
+        (["-o", "t.txt"], "the ending must be .tex, .csv, .md, .html"),
+        (["txt", "-o", "t.tex"], "unknown table format 'txt'"),
+    ],
+)
+def test_a_file_of_another_ending_is_not_written(synthetic, tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AttnCompareError, match=re.escape(says)) as error:
+        CliRunner().invoke(app, ["table", str(synthetic), *arguments], catch_exceptions=False)
+    assert not list(tmp_path.iterdir()) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["tex", "md", "html"])
+def test_cells_are_what_the_caption_says_they_are(synthetic, kind):
+    text = table(synthetic, kind).replace(r"$\pm$", "±").replace("<small>", "").replace(r"{\tiny", "")
+    assert "mean ± half the bootstrap 95" in text
+    assert len(re.findall(r"\d[^|&\d]*±\s?0\.\d{3}", text)) > 5

@@ -120,7 +120,7 @@ def draw(
     images: Sequence[str] = (),
     measures: Sequence[str] = (),
 ) -> Figure:
-    """A matplotlib figure of a run, as wide as a venue's column.
+    """A matplotlib figure of a run, as wide as a venue's column and as tall as what it shows (see `beyond_page`).
 
     kind: see `attncompare list figures`. models, methods, measures: only these; images: only these pictures (scores are
     always of all images). Raises UnknownNameError for a name that the run does not have, ResultFormatError when the run
@@ -130,6 +130,19 @@ def draw(
     run = only(Gallery.open(folder), models=models, methods=methods, images=images, measures=measures)
     with styled(page):
         return chosen.draw(run, page)
+
+
+def beyond_page(figure: Figure, venue: str) -> str:
+    """What to tell the reader of a figure that is taller than the venue's page; nothing if it fits.
+
+    >>> beyond_page(Figure(figsize=(3.25, 12)), "cvpr")
+    'the figure is 12.0 in tall and a page of cvpr 8.9 in: choose fewer models or methods, or a wider venue'
+    """
+    tall, page = figure.get_figheight(), venue_of(venue).height
+    if tall <= page:
+        return ""
+    advice = "choose fewer models or methods, or a wider venue"
+    return f"the figure is {tall:.1f} in tall and a page of {venue} {page:.1f} in: {advice}"
 
 
 def only(

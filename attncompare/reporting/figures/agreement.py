@@ -70,13 +70,13 @@ def _matrix(axes: Axes, table: pd.DataFrame, side: float) -> None:
     axes.set_yticks(places, names, fontsize=SMALLEST, linespacing=1.0)
     axes.tick_params(length=0, pad=2)
     axes.spines[:].set_visible(False)
-    if side / len(table) < 0.19:
-        return
+    room = side / len(table) >= 0.19  # for a number; without one a minus keeps the sign where the print has no colour
     values = table.to_numpy(dtype=np.float64)
     for row in places:
         for column in places:
             value = float(values[row, column])
-            text = "–" if np.isnan(value) else f"{value:.2f}".replace("0.", ".").replace("-", "−")
+            number = "–" if np.isnan(value) else f"{value:.2f}".replace("0.", ".").replace("-", "−")
+            text = number if room else "−" * (value < -0.05)
             colour = "white" if abs(value) > 0.6 else "black"
             axes.text(column, row, text, ha="center", va="center", fontsize=SMALLEST, color=colour)
 

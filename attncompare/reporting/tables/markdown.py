@@ -8,7 +8,7 @@ from attncompare.reporting.tables.content import Entry, content, head, is_timing
 
 
 def markdown(run: Gallery) -> str:
-    """Best bold, second underlined, interval in brackets; a dagger where the best is not better."""
+    """Best bold, second underlined, half width of the interval; a dagger where the best is not better."""
     found = content(run)
     parts = [". ".join(map(escape, found.notes)) + ".", ""]
     for model, rows in found.sections.items():
@@ -38,4 +38,4 @@ def _cell(entry: Entry | None) -> str:
         return ""
     text = {1: f"**{entry.number}**", 2: f"<u>{entry.number}</u>"}.get(entry.place, entry.number)
     text += "†" if entry.alike else ""
-    return f"{text} [{entry.low:.3f}, {entry.high:.3f}]" if entry.half else text
+    return f"{text} ± {entry.half}" if entry.half else text
