@@ -1,6 +1,7 @@
 import gc
 import itertools
 import warnings
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -53,6 +54,24 @@ def test_the_interval_surrounds_the_mean_and_depends_on_nothing_but_values_and_s
     low, high = mean_interval(values, seed=4)
     assert values.min() < low < values.mean() < high < values.max()
     assert mean_interval(values.copy(), seed=4) == (low, high)
+
+
+def bca_by_hand(values: np.ndarray, seed: int) -> list[float]:
+    """Efron and Tibshirani 1993, equations 14.9 to 14.15: quantiles of the resampled means, moved for bias and skew."""
+    normal, count = NormalDist(), len(values)
+    means = values[np.random.default_rng(seed).integers(0, count, (2000, count))].mean(axis=1)
+    bias = normal.inv_cdf((means < values.mean()).mean())
+    left = values.mean() - np.array([np.delete(values, i).mean() for i in range(count)])
+    skew = (left**3).sum() / (6 * (left**2).sum() ** 1.5)
+    ends = [bias + normal.inv_cdf(share) for share in (0.025, 0.975)]
+    return [float(np.quantile(means, normal.cdf(bias + end / (1 - skew * end)))) for end in ends]
+
+
+def test_the_interval_is_bca_of_two_thousand_seeded_means():
+    values = np.random.default_rng(7).exponential(size=12)
+    assert mean_interval(values, seed=3) == pytest.approx(bca_by_hand(values, seed=3), rel=1e-6)
+    percentile = np.quantile(values[np.random.default_rng(3).integers(0, 12, (2000, 12))].mean(axis=1), [0.025, 0.975])
+    assert np.abs(np.array(mean_interval(values, seed=3)) - percentile).max() > 0.01
 
 
 def test_more_values_give_a_narrower_interval():

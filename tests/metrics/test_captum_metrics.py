@@ -85,7 +85,7 @@ def test_sensitivity_is_the_largest_relative_change_of_the_map():
     generator, everything = seeded(5), torch.arange(3)
     clean, largest = squares_of(IMAGES, everything), torch.zeros(3)
     for _ in range(4):
-        noise = (2 * torch.rand(IMAGES.shape, generator=generator) - 1) * 0.1
+        noise = (2 * torch.rand(IMAGES.shape[1:], generator=generator) - 1) * 0.1
         change = squares_of((IMAGES + noise).clamp(0, 1), everything) - clean
         largest = torch.maximum(largest, change.flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1))
     torch.testing.assert_close(found, largest)

@@ -93,6 +93,12 @@ def test_pixels_that_tie_at_the_border_count_in_part():
     assert top_k_overlap(first, second, share=0.5).item() == pytest.approx((0.5 + 0.5) / 2)
 
 
+def test_of_its_parts_in_two_tied_maps_a_pixel_counts_the_smaller():
+    first = torch.tensor([[[5.0, 1.0, 1.0, 0.0]]])  # parts 1, 1/2, 1/2, 0
+    second = torch.tensor([[[5.0, 2.0, 2.0, 2.0]]])  # parts 1, 1/3, 1/3, 1/3
+    assert top_k_overlap(first, second, share=0.5).item() == pytest.approx((1 + 1 / 3 + 1 / 3) / 2)
+
+
 def test_unrelated_maps_share_about_what_chance_gives():
     many = [torch.rand(40, 30, 30, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     assert top_k_overlap(*many, share=0.2).mean().item() == pytest.approx(0.2, abs=0.02)
