@@ -1,6 +1,7 @@
 """Opt-in settings of the process that make scoring cheaper; recorded with every result, and their effect checked.
 
-Nothing here happens by itself: `import attncompare` and every call leave the process as it is until `tune` is called.
+Nothing here happens by itself: `import attncompare` and every call leave the process as it is until `tune` is called. What
+they choose is the layout of the images that they score (`layout`), which moves last digits.
 """
 
 import ctypes
@@ -8,7 +9,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,30 +18,32 @@ from torch import Tensor
 from attncompare.errors import SpecError
 
 LARGEST_DEVIATION = 1e-5
+Layout = Literal["auto", "contiguous", "channels_last"]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 ONE_GIGABYTE = 1 << 30
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What is changed; the defaults change nothing.
+    """What is changed; the defaults change nothing of the process.
 
     keep_memory: glibc keeps freed memory instead of giving it back (mallopt), and torch asks for huge pages if it has not
     allocated anything yet; both save a page fault for every 4 kB of every activation. Values do not change; cannot be
-    undone. channels_last: images are scored in the NHWC layout, which convolutions are faster in. matmul: torch's float32
+    undone. layout: how altered images lie in memory when they are scored; "auto" leaves it to benchmark.layout, which takes
+    "channels_last" (NHWC, where convolutions are faster) for convolutional networks on a CPU. matmul: torch's float32
     matmul precision; "medium" lets oneDNN take bfloat16 where the CPU has it. threads: torch's threads inside an operation,
     None leaves them.
     """
 
     keep_memory: bool = False
-    channels_last: bool = False
+    layout: Layout = "auto"
     matmul: Literal["highest", "high", "medium"] = "highest"
     threads: int | None = None
 
     @property
     def changes_values(self) -> bool:
         """Whether a score may differ in its last digits."""
-        return self.channels_last or self.matmul != "highest"
+        return self.layout == "channels_last" or self.matmul != "highest"
 
 
 _applied = Tuning()
@@ -49,8 +52,8 @@ _applied = Tuning()
 def tune(wanted: Tuning) -> Tuning:
     """Apply settings to this process and say which of them took effect: memory needs glibc.
 
-    >>> tune(Tuning()).channels_last
-    False
+    >>> tune(Tuning()).layout
+    'auto'
     """
     global _applied
     if wanted.threads is not None:
@@ -59,7 +62,7 @@ def tune(wanted: Tuning) -> Tuning:
         torch.set_num_threads(wanted.threads)
     torch.set_float32_matmul_precision(wanted.matmul)
     kept = _applied.keep_memory or (wanted.keep_memory and _keep_memory())
-    _applied = Tuning(kept, wanted.channels_last, wanted.matmul, wanted.threads)
+    _applied = replace(wanted, keep_memory=kept)
     return _applied
 
 
@@ -82,19 +85,14 @@ def _keep_memory() -> bool:
     return bool(mallopt(M_MMAP_THRESHOLD, ONE_GIGABYTE)) and bool(mallopt(M_TRIM_THRESHOLD, ONE_GIGABYTE))
 
 
-def arranged(images: Tensor) -> Tensor:
-    """(n,3,H,W) in the layout that is in force."""
-    return images.contiguous(memory_format=torch.channels_last) if _applied.channels_last else images
-
-
 @contextmanager
 def untuned() -> Iterator[None]:
-    """Settings that change values are off inside."""
+    """Settings that change values are off inside, and images lie as torch makes them."""
     global _applied
     before = _applied
     try:
         torch.set_float32_matmul_precision("highest")
-        _applied = Tuning(before.keep_memory, threads=before.threads)
+        _applied = Tuning(before.keep_memory, "contiguous", threads=before.threads)
         yield
     finally:
         torch.set_float32_matmul_precision(before.matmul)

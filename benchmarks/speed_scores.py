@@ -7,6 +7,10 @@ processes: as a library call that sets nothing, tuned (attncompare.tuning), and 
 its memory. "R / engine" always has the loop of the library process, which is torch's; the third process runs it once, for
 its areas. Areas of R and engine must agree to 1e-6, with openvino to 1e-5.
 
+"road" imputes and scores four images, "road peer" one by pytorch-grad-cam (extra `peers`), which makes two passes for each
+of nine shares where nine are needed. "gemm" is one float32 product of 1576 x 768 and 768 x 3072, the largest of ViT-B: what
+the processor reaches at best, beside which the GFLOP/s of CPU time of the other rows show what is left to gain.
+
 Writes benchmarks/results/speed_scores.csv, where models that are not measured keep their rows; `--models`, `--steps`,
 `--rounds` and `--maps` make it smaller or larger.
 """
@@ -22,15 +26,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import attncompare as ac
-from attncompare.benchmark.evidence import Passes, images_a_pass, target_scorer
+from attncompare.adapters.base import ModelAdapter
+from attncompare.benchmark.evidence import Passes, images_a_pass, in_parts, target_scorer
+from attncompare.benchmark.layout import fast_forward, laid_out
 from attncompare.benchmark.openvino import openvino_forward
 from attncompare.benchmark.records import Backend
 from attncompare.capture.targets import TargetScore
@@ -38,11 +46,13 @@ from attncompare.metrics._base import Evidence
 from attncompare.metrics.imputation import SHARES, imputed_scores
 from attncompare.metrics.perturbation import area_under_curve, baseline_images, perturbation_curves
 from attncompare.metrics.protocols import Protocol
-from attncompare.tuning import Tuning, arranged, tune
+from attncompare.tuning import Tuning, applied, tune
 
 MODELS = ("torchvision/resnet18@random", "torchvision/resnet50@random", "timm/vit_tiny_patch16_224@random",
           "timm/vit_base_patch16_224@random", "offline/efficientnet_lite0")  # fmt: skip
 BATCH = 8
+ROAD_IMAGES = 4
+GEMM = 2 * 1576 * 768 * 3072 / 1e9
 MODES = {"library": "torch", "tuned": "torch", "openvino": "openvino"}
 """Process -> backend."""
 AGREEMENT = {"torch": 1e-6, "openvino": 1e-5}
@@ -66,6 +76,22 @@ def rise_loop(
     return areas
 
 
+def road_peer(model: ModelAdapter, image: Tensor, values: Tensor, index: int) -> object:
+    """ROAD, most relevant first, as pytorch-grad-cam computes it for one image."""
+    from pytorch_grad_cam.metrics.road import ROADMostRelevantFirstAverage
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
+
+    metric = ROADMostRelevantFirstAverage([round(100 * share) for share in SHARES])
+    return metric(image, values.numpy(), [ClassifierOutputSoftmaxTarget(index)], model.model)
+
+
+def gigaflops(forward: Callable[[Tensor], Tensor], image: Tensor) -> float:
+    """GFLOP of one image's matrix products and convolutions, two a multiply-add."""
+    with FlopCounterMode(display=False) as counter:
+        forward(image)
+    return counter.get_total_flops() / 1e9
+
+
 def cpu_of(run: Callable[[], object]) -> tuple[float, object]:
     start = time.process_time()
     result = run()
@@ -86,12 +112,13 @@ def measure(name: str, steps: int, rounds: int, maps: int, backend: Backend) -> 
         target = TargetScore.of(model, model.forward(image), None)
         index = torch.zeros(1, dtype=torch.int64)
         score = target_scorer(model, target, index, passes=Passes(backend=backend))
-        forward = model.forward if backend == "torch" else openvino_forward(model)
+        forward = fast_forward(model) if backend == "torch" else openvino_forward(model)
         base, blurred = (baseline_images(image, kind, mean) for kind in ("mean", "blur"))
         count = 3 + maps * 2 * (steps - 1)
         together = images_a_pass(image.device, BATCH)
         full, rest = divmod(count, together)
-        batch = arranged(image.expand(together, -1, -1, -1).contiguous())
+        batch = image.expand(together, -1, -1, -1).contiguous()
+        batch = laid_out(model, batch) if backend == "torch" else batch
 
         def bare() -> None:
             for size in [together] * full + [rest] * bool(rest):
@@ -105,12 +132,22 @@ def measure(name: str, steps: int, rounds: int, maps: int, backend: Backend) -> 
             plain = lambda x: target.probability(model.forward(x), one)  # noqa: E731
             return rise_loop(plain, image, drawn["0"][0], base, blurred, steps)
 
+        pictures, ranked = image.expand(ROAD_IMAGES, -1, -1, -1).contiguous(), drawn["0"].expand(ROAD_IMAGES, -1, -1)
+
         def road():
             return imputed_scores(
-                image, drawn["0"], lambda x, w: torch.cat([score(p, w[: len(p)]) for p in x.split(BATCH)]), 0
+                pictures, ranked, lambda x, w: torch.cat([score(p, 0 * w[: len(p)]) for p in in_parts(x, BATCH)]), 0
             )
 
         jobs = {"L": bare, "engine": engine, "R": loop, "road": road}
+        if find_spec("pytorch_grad_cam") is not None and not applied().keep_memory:
+            bare_image = (image - torch.tensor(mean)[:, None, None]) / torch.tensor(model.source.preprocessing.std)[
+                :, None, None
+            ]
+            jobs["road peer"] = lambda: road_peer(model, bare_image, drawn["0"], int(target.target[0]))
+        factors = torch.rand(1576, 768, generator=generator), torch.rand(768, 3072, generator=generator)
+        jobs["gemm"] = lambda: factors[0] @ factors[1]
+        work = gigaflops(model.forward, image)
         times: dict[str, list[float]] = {key: [] for key in jobs}
         found = {}
         for number in range(rounds + 1):
@@ -122,12 +159,14 @@ def measure(name: str, steps: int, rounds: int, maps: int, backend: Backend) -> 
     ours = [float(area_under_curve(found["engine"]["0"][curve])) for curve in CURVES]
     worst = max(abs(a - b) for a, b in zip(ours, found["R"], strict=True))
     assert worst <= AGREEMENT[backend], f"{name}: areas of R and engine are {worst:.1e} apart"
-    images = {"L": count, "engine": count, "R": 2 * (steps + 1), "road": len(SHARES)}
+    images = {"L": count, "engine": count, "R": 2 * (steps + 1), "road": ROAD_IMAGES * len(SHARES)}
+    images |= {"road peer": len(SHARES), "gemm": 1}
     return [
         {
             "model": name, "job": key, "images": images[key], "rounds": rounds, "area_difference": worst,
             "median_ms": statistics.median(spent) / images[key] * 1e3, "min_ms": min(spent) / images[key] * 1e3,
             "max_ms": max(spent) / images[key] * 1e3,
+            "gflop_per_s": (GEMM if key == "gemm" else work) * images[key] / statistics.median(spent),
         }
         for key, spent in times.items() if spent
     ]  # fmt: skip
@@ -137,7 +176,7 @@ def one_process(arguments: argparse.Namespace, name: str, mode: str) -> list[dic
     """One model in a fresh process, which may be tuned as a whole."""
     command = [sys.executable, __file__, "--only", mode, "--models", name, "--steps", str(arguments.steps)]
     command += ["--rounds", str(arguments.rounds), "--maps", str(arguments.maps)]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return [json.loads(line) | {"process": mode} for line in text.splitlines() if line.startswith("{")]
 
 
@@ -152,7 +191,7 @@ def main() -> None:
     if arguments.only:
         torch.set_num_threads(2)
         if arguments.only != "library":
-            tune(Tuning(keep_memory=True, channels_last=arguments.only == "tuned"))
+            tune(Tuning(keep_memory=True))
         for name in arguments.models:
             for row in measure(name, arguments.steps, arguments.rounds, arguments.maps, MODES[arguments.only]):
                 print(json.dumps(row), flush=True)
@@ -171,6 +210,7 @@ def write(rows: pd.DataFrame) -> None:
     table = pd.DataFrame({
         "engine / L": medians["engine"] / medians["L"],
         "road / L": medians["road"] / medians["L"],
+        "road peer / L": medians["road peer"] / medians["L"],
         "R / engine": medians.index.get_level_values("model").map(library) / medians["engine"],
     })  # fmt: skip
     path = Path(__file__).parent / "results" / "speed_scores.csv"

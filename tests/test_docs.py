@@ -118,6 +118,15 @@ def test_the_tables_of_methods_are_current(benchmarks):
     assert set(re.findall(r"`(\w+)`", short_table())) == set(ac.list_methods())
 
 
+def test_the_table_of_speed_is_that_of_the_file(benchmarks):
+    from speed_table import PAGE, RESULTS, put, speed_table
+
+    text = PAGE.read_text(encoding="utf-8")
+    assert put(text, "speed", speed_table(pd.read_csv(RESULTS / "speed_scores.csv"))) == text, (
+        "run python benchmarks/speed_table.py"
+    )
+
+
 def test_the_answers_are_those_of_the_scores(benchmarks):
     from demo_scores import ACCURACY, CHEATING, SCORES, put, question_table
 

@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,16 @@ class Source:
     encode_text: Callable[[str], Tensor] | None = None
 
 
+class Derived(dict[object, Any]):
+    """What was made from a network and costs more than a look: left behind by copies, whose weights may change."""
+
+    def __deepcopy__(self, memo: object) -> "Derived":
+        return Derived()
+
+    def __reduce__(self) -> tuple[type["Derived"], tuple[()]]:
+        return Derived, ()
+
+
 @dataclass(frozen=True)
 class ModelAdapter:
     """A model, ready to be explained: images in [0, 1] in, logits out, and what can be recorded on the way.
@@ -100,8 +111,8 @@ class ModelAdapter:
     anatomy: Anatomy
     verified: set[str] = field(default_factory=set, repr=False, compare=False)
     """Recordings whose logits were seen to equal those of the plain forward pass."""
-    compiled: dict[int, Callable[[Tensor], Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """Its forward pass in another runtime, by the number of threads; made on request and once."""
+    derived: Derived = field(default_factory=Derived, init=False, repr=False, compare=False)
+    """What was made from the network on request and once, by whoever made it."""
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
+from attncompare.benchmark.layout import fast_forward
 from attncompare.benchmark.openvino import openvino_forward
 from attncompare.benchmark.randomised import randomised_maps
 from attncompare.benchmark.records import Backend, Dtype
@@ -18,7 +19,7 @@ from attncompare.errors import CaptureError, SpecError
 from attncompare.maps import resize_map
 from attncompare.metrics._base import Evidence, Explain, Metric, Score
 from attncompare.metrics.protocols import ScoreKind
-from attncompare.tuning import applied, arranged, check_deviation
+from attncompare.tuning import applied, check_deviation
 
 T = TypeVar("T")
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
@@ -92,11 +93,11 @@ def target_scorer(
     """
     if kind == "argmax" and not target.of_classes:
         raise SpecError("a protocol that asks for the argmax needs a class as target")
-    forward = openvino_forward(model) if passes.backend == "openvino" else model.forward
+    forward = openvino_forward(model) if passes.backend == "openvino" else fast_forward(model)
 
     def score(images: Tensor, which: Tensor) -> Tensor:
         with _precision(passes.dtype, images.device):
-            parts = torch.split(arranged(images), images_a_pass(images.device, len(images)))
+            parts = in_parts(images, images_a_pass(images.device, len(images)))
             raw = torch.cat([forward(part).float() for part in parts])
         if kind == "argmax":
             return (raw.argmax(dim=1) == target.target[index[which]]).float()
@@ -129,10 +130,15 @@ def images_a_pass(device: torch.device, batch_size: int) -> int:
     return batch_size if device.type != "cpu" or applied().keep_memory else min(batch_size, CPU_IMAGES)
 
 
+def in_parts(images: Tensor, most: int) -> tuple[Tensor, ...]:
+    """(n,...) in the fewest parts of at most `most`, of like sizes: one left over would cost up to two of a batch."""
+    return torch.tensor_split(images, max(1, -(-len(images) // most)))
+
+
 def clean_outputs(model: ModelAdapter, images: Tensor) -> Tensor:
     """(B,K) of the unaltered images, a few at a time: memory does not grow with their number."""
     at_once = images_a_pass(images.device, IMAGES_AT_ONCE)
-    return torch.cat([model.forward(part) for part in torch.split(images, at_once)])
+    return torch.cat([model.forward(part) for part in in_parts(images, at_once)])
 
 
 def _precision(dtype: Dtype, device: torch.device) -> AbstractContextManager[object]:
@@ -143,7 +149,7 @@ def batched(model: ModelAdapter, score: Score, batch_size: int) -> Score:
     """The same score in batches of the run's size, without gradients; half the size each time memory runs out."""
 
     def run(images: Tensor, which: Tensor, size: int) -> Tensor:
-        parts = zip(torch.split(images, size), torch.split(which, size), strict=True)
+        parts = zip(in_parts(images, size), in_parts(which, size), strict=True)
         return torch.cat([score(part, rows).float() for part, rows in parts])
 
     def in_batches(images: Tensor, which: Tensor) -> Tensor:

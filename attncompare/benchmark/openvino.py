@@ -30,9 +30,10 @@ def openvino_forward(model: ModelAdapter) -> Callable[[Tensor], Tensor]:
         raise SpecError(f"backend openvino runs on the CPU and {model.name} is on {model.device}; use backend torch")
     library, threads = openvino_library(), torch.get_num_threads()
     with LOCK:
-        if threads not in model.compiled:
-            model.compiled[threads] = _converted(model, library, threads)
-        return model.compiled[threads]
+        if ("openvino", threads) not in model.derived:
+            model.derived["openvino", threads] = _converted(model, library, threads)
+        compiled: _Compiled = model.derived["openvino", threads]
+        return compiled
 
 
 def openvino_library() -> Any:

@@ -17,7 +17,7 @@ from attncompare.benchmark.query import query_run
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.statistics import summarise
 from attncompare.benchmark.store import ResultStore
-from attncompare.benchmark.timed import timing_steps
+from attncompare.benchmark.timing.timed import timing_steps
 from attncompare.benchmark.worker import Progress, Worker
 from attncompare.data.datasets import Dataset, open_dataset
 from attncompare.errors import SpecError

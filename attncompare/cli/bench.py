@@ -46,8 +46,8 @@ def bench(
     tune: Annotated[
         list[str] | None,
         typer.Option(
-            help="channels_last (convolutions are faster) or matmul (torch's medium precision); repeat for both. "
-            "Scores move in their last digits, which is checked."
+            help="channels_last or contiguous: the layout of scored images, else chosen by model; matmul: torch's medium "
+            "precision; repeat for more. Scores move in their last digits, which is checked."
         ),
     ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray: actors, here or on a cluster.")] = "local",

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from attncompare.errors import unknown_name
+from attncompare.errors import SpecError, unknown_name
 
 if TYPE_CHECKING:
     from attncompare.benchmark.execution import Execution
     from attncompare.benchmark.run import Run
     from attncompare.benchmark.spec import BenchmarkSpec
     from attncompare.benchmark.worker import Tick
-    from attncompare.tuning import Tuning
+    from attncompare.tuning import Layout, Tuning
 
 EXIT_WRONG, EXIT_FAILED_CELLS, EXIT_INTERRUPTED = 1, 3, 130
-TUNED = ("channels_last", "matmul")
+TUNED = ("channels_last", "contiguous", "matmul")
 
 
 @contextmanager
@@ -50,15 +50,17 @@ def progress_bar() -> "Iterator[Callable[[Tick], None]]":
 
 
 def parse_tuning(names: list[str] | None) -> "Tuning":
-    """What --tune asks for, beside memory that is kept, which changes no value; UnknownNameError for another name."""
+    """What --tune asks for, beside memory that is kept, which changes no value; an error for other names or both layouts."""
     from attncompare.tuning import Tuning
 
     for name in names or ():
         if name not in TUNED:
             raise unknown_name("setting of --tune", name, TUNED)
-    wanted = names or []
-    matmul: Literal["medium", "highest"] = "medium" if "matmul" in wanted else "highest"
-    return Tuning(keep_memory=True, channels_last="channels_last" in wanted, matmul=matmul)
+    layouts: list[Layout] = [name for name in ("channels_last", "contiguous") if name in (names or ())]
+    if len(layouts) > 1:
+        raise SpecError("--tune takes channels_last or contiguous, not both")
+    matmul: Literal["medium", "highest"] = "medium" if "matmul" in (names or ()) else "highest"
+    return Tuning(keep_memory=True, layout=layouts[0] if layouts else "auto", matmul=matmul)
 
 
 def run_spec(

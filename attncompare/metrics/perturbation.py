@@ -48,10 +48,29 @@ def _tie_order(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
+def _largest_first(values: Tensor) -> Tensor:
+    """(U,) values -> (U,) their places from the largest to the smallest, equal ones in the order they stand in.
+
+    Of float32, one sort of integers that hold the value above and the place below: a third of a stable argsort's time.
+    """
+    if values.dtype != torch.float32:
+        return torch.argsort(values, descending=True, stable=True)
+    bits = (values.detach() + 0.0).numpy().view(np.int32)  # -0.0 is 0.0
+    rising = np.where(bits < 0, bits ^ np.int32(2**31 - 1), bits)  # as integers in the order of the floats
+    keys = (~rising).astype(np.int64) << 32 | np.arange(len(bits))
+    keys.sort()
+    return torch.from_numpy(keys & (2**32 - 1))
+
+
+def order_units(values: Tensor, seed: int) -> Tensor:
+    """(U,) values -> (U,) units from the largest to the smallest; ties in the order of a seeded permutation."""
+    shuffled = _tie_order(len(values), seed)
+    return shuffled[_largest_first(values.cpu()[shuffled])]
+
+
 def rank_units(values: Tensor, seed: int) -> Tensor:
     """(U,) values -> (U,) rank of each unit, 0 for the largest; ties in the order of a seeded permutation."""
-    shuffled = _tie_order(len(values), seed)
-    order = shuffled[torch.argsort(values.cpu()[shuffled], descending=True, stable=True)]
+    order = order_units(values, seed)
     ranks = torch.empty_like(order)
     ranks[order] = torch.arange(len(order))
     return ranks
@@ -61,12 +80,13 @@ def change_step(values: Tensor, size: tuple[int, int], protocol: Protocol, seed:
     """(h,w) map -> (H,W) integers: the step, 1 to n, at which each pixel changes."""
     steps = protocol.count(size)
     full = resize_map(values[None], size)[0].cpu()
-    ranks = rank_units(full.flatten() if protocol.cells is None else _cell_means(full, protocol.cells).flatten(), seed)
-    units = len(ranks)
-    # After step k round(k U / n) units have changed; Python's round is to even, as is numpy's.
-    borders = torch.from_numpy(np.rint(np.arange(1, steps + 1) * units / steps).astype(np.int64))
-    at = torch.searchsorted(borders, ranks, right=True) + 1
-    at = at.to(torch.int16 if steps < 2**15 else torch.int32)
+    order = order_units(full.flatten() if protocol.cells is None else _cell_means(full, protocol.cells).flatten(), seed)
+    units = len(order)
+    # After step k round(k U / n) units have changed; numpy's rint is to even, as is Python's round.
+    changed = np.rint(np.arange(steps + 1) * units / steps).astype(np.int64)
+    each = torch.arange(1, steps + 1, dtype=torch.int16 if steps < 2**15 else torch.int32)
+    at = torch.empty(units, dtype=each.dtype)
+    at[order] = each.repeat_interleave(torch.from_numpy(np.diff(changed)))
     if protocol.cells is None:
         return at.reshape(size)
     rows, columns = (_cell_of(length, protocol.cells) for length in size)
@@ -152,18 +172,25 @@ class Shots:
         size = size_of(self.images)
         seen: dict[tuple[Baseline | None, Baseline | None, bytes], Tensor] = {}
         for name, curves in self.found.items():
+            found: dict[int, tuple[Tensor, bytes]] = {}
             for curve, rows in curves.items():
-                values = self.maps[name][image]
-                values = -values if curve is Evidence.LEAST_FIRST_CURVE else values
-                change = change_step(values, size, self.protocol, self.seed)
+                sign = -1 if curve is Evidence.LEAST_FIRST_CURVE else 1
+                if sign not in found:
+                    found[sign] = self._change_step(sign * self.maps[name][image])
+                change, content = found[sign]
                 start, finish = ends_of(self.protocol, curve)
-                order = (start, finish, sha256(change.numpy().tobytes()).digest())
+                order = (start, finish, content)
                 if order in seen:
                     self.same.append((rows[image], seen[order]))
                     continue
-                seen[order], change = rows[image], change.to(self.images.device)
+                seen[order] = rows[image]
                 for step in range(1, min(self.protocol.count(size), rows.shape[1])):
                     yield Shot(image, step, change, drawn[finish], drawn[start], ((rows[image], step),))
+
+    def _change_step(self, values: Tensor) -> tuple[Tensor, bytes]:
+        """(h,w) map -> the step at which each pixel changes, on the images' device, and a digest of it."""
+        change = change_step(values, size_of(self.images), self.protocol, self.seed)
+        return change.to(self.images.device), sha256(change.numpy().tobytes()).digest()
 
 
 def ends_of(protocol: Protocol, curve: Evidence) -> tuple[Baseline | None, Baseline | None]:

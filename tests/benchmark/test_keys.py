@@ -12,10 +12,10 @@ from torch import nn
 
 import attncompare as ac
 from attncompare.benchmark import plan as plan_module
-from attncompare.benchmark import timed
 from attncompare.benchmark.plan import Chunk, ModelPlan, chosen_methods, chosen_metrics, read_chunk
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
+from attncompare.benchmark.timing import timed
 from attncompare.data.datasets import open_dataset
 from attncompare.metrics.protocols import get_protocol
 
@@ -304,7 +304,7 @@ MACHINE = {
     "gpu": (timed, "gpu_name", lambda device: "another GPU"),
     "threads": (timed.torch, "get_num_threads", lambda: 99),
     "torch": (timed.torch, "__version__", "9.9"),
-    "tuning": (timed.tuning, "describe", lambda: {"channels_last": True}),
+    "tuning": (timed.tuning, "describe", lambda: {"layout": "channels_last"}),
     "matmul": (timed.torch, "get_float32_matmul_precision", lambda: "medium"),
     "protocol": (timed, "PROTOCOL_VERSION", 99),
 }

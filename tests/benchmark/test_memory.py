@@ -13,11 +13,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attncompare as ac
-from attncompare.benchmark import device as device_file
-from attncompare.benchmark.device import open_device, peak_of
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
-from attncompare.benchmark.timing import time_interleaved
+from attncompare.benchmark.timing import device as device_file
+from attncompare.benchmark.timing.device import open_device, peak_of
+from attncompare.benchmark.timing.latency import time_interleaved
 
 CALLS, WARM_UP = 200, 5
 SLACK = 16 * 2**20  # bytes by which an allocator may wander; 200 graphs of these models are more
@@ -114,7 +114,7 @@ MANY = 64 * 2**20  # bytes; glibc maps blocks of this size and gives them back a
 
 PEAKS = f"""
 import json, torch
-from attncompare.benchmark.device import open_device, peak_of
+from attncompare.benchmark.timing.device import open_device, peak_of
 
 MANY, device = {MANY}, open_device(torch.device("cpu"))
 

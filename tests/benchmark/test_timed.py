@@ -9,15 +9,16 @@ import pytest
 import torch
 
 import attncompare as ac
-from attncompare.benchmark import isolated, timed_process
-from attncompare.benchmark.device import Device
-from attncompare.benchmark.isolated import measure_apart
 from attncompare.benchmark.records import TIMING_MEASURES
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
-from attncompare.benchmark.timed_process import PLAIN, Measured, Request, measure
-from attncompare.benchmark.timed_records import changed_map
-from attncompare.benchmark.variants import refusal
+from attncompare.benchmark.timing import isolated
+from attncompare.benchmark.timing import process as timed_process
+from attncompare.benchmark.timing.device import Device
+from attncompare.benchmark.timing.isolated import measure_apart
+from attncompare.benchmark.timing.measured import changed_map
+from attncompare.benchmark.timing.process import PLAIN, Measured, Request, measure
+from attncompare.benchmark.timing.variants import refusal
 from attncompare.methods._base import methods
 from attncompare.reporting.tables import table
 from attncompare.tuning import Tuning
@@ -273,11 +274,11 @@ def test_the_child_uses_the_settings_it_is_given(tmp_path, monkeypatch):
     monkeypatch.setattr(timed_process, "load_model", lambda name, device: ac.load_model(name))
     monkeypatch.setattr(timed_process.os, "dup2", lambda *files: None)
     weights = ac.load_model(CNN).weights_hash
-    asked = request("cam", weights=weights, threads=3, matmul="high", tuning=vars(Tuning(channels_last=True)))
+    asked = request("cam", weights=weights, threads=3, matmul="high", tuning=vars(Tuning(layout="channels_last")))
     (tmp_path / "request.json").write_text(json.dumps(vars(asked)))
     np.save(tmp_path / "images.npy", torch.rand(1, 3, 64, 64).numpy())
     timed_process.main(tmp_path)
-    assert seen == {"tuning": Tuning(channels_last=True), "threads": 3, "matmul": "high"}
+    assert seen == {"tuning": Tuning(layout="channels_last"), "threads": 3, "matmul": "high"}
     assert set(json.loads((tmp_path / "results.json").read_text())["measured"]) == {PLAIN, "cam"}
 
 
@@ -288,7 +289,7 @@ def test_the_caption_of_a_run_that_scored_nothing_claims_no_images(tmp_path, chi
 
 
 def test_a_model_that_cannot_be_run_at_the_timed_batch_is_recorded_and_the_others_are_timed(tmp_path, monkeypatch):
-    from attncompare.benchmark import timed
+    from attncompare.benchmark.timing import timed
 
     whole = timed._scene
 

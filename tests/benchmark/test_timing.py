@@ -3,8 +3,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pytest
 
-from attncompare.benchmark.device import Device
-from attncompare.benchmark.timing import Timing, time_interleaved, warm_up
+from attncompare.benchmark.timing.device import Device
+from attncompare.benchmark.timing.latency import Timing, time_interleaved, warm_up
 
 
 class Bench:

@@ -1,10 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from references.curves import cells_of_14, seeded, some_map
 
 from attncompare.metrics.perturbation import (
     change_step,
+    order_units,
     rank_units,
 )
 from attncompare.metrics.protocols import Protocol, get_protocol
@@ -59,3 +63,18 @@ def test_a_seed_only_decides_between_equal_values():
     for seed in range(3):
         order = torch.argsort(rank_units(values, seed))
         assert torch.equal(values[order], values.sort(descending=True).values)
+
+
+@given(
+    arrays(
+        np.float32,
+        st.integers(1, 60),
+        elements=st.sampled_from([0.0, -0.0, 1.0, -1.0]) | st.floats(width=32, allow_nan=False),
+    )
+)
+def test_units_are_ordered_as_by_a_stable_argsort(values):
+    found = torch.from_numpy(values)
+    shuffled = torch.randperm(len(found), generator=seeded(3))
+    expected = shuffled[torch.argsort(found[shuffled], descending=True, stable=True)]
+    assert torch.equal(order_units(found, seed=3), expected)
+    assert torch.equal(order_units(found.double(), seed=3), expected)

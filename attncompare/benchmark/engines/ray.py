@@ -18,7 +18,7 @@ from attncompare.benchmark.engines.actor import ChunkActor
 from attncompare.benchmark.engines.sift import DEATHS, sift
 from attncompare.benchmark.execution import Execution
 from attncompare.benchmark.plan import chosen_methods, chunk_names
-from attncompare.benchmark.timed import timing_steps
+from attncompare.benchmark.timing.timed import timing_steps
 from attncompare.benchmark.worker import Worker
 from attncompare.data.datasets import Dataset
 from attncompare.errors import AttnCompareError, SpecError

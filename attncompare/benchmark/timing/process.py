@@ -1,4 +1,4 @@
-"""The child process of the timing pass: `python -m attncompare.benchmark.timed_process FOLDER`.
+"""The child process of the timing pass: `python -m attncompare.benchmark.timing.process FOLDER`.
 
 It loads one model by its name, times every method beside the plain forward, and measures their memory. FOLDER holds
 request.json and images.npy; results.json and maps.npz are written there. Before every run the child prints the name of what
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.benchmark.device import Device, open_device, peak_of
 from attncompare.benchmark.records import Variant
-from attncompare.benchmark.timing import Job, Timing, time_interleaved
-from attncompare.benchmark.variants import in_variant
+from attncompare.benchmark.timing.device import Device, open_device, peak_of
+from attncompare.benchmark.timing.latency import Job, Timing, time_interleaved
+from attncompare.benchmark.timing.variants import in_variant
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.targets import Target
 from attncompare.errors import AttnCompareError, UnsupportedMethodError

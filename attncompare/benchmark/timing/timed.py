@@ -9,15 +9,15 @@ from torch import Tensor
 
 from attncompare import tuning
 from attncompare.adapters.base import ModelAdapter
-from attncompare.benchmark.device import gpu_name
 from attncompare.benchmark.explained import explain_cells, maps_of
-from attncompare.benchmark.isolated import measure_apart
 from attncompare.benchmark.plan import Cell, Chunk, chosen_methods, options_of, support
 from attncompare.benchmark.records import Variant, cell_key
 from attncompare.benchmark.spec import BenchmarkSpec
-from attncompare.benchmark.timed_process import Request
-from attncompare.benchmark.timed_records import as_timing_records, reasons
-from attncompare.benchmark.variants import refusal
+from attncompare.benchmark.timing.device import gpu_name
+from attncompare.benchmark.timing.isolated import measure_apart
+from attncompare.benchmark.timing.measured import as_timing_records, reasons
+from attncompare.benchmark.timing.process import Request
+from attncompare.benchmark.timing.variants import refusal
 from attncompare.benchmark.worker import Worker
 from attncompare.capture.capture import left_as_found
 from attncompare.capture.targets import Target, TargetScore

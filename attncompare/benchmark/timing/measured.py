@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-from attncompare.benchmark.isolated import Outcome
 from attncompare.benchmark.plan import Cell
 from attncompare.benchmark.records import TIMING_MEASURES, Record, Status, Variant
-from attncompare.benchmark.timed_process import PLAIN, Measured
-from attncompare.benchmark.timing import UNSTABLE, Timing
+from attncompare.benchmark.timing.isolated import Outcome
+from attncompare.benchmark.timing.latency import UNSTABLE, Timing
+from attncompare.benchmark.timing.process import PLAIN, Measured
 
 SAME_MAP = 1e-3
 """Two maps are the same when no value differs by more than this share of the largest: rounding in another kernel or in

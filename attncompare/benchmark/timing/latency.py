@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attncompare.benchmark.device import Device
+from attncompare.benchmark.timing.device import Device
 
 UNSTABLE = 0.10
 """A spread beyond this share of the median is too much: of the IQR in the end, of the window in the warm-up."""

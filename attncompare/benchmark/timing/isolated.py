@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attncompare.benchmark.device import CHILD_ALLOCATOR
-from attncompare.benchmark.timed_process import PLAIN, Measured, Request
-from attncompare.benchmark.timing import Timing
+from attncompare.benchmark.timing.device import CHILD_ALLOCATOR
+from attncompare.benchmark.timing.latency import Timing
+from attncompare.benchmark.timing.process import PLAIN, Measured, Request
 
-COMMAND = (sys.executable, "-W", "ignore", "-m", "attncompare.benchmark.timed_process")
+COMMAND = (sys.executable, "-W", "ignore", "-m", "attncompare.benchmark.timing.process")
 NOT_FOR_MEMORY = "THP_MEM_ALLOC_ENABLE"  # huge pages, which would round every tensor up to 2 MiB
 
 
