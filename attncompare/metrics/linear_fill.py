@@ -250,7 +250,8 @@ def _one_thread_for_few() -> Iterator[None]:
 def linear_fill(images: Tensor, removed: Tensor) -> Tensor:
     """(n,C,H,W) with the removed pixels (n,H,W) bool replaced; no noise yet. At least one pixel of an image must remain.
 
-    Raises ArithmeticError if the solution does not settle, which was seen of images of a single row only.
+    Within TOLERANCE of the exact solution where an image has 16 rows and columns or more. Raises ArithmeticError if the
+    solution does not settle, which was seen of images of a single row only.
     """
     filled, solver = images.new_empty(images.shape), None
     at_once = AT_ONCE_ON_CPU if images.device.type == "cpu" else len(images)

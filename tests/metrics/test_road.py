@@ -11,7 +11,8 @@ from scipy.sparse.linalg import spsolve
 from torch import Tensor
 
 import attncompare as ac
-from attncompare.metrics.imputation import SHARES, imputed_scores
+from attncompare.metrics._base import metrics
+from attncompare.metrics.imputation import NARROWEST, SHARES, imputed_scores
 from attncompare.metrics.linear_fill import linear_fill
 from attncompare.metrics.road import road
 from attncompare.metrics.road_lerf import road_lerf
@@ -75,6 +76,27 @@ def test_the_fill_is_the_solution_of_the_sparse_system(order, size):
         expected = direct_solve(image.double().numpy(), gone.numpy())
         np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-4)
         assert torch.equal(found[:, ~gone], image[:, ~gone])
+
+
+@pytest.mark.parametrize("start", [0, 700])
+def test_the_fill_of_the_narrowest_strip_that_is_scored_is_the_solution(start):
+    size, removed = (NARROWEST, 200), torch.zeros(NARROWEST * 200, dtype=torch.bool)
+    removed[start : start + 2500] = True
+    image, gone = pictures(1, size), removed.reshape(size)
+    for strip, hole in ((image, gone), (image.mT, gone.mT)):
+        expected = direct_solve(strip[0].double().numpy(), hole.numpy())
+        np.testing.assert_allclose(linear_fill(strip, hole[None])[0].numpy(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("metric", [road, road_morf, road_lerf])
+def test_road_is_undefined_for_narrower_strips(metric):
+    def score(altered: Tensor, which: Tensor) -> Tensor:
+        return torch.ones(len(altered))
+
+    narrow, wide = (pictures(2, (size, 40)) for size in (NARROWEST - 1, NARROWEST))
+    assert metric(narrow, narrow[:, 0], score, 0).isnan().all()
+    assert metric(wide, wide[:, 0], score, 0).isfinite().all()
+    assert metrics.get(metric.__name__).undefined == "the image has fewer than 16 rows or columns"
 
 
 @pytest.mark.slow
