@@ -4,7 +4,8 @@
 browser's own `first-contentful-paint`. An interaction is timed inside the page, from the event to the second animation
 frame after it (33 ms at 60 frames a second), when what it changed in the window has been painted; what lies outside the
 window may follow. The page rests for 0.4 s before each, as a reader does, except "without a rest", where the next press
-comes as soon as the image before has been painted. Writes
+comes as soon as the image before has been painted. "By key" is a key that the browser itself receives, timed from its own
+time stamp of the press. Writes
 benchmarks/results/page_speed.csv: median, minimum, maximum and n in milliseconds, the size of the page, and the load of the
 machine. The run under runs/ resumes; it takes some minutes.
 """
@@ -16,7 +17,7 @@ import statistics
 from pathlib import Path
 
 import pandas as pd
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 from results_table import write_table
 
 from attncompare.benchmark.run import run_benchmark
@@ -31,6 +32,7 @@ METHODS = (
 COARSE = 'steps = 4\ndeletion = "mean"\ninsertion = "blur"\n'
 """A protocol of few steps: what is timed here is the page, not the scoring."""
 PREPARE = """() => {
+    window.settled = () => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
     for (const name of ["draw", "drawLayers"]) {
         const plain = window[name];
         window[name] = (...given) => window.shown = plain(...given);
@@ -57,7 +59,6 @@ PREPARE = """() => {
     };
 }"""
 TIMED = """async act => {
-    const settled = () => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
     document.getElementById(WHERE[act] || "view").scrollIntoView();
     // What is drawn when there is time.
     if (!act.endsWith("without a rest")) await new Promise(done => setTimeout(done, 400));
@@ -68,6 +69,19 @@ TIMED = """async act => {
     await window.shown;
     await settled();
     return performance.now() - start;
+}"""
+KEYS = {"next image by key": "view", "opacity by key": "opacity"}
+"""What has the focus, or is in the window, when the right arrow is pressed."""
+AWAIT_KEY = """id => {
+    const at = document.getElementById(id);
+    at.scrollIntoView();
+    at.tagName === "INPUT" ? at.focus() : document.activeElement.blur();
+    window.shown = null;
+    window.answered = new Promise(done => addEventListener("keydown", async event => {
+        await window.shown;
+        await settled();
+        done(performance.now() - event.timeStamp);
+    }, {once: true}));
 }"""
 FIRST_PAINT = """() => new Promise(done => new PerformanceObserver(seen => {
     const [first] = seen.getEntriesByName("first-contentful-paint");
@@ -101,7 +115,17 @@ def measure(browser: Browser, report: Path, rounds: int) -> dict[str, list[float
     page.evaluate(PREPARE)
     for act in page.evaluate("() => Object.keys(ACTIONS)"):
         found[act] = [page.evaluate(TIMED, act) for _ in range(rounds + 1)][1:]
+    for act, focused in KEYS.items():
+        found[act] = [press(page, focused) for _ in range(rounds + 1)][1:]
     return found
+
+
+def press(page: Page, focused: str) -> float:
+    """Milliseconds from a real press of the right arrow to the picture it asks for."""
+    page.evaluate(AWAIT_KEY, focused)
+    page.wait_for_timeout(400)
+    page.keyboard.press("ArrowRight")
+    return float(page.evaluate("() => window.answered"))
 
 
 def main() -> None:

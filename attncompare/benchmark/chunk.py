@@ -9,6 +9,7 @@ from torch import Tensor
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import Passes, Scene, scoring_deviation, with_smaller_batches
 from attncompare.benchmark.explained import Explained, explain_cells, maps_of
+from attncompare.benchmark.layout import layout_in_use
 from attncompare.benchmark.plan import Cell, Chunk, chosen_metrics
 from attncompare.benchmark.records import Record, Status
 from attncompare.benchmark.scoring import Scored, again_of, as_records, score_maps
@@ -72,6 +73,13 @@ class ChunkScorer:
             for measure in (CLEAN_SCORE, *self.spec.metrics)
             for name in names
         ]
+
+    def scored_by(self, model: ModelAdapter) -> str | None:
+        """What forwards a model's altered images: "openvino", or "torch" and their layout; None if none were yet."""
+        if self.spec.backend != "torch":
+            return self.spec.backend
+        layout = layout_in_use(model)
+        return None if layout is None else f"torch {layout}"
 
     def _protocol(self, measure: str) -> str:
         metric = self.metrics.get(measure)

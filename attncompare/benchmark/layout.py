@@ -1,14 +1,13 @@
 """The memory layout in which altered images are forwarded."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.capture import left_as_found
-from attncompare.tuning import LARGEST_DEVIATION, applied
+from attncompare.tuning import LARGEST_DEVIATION, Layout, applied
 
 
 def fast_forward(model: ModelAdapter) -> Callable[[Tensor], Tensor]:
@@ -18,16 +17,20 @@ def fast_forward(model: ModelAdapter) -> Callable[[Tensor], Tensor]:
 
 def laid_out(model: ModelAdapter, images: Tensor) -> Tensor:
     """Images (n,3,H,W) in the layout that the tuning in force asks for, or that suits the model."""
-    last = layout_of(model) == "channels_last"
+    wanted = applied().layout
+    last = wanted == "channels_last" or (
+        wanted == "auto" and images.device.type == "cpu" and takes_channels_last(model)
+    )
     return images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def layout_of(model: ModelAdapter) -> Literal["contiguous", "channels_last"]:
-    """The layout in which altered images are forwarded now."""
+def layout_in_use(model: ModelAdapter) -> Layout | None:
+    """The layout of altered images; None where none have been forwarded, so that it was not decided."""
     wanted = applied().layout
-    if wanted == "auto":
-        return "channels_last" if model.device.type == "cpu" and takes_channels_last(model) else "contiguous"
-    return wanted
+    if wanted != "auto":
+        return wanted
+    decided = model.derived.get("channels_last", None if model.device.type == "cpu" else False)
+    return None if decided is None else "channels_last" if decided else "contiguous"
 
 
 def layer_counts(model: ModelAdapter) -> tuple[int, int]:

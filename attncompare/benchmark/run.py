@@ -51,7 +51,7 @@ class Run:
     name: str = "run.json"
 
     def records(self) -> pd.DataFrame:
-        """One row per value, with the columns of Record and device, threads and batch_size."""
+        """One row per value, with the columns of Record and device, threads, batch_size and scored_by."""
         return ResultStore(self.folder).read(self.manifest()["keys"])
 
     def query(self, sql: str) -> pd.DataFrame:

@@ -12,7 +12,6 @@ import torch
 
 from attncompare import tuning
 from attncompare.adapters.base import ModelAdapter
-from attncompare.benchmark.layout import layout_of
 from attncompare.benchmark.openvino import openvino_forward
 from attncompare.benchmark.plan import Chunk, check_target, chunk_names, read_chunk
 from attncompare.benchmark.spec import BenchmarkSpec
@@ -81,12 +80,8 @@ class Session:
         return {
             "protocol": get_protocol(self.spec.protocol).describe(),
             "environment": environment(self.spec.device),
-            "models": {m.name: m.describe() | {"weights_hash": m.weights_hash} | self._layout(m) for m in self.models},
+            "models": {m.name: m.describe() | {"weights_hash": m.weights_hash} for m in self.models},
         }
-
-    def _layout(self, model: ModelAdapter) -> dict[str, str]:
-        """How altered images lie in memory, where torch forwards them: it decides the last digits of scores."""
-        return {} if self.spec.timing_only or self.spec.backend != "torch" else {"layout": layout_of(model)}
 
     def read(self, index: int, unreadable: Mapping[str, str] = MappingProxyType({})) -> Chunk:
         """The images of a chunk. unreadable: those that must not be tried, with the reason."""

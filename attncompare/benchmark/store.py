@@ -31,6 +31,7 @@ SCHEMA = pa.schema(
         ("device", pa.string()),
         ("threads", pa.int32()),
         ("batch_size", pa.int32()),
+        ("scored_by", pa.string()),
     ]
 )
 
@@ -104,7 +105,7 @@ class ResultStore:
         return [name for name in self.files.names("quarantine") if name.endswith(".parquet")]
 
     def write(self, key: str, records: Iterable[Record], columns: Mapping[str, Any]) -> None:
-        """Finish a cell. columns: device, threads, batch_size, which are no part of the key."""
+        """Finish a cell. columns: device, threads, batch_size, scored_by, which are no part of the key."""
         rows = [asdict(record) | dict(columns) for record in records]
         content = seal.encode(pa.Table.from_pylist(rows, schema=SCHEMA), key, is_final(rows))
         self.cells.write(key, content)

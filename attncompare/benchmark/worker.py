@@ -78,12 +78,18 @@ class Worker:
         self.done += steps
         self.progress(Tick(min(self.done, self.total), self.total, what))
 
-    def finish(self, key: str, records: Sequence[Record], batch_size: int | None = None) -> None:
-        """Write a cell. batch_size: of the images that were worked on together, where it is not the spec's."""
+    def finish(
+        self, key: str, records: Sequence[Record], batch_size: int | None = None, scored_by: str | None = None
+    ) -> None:
+        """Write a cell. batch_size: of the images that were worked on together, where it is not the spec's.
+
+        scored_by: see ChunkScorer.
+        """
         columns = {
             "device": self.spec.device,
             "threads": torch.get_num_threads(),
             "batch_size": batch_size or self.spec.batch_size,
+            "scored_by": scored_by,
         }
         self.store.write(key, records, columns)
         self.tally.computed += 1
@@ -120,7 +126,7 @@ class Worker:
             if self.spec.save_maps:
                 maps, archive = result.maps.get(cell.key, {}), MapArchive(self.store.folder)
                 archive.write(cell.key, model.name, cell.method.name, maps, result.classes)
-            self.finish(cell.key, result.rows[cell.key])
+            self.finish(cell.key, result.rows[cell.key], scored_by=self.scorer.scored_by(model))
 
     def probe(self, model: ModelAdapter, chunk: Chunk, names: Sequence[str]) -> None:
         """Compute the missing cells of a chunk on some of its images and keep nothing, to see whether that can be lived."""

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import attncompare as ac
-from attncompare.benchmark.layout import fast_forward, layout_of, takes_channels_last
+from attncompare.benchmark.layout import fast_forward, layout_in_use, takes_channels_last
 from attncompare.tuning import Tuning, tune
 
 
@@ -127,8 +127,9 @@ def test_a_network_that_minds_the_layout_is_scored(network):
 
 def test_a_network_without_room_for_the_trial_keeps_torchs_layout_and_is_scored():
     roomy, narrow = wrapped(Roomy()), wrapped(Roomy())
+    assert layout_in_use(roomy) is None  # nobody has asked yet
     assert scored(narrow, room=2) == pytest.approx(scored(roomy), abs=1e-6)
-    assert layout_of(roomy) == "channels_last" and layout_of(narrow) == "contiguous"
+    assert layout_in_use(roomy) == "channels_last" and layout_in_use(narrow) == "contiguous"
 
 
 def test_the_layout_is_decided_once_and_not_copied_with_the_model():

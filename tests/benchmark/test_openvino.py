@@ -38,9 +38,10 @@ def test_scores_are_those_of_torch_and_say_what_made_them(tmp_path):
     manifest = run.manifest()
     assert all(0 < value < 1e-5 for value in manifest["deviation"].values()) and len(manifest["deviation"]) == 2
     assert set(plain.manifest()["deviation"].values()) == {0}
-    layouts = {name: about["layout"] for name, about in plain.manifest()["models"].items()}
-    assert layouts == {"demo/cnn": "channels_last", "demo/vit": "contiguous"}
-    assert not any("layout" in about for about in manifest["models"].values())  # the converted pass has none of torch's
+    assert set(both.scored_by_openvino) == {"openvino"}
+    assert set(zip(both.model, both.scored_by, strict=True)) == {
+        ("demo/cnn", "torch channels_last"), ("demo/vit", "torch contiguous"),
+    }  # fmt: skip
     assert manifest["environment"]["versions"]["openvino"][0].isdecimal() and manifest["spec"]["backend"] == "openvino"
     assert "scored by openvino" in table(run.folder, "md") and "openvino" not in table(plain.folder, "md")
 

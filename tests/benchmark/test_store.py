@@ -11,7 +11,7 @@ from attncompare.benchmark.records import SCHEMA_VERSION, Record, cell_key
 from attncompare.benchmark.store import SCHEMA, ResultStore
 from attncompare.errors import ResultFormatError
 
-COLUMNS = {"device": "cpu", "threads": 2, "batch_size": 8}
+COLUMNS = {"device": "cpu", "threads": 2, "batch_size": 8, "scored_by": "torch contiguous"}
 
 
 def key_of(name: str) -> str:
