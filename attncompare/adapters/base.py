@@ -1,6 +1,5 @@
 """A model, ready to be explained: what its source knows of it, and the adapter around it."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from attncompare.adapters.anatomy import Anatomy, Family
 from attncompare.adapters.batch_norm import ContiguousNorms
-from attncompare.adapters.structure import structure_hash
+from attncompare.adapters.structure import structure_hash, weights_hash
 from attncompare.errors import SpecError, UnsupportedMethodError, UnsupportedModelError
 from attncompare.signals import Signal, TokenLayout
 
@@ -168,13 +167,7 @@ class ModelAdapter:
     @cached_property
     def weights_hash(self) -> str:
         """sha256 over the names, shapes and bytes of all parameters and buffers, also of those no checkpoint holds."""
-        digest = hashlib.sha256()
-        tensors: dict[str, Tensor] = dict(self.model.named_parameters(remove_duplicate=False))
-        tensors |= dict(self.model.named_buffers(remove_duplicate=False))
-        for name, tensor in sorted(tensors.items()):
-            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return weights_hash(self.model)
 
     @cached_property
     def structure_hash(self) -> str:

@@ -31,6 +31,22 @@ def structure_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def weights_hash(module: nn.Module) -> str:
+    """sha256 over the names, shapes and bytes of all parameters and buffers, also of those no checkpoint holds."""
+    digest = hashlib.sha256()
+    tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    tensors |= dict(module.named_buffers(remove_duplicate=False))
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(bytes_of(tensor))
+    return digest.hexdigest()
+
+
+def bytes_of(tensor: Tensor) -> bytes:
+    """The values of a tensor of any dtype, in row-major order."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
 def _lines(module: nn.Module) -> Iterator[str]:
     seen: set[int] = set()
     for path, part in module.named_modules(remove_duplicate=False):

@@ -75,11 +75,15 @@ class ChunkScorer:
         ]
 
     def scored_by(self, model: ModelAdapter) -> str | None:
-        """What forwards a model's altered images: "openvino", or "torch" and their layout; None if none were yet."""
+        """What forwards a model's altered images: "openvino", or "torch" with their layout; None if none were yet.
+
+        Behind it a precision of matrix products other than the highest.
+        """
         if self.spec.backend != "torch":
             return self.spec.backend
         layout = layout_in_use(model)
-        return None if layout is None else f"torch {layout}"
+        precision = torch.get_float32_matmul_precision()
+        return None if layout is None else f"torch {layout}" + f" {precision}" * (precision != "highest")
 
     def _protocol(self, measure: str) -> str:
         metric = self.metrics.get(measure)

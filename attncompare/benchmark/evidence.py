@@ -100,7 +100,8 @@ def target_scorer(
             parts = in_parts(images, images_a_pass(images.device, len(images)))
             raw = torch.cat([forward(part).float() for part in parts])
         if kind == "argmax":
-            return (raw.argmax(dim=1) == target.target[index[which]]).float()
+            first = (raw.argmax(dim=1) == target.target[index[which]]).float()
+            return torch.where(raw.isnan().any(dim=1), torch.nan, first)
         return target.probability(raw, index[which])
 
     return score

@@ -29,7 +29,7 @@ def layout_in_use(model: ModelAdapter) -> Layout | None:
     wanted = applied().layout
     if wanted != "auto":
         return wanted
-    decided = model.derived.get("channels_last", None if model.device.type == "cpu" else False)
+    decided = model.derived.get(_decision(model), None if model.device.type == "cpu" else False)
     return None if decided is None else "channels_last" if decided else "contiguous"
 
 
@@ -40,18 +40,24 @@ def layer_counts(model: ModelAdapter) -> tuple[int, int]:
 
 
 def takes_channels_last(model: ModelAdapter) -> bool:
-    """Whether a network has more convolutions than linear layers, and returns the same in the NHWC layout; found once.
+    """Whether a network has more convolutions than linear layers, and returns the same in the NHWC layout.
 
     Of 55 architectures timed on a CPU the 37 that qualify took 0.54 to 1.02 of the time (`benchmarks/layout.py`), the others
     0.99 in the median. One that cannot take the layout (a `view` of its features), or whose outputs for a trial batch move
     by more than 1e-5 of the largest, or their softmax by more than 1e-5, keeps torch's, as does one without room for that
-    batch. Decided by the network alone, never by a timing or by the images that are scored.
+    batch. Decided once for a network's modules, never by a timing or by the images that are scored.
     """
-    if "channels_last" not in model.derived:
+    decision = _decision(model)
+    if decision not in model.derived:
         convolutions, linear = layer_counts(model)
-        model.derived["channels_last"] = convolutions > linear and _same_outputs(model)
-    found: bool = model.derived["channels_last"]
+        model.derived[decision] = convolutions > linear and _same_outputs(model)
+    found: bool = model.derived[decision]
     return found
+
+
+def _decision(model: ModelAdapter) -> tuple[object, ...]:
+    """Where the decision is kept: a network with another head, say, is asked again."""
+    return ("channels_last", *map(id, model.model.modules()))
 
 
 def _same_outputs(model: ModelAdapter) -> bool:

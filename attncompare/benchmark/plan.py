@@ -75,10 +75,12 @@ def options_of(spec: BenchmarkSpec, method: Method) -> dict[str, object]:
 def check_target(spec: BenchmarkSpec, dataset: Dataset, models: Sequence[ModelAdapter]) -> None:
     """Raise unless every model has the target; "label" needs data with labels and models of the same classes.
 
-    A protocol that asks whether the argmax is still the target needs a class.
+    A protocol that asks whether the argmax is still the target needs a class, and its steps and cells need pixels.
     """
     protocol = get_protocol(spec.protocol)
     for model in models:
+        if any(metric.curves for metric in chosen_metrics(spec)):
+            protocol.check(model.size)
         if protocol.score == "argmax" and (model.embedding or prompts_of(spec.target, 1)):
             raise SpecError(f"protocol {protocol.name} asks for the argmax; {model.name} has no class as target")
     if spec.target not in ("argmax", "label"):

@@ -41,8 +41,25 @@ def randomised_maps(model: nn.Module, explain: Callable[[], Tensor], seed: int =
             for parameter in parameters:
                 saved.append((parameter, parameter.detach().clone()))
                 shuffle_(parameter, generator)
+            forget(model)
             yield explain()
     finally:
         with torch.no_grad():
             for parameter, value in saved:
                 parameter.copy_(value)
+        forget(model)
+
+
+def forget(model: nn.Module) -> None:
+    """Have modules drop what they computed from their weights, such as the attention biases that timm's LeViT keeps.
+
+    What is kept for evaluation alone goes when a module is put into training mode; only those that have a say in that, by a
+    `train` of their own, are asked.
+    """
+    modes = {module: module.training for module in model.modules()}
+    for module in modes:
+        if type(module).train is not nn.Module.train:
+            module.train(True)
+            module.train(False)
+    for module, mode in modes.items():
+        module.training = mode

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -146,7 +147,7 @@ def as_records(
     records = []
     for i, name in enumerate(names):
         value = float(scored.values[i])
-        ok = value == value
+        ok = isfinite(value)
         records.append(
             Record(
                 model,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
+from attncompare.adapters.structure import bytes_of, structure_hash, weights_hash
 from attncompare.benchmark.evidence import Scene, clean_outputs
 from attncompare.benchmark.records import Record, cell_key
 from attncompare.benchmark.scoring import MetricRequest, again_of, as_records, choose_metrics, score_maps
@@ -35,7 +36,8 @@ def score(
 
     The target is the one the map was made for; where that is a function, give it again. metrics: names, or (name,
     options). protocol: a name, or the path of a TOML file. masks: (B,H,W) bool for metrics that need the object.
-    explainer: who made the map, for metrics that run it again; not needed for the methods of this library.
+    explainer: who made the map, for metrics that run it again; not needed for the methods of this library. Scores are those
+    of float32, also under autocast.
 
     >>> import attncompare as ac
     >>> model = ac.load_model("demo/cnn")
@@ -47,9 +49,12 @@ def score(
     chosen = get_protocol(protocol)
     wanted = choose_metrics(metrics, chosen)
     images = check_images(model, images)
+    if any(metric.curves for metric in wanted):
+        chosen.check(model.size)
     _check(model, images, attribution, wanted, masks)
     again = again_of(model, attribution.method, attribution.options, explainer)
-    with torch.no_grad(), left_as_found(model.model):
+    exact = torch.autocast(images.device.type, enabled=False)
+    with exact, torch.no_grad(), left_as_found(model.model):
         clean = clean_outputs(model, images)
         fixed = TargetScore.of(model, clean, _target_of(attribution, target))
     scene = Scene(images, fixed, masks)
@@ -60,7 +65,8 @@ def score(
         raise SpecError(
             f"{', '.join(missing)} runs the method again; give explainer=, as {attribution.method} is not ours"
         )
-    found = score_maps(model, scene, maps, wanted, chosen, explainers=explainers)
+    with exact:
+        found = score_maps(model, scene, maps, wanted, chosen, explainers=explainers)
     key = _key(model, images, attribution, wanted, chosen, _target_key(model, fixed, clean))
     names = [str(i) for i in range(len(images))]
     return [
@@ -79,12 +85,12 @@ def _key(
     target: object,
 ) -> str:
     """What the values depend on."""
-    content = images.cpu().contiguous().numpy().tobytes() + attribution.values.cpu().contiguous().numpy().tobytes()
+    content = b"".join(bytes_of(each) for each in (images, attribution.values))
     return cell_key(
         {
             "kind": "single",
-            "weights": model.weights_hash,
-            "structure": model.structure_hash,
+            "weights": weights_hash(model.model),  # anew: the caller may have trained it since
+            "structure": structure_hash(model.model),
             "preprocessing": vars(model.source.preprocessing),
             "method": attribution.method,
             "options": dict(attribution.options),

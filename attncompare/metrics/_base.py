@@ -1,9 +1,11 @@
 """A metric: a pure function of the evidence it names, one value per image."""
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Literal
 
 from torch import Tensor
@@ -49,7 +51,8 @@ class Metric:
     """What the harness knows of a metric.
 
     undefined: why a value may be NaN; it becomes a failed record with that reason, never a NaN in a mean. limits: the
-    lowest and highest value there can be. options: the options it takes and their defaults. given: those that were set.
+    lowest and highest value there can be. options: the options it takes and their defaults. at_most: the largest value of
+    some of them. given: those that were set.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Metric:
     limits: tuple[float, float] = (float("-inf"), float("inf"))
     version: int = 1
     options: Mapping[str, object] = field(default_factory=dict)
+    at_most: Mapping[str, float] = field(default_factory=dict)
     given: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -99,6 +103,9 @@ class Metric:
             right = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
             if not right or not (value > 0 or value == self.options[name]):  # type: ignore[operator]
                 raise SpecError(f"{self.name}.{name} must be a positive {kind.__name__}, not {value!r}")
+            most = self.at_most.get(name, sys.float_info.max)
+            if not value <= most:  # type: ignore[operator]
+                raise SpecError(f"{self.name}.{name} must be at most {most:g}, not {value!r}")
         return replace(self, given=dict(given))
 
     @property
@@ -128,6 +135,7 @@ def metric(
     undefined: str = "the value is not defined",
     limits: tuple[float, float] = (float("-inf"), float("inf")),
     version: int = 1,
+    at_most: Mapping[str, float] = MappingProxyType({}),
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register a function as a metric: positional parameters name the evidence it needs, keyword-only ones are options."""
 
@@ -136,7 +144,7 @@ def metric(
         needs = tuple(Evidence(one.name) for one in parameters if one.kind is not one.KEYWORD_ONLY)
         options = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
         name = compute.__name__
-        metrics.add(name, Metric(name, compute, needs, better, reference, undefined, limits, version, options))
+        metrics.add(name, Metric(name, compute, needs, better, reference, undefined, limits, version, options, at_most))
         return compute
 
     return register

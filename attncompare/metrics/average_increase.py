@@ -1,5 +1,6 @@
 """Average increase."""
 
+import torch
 from torch import Tensor
 
 from attncompare.metrics._base import Score, metric
@@ -9,6 +10,7 @@ from attncompare.metrics.masking import scores_behind_maps
 @metric(
     better="higher",
     reference="Chattopadhay et al., arXiv:1710.11063, section 4.1 (increase in confidence); a share, not per cent",
+    undefined="the score behind the map is not finite",
     limits=(0, 1),
 )
 def average_increase(
@@ -18,4 +20,5 @@ def average_increase(
 
     An equal score is no rise.
     """
-    return (scores_behind_maps(images, maps, target_score, mean_colour) > clean_scores).float()
+    behind = scores_behind_maps(images, maps, target_score, mean_colour)
+    return torch.where(behind.isfinite(), (behind > clean_scores).float(), torch.nan)

@@ -31,7 +31,9 @@ def random_squares(size: tuple[int, int], seed: int) -> Iterator[Tensor]:
 @metric(
     better="lower",
     reference="Yeh et al., arXiv:1901.09392, definition 2.1 with optimal scaling, square removal; by Captum",
+    undefined="the score of an altered image is not finite",
     limits=(0, float("inf")),
+    version=2,
 )
 def infidelity(
     images: Tensor, maps: Tensor, target_score: Score, mean_colour: Tensor, seed: int, *, squares: int = 64
@@ -53,7 +55,7 @@ def infidelity(
     values = []
     for i in range(len(images)):
         which = torch.tensor([i], device=images.device)
-        weights = (maps[i].to(images) / images.shape[1]).expand_as(images[i])[None]
+        weights = (maps[i].to(images).double() / images.shape[1]).expand_as(images[i])[None]
         how = {"additional_forward_args": which, "n_perturb_samples": squares, "normalize": True}
         values.append(captum_infidelity(target_score, remove, images[i : i + 1], weights, **how))
-    return torch.cat(values).cpu()
+    return torch.cat(values).float().cpu()

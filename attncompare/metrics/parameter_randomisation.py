@@ -14,6 +14,7 @@ from attncompare.metrics.ranks import spearman
     reference="Adebayo et al., arXiv:1810.03292, section 3.1: cascading randomisation from the top, rank correlation",
     undefined="the map of the trained model is constant, or those of all shuffled models are: no order to compare",
     limits=(-1, 1),
+    version=2,
 )
 def parameter_randomisation(maps: Tensor, randomised_maps: Iterator[Tensor]) -> Tensor:
     """Mean rank correlation of the map with those after more and more layers lost what they learned; 1: it never mattered.

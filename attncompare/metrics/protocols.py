@@ -65,6 +65,20 @@ class Protocol:
         """
         return torch.arange(self.last(size) + 1, dtype=torch.float64) / self.count(size)
 
+    def check(self, size: tuple[int, int]) -> None:
+        """Raise SpecError where a curve would have one point, or a cell no pixel, for images of that size."""
+        image = f"images of {size[0]} x {size[1]} pixels"
+        if self.last(size) < 1:
+            raise SpecError(
+                f"protocol {self.name} scores no step of {image}: until = {self.until!r} lies before the first of "
+                f"{self.count(size)}; give a larger until or more steps"
+            )
+        if self.cells is not None and self.cells > min(size):
+            raise SpecError(
+                f"protocol {self.name} has {self.cells} x {self.cells} cells, more than {image} have rows or columns; "
+                "use one that ranks pixels, such as rise-fast, or a TOML file with fewer cells"
+            )
+
     def describe(self) -> dict[str, object]:
         """All its choices, as they enter a result's key."""
         return asdict(self)

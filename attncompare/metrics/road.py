@@ -3,13 +3,13 @@
 from torch import Tensor
 
 from attncompare.metrics._base import Score, metric
-from attncompare.metrics.imputation import TOO_NARROW, imputed_scores
+from attncompare.metrics.imputation import UNDEFINED, imputed_scores
 
 
 @metric(
     better="higher",
     reference="Rong et al., arXiv:2202.00449, section 4.2 (ROAD), combined as in pytorch-grad-cam: (LeRF - MoRF) / 2",
-    undefined=TOO_NARROW,
+    undefined=UNDEFINED,
     limits=(-1, 1),
 )
 def road(images: Tensor, maps: Tensor, target_score: Score, seed: int) -> Tensor:

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from attncompare.errors import SpecError
 from attncompare.metrics._base import metric
 
 
@@ -24,6 +23,7 @@ def membership(maps: Tensor, count: int) -> Tensor:
     reference="share of the k most relevant pixels that two maps have in common; ties at the border count in part",
     undefined="one of the maps is constant, so it ranks nothing",
     limits=(0, 1),
+    at_most={"share": 1},
 )
 def top_k_overlap(maps: Tensor, other_maps: Tensor, *, share: float = 0.1) -> Tensor:
     """How many of the k = round(share H W) largest pixels two maps share, divided by k; chance gives `share`.
@@ -33,8 +33,6 @@ def top_k_overlap(maps: Tensor, other_maps: Tensor, *, share: float = 0.1) -> Te
     >>> top_k_overlap(torch.tensor([[[4.0, 3.0, 2.0, 1.0]]]), torch.tensor([[[4.0, 1.0, 3.0, 2.0]]]), share=0.5).item()
     0.5
     """
-    if not share <= 1:
-        raise SpecError(f"top_k_overlap.share must be at most 1, not {share!r}")
     count = max(1, round(share * maps[0].numel()))
     overlap = torch.minimum(membership(maps, count), membership(other_maps, count)).sum(1) / count
     constant = [(one.amax(dim=(1, 2)) == one.amin(dim=(1, 2))) for one in (maps, other_maps)]

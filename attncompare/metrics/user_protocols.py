@@ -56,5 +56,5 @@ def _check(protocol: Protocol, path: Path) -> None:
         value = getattr(protocol, name)
         if value is not None and not low <= value <= high:
             raise SpecError(f"protocol {path}: {name} must lie between {low} and {high}, not {value!r}")
-    if protocol.steps is not None and protocol.until * protocol.steps < 1:
+    if not protocol.until or (protocol.steps is not None and protocol.until * protocol.steps < 1):
         raise SpecError(f"protocol {path}: no step lies before until = {protocol.until!r}")

@@ -137,3 +137,22 @@ def test_the_layout_is_decided_once_and_not_copied_with_the_model():
     assert len(layouts_seen(model)[0]) == 3 and len(layouts_seen(model)[0]) == 1
     other = copy.deepcopy(model)
     assert len(layouts_seen(other)[0]) == 3 and takes_channels_last(other)
+
+
+def test_a_network_whose_head_was_replaced_is_asked_again():
+    class Body(Flattened):
+        def forward(self, x):
+            return self.last(self.features(x).relu())
+
+    class Views(nn.Module):
+        def forward(self, x):
+            return x.view(len(x), -1)[:, :4]
+
+    body = Body()
+    body.last = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = wrapped(body)
+    scored(model)
+    assert layout_in_use(model) == "channels_last"
+    body.last = Views()
+    scored(model)
+    assert layout_in_use(model) == "contiguous"

@@ -1,7 +1,10 @@
 """From a map to records: options, protocols, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 
 import attncompare as ac
 from attncompare.benchmark.evidence import Scene
@@ -48,6 +51,7 @@ def test_options_change_the_value_and_stand_beside_it(model, images):
         (("infidelity", {"squares": True}), SpecError, "must be a positive int"),
         (("infidelity", {"squares": 0}), SpecError, "must be a positive int"),
         (("deletion", {"steps": 3}), SpecError, "has no options"),
+        (("max_sensitivity", {"radius": 2.0}), SpecError, "must be at most 1"),
         ("rank_correlation", SpecError, "compares two maps; use attncompare.compare_maps"),
         ("insersion", UnknownNameError, "did you mean insertion"),
     ],
@@ -85,7 +89,7 @@ def test_the_argmax_of_an_embedding_is_refused_before_anything_runs(tmp_path):
     from attncompare.data.datasets import open_dataset
 
     class Embeds:
-        embedding, name = True, "bare"
+        embedding, name, size = True, "bare", (224, 224)
 
     with pytest.raises(SpecError, match="asks for the argmax; bare has no class"):
         check_target(spec, open_dataset("shapes", 1), [Embeds()])
@@ -213,3 +217,79 @@ def test_a_part_of_a_part_keeps_its_targets(model, images):
     scene = Scene(images, TargetScore.of(model, model.forward(images), [0, 1, 2, 3]))
     part = scene.subset([1, 2, 3]).subset([1, 2])
     assert part.targets.tolist() == [2, 3] and torch.equal(part.images, scene.images[2:])
+
+
+def test_weights_changed_in_place_make_another_key(images):
+    model = ac.load_model("demo/cnn")
+    shown = ac.make_explainer(model, "random_map").explain(images)  # which does not change with them
+    before = ac.score(model, images, shown, metrics=["deletion"])
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            parameter.mul_(3)
+    after = ac.score(model, images, shown, metrics=["deletion"])
+    assert before[0].value != after[0].value and before[0].key != after[0].key
+
+
+def test_scores_are_those_of_float32_under_autocast(model, images):
+    shown = ac.make_explainer(model, "saliency").explain(images)
+    metrics = ["deletion", "average_drop", "max_sensitivity"]
+    plain = ac.score(model, images, shown, metrics=metrics)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ac.score(model, images, shown, metrics=metrics) == plain
+
+
+def test_a_map_of_half_the_bits_is_scored(model, images):
+    shown = ac.make_explainer(model, "saliency").explain(images)
+    halved = replace(shown, values=shown.values.bfloat16())
+    (found, *_), (exact, *_) = (ac.score(model, images, one, metrics=["sparseness"]) for one in (halved, shown))
+    assert found.value == pytest.approx(exact.value, abs=0.01) and found.key != exact.key
+
+
+class Standardises(nn.Module):
+    """Divides by an image's own deviation, which an image of one colour has none of."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        dims = {"dim": (1, 2, 3), "keepdim": True}
+        return self.features((x - x.mean(**dims)) / x.std(**dims)).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("score", ["probability", "argmax"])
+def test_an_altered_image_without_a_finite_score_makes_a_failed_record(tmp_path, score):
+    (tmp_path / "p.toml").write_text(f'steps = 4\ndeletion = "black"\nscore = "{score}"\n')
+    torch.manual_seed(0)
+    model = ac.wrap_model(Standardises(), size=(32, 32))
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    for target in range(4):
+        shown = ac.make_explainer(model, "saliency").explain(image, target)
+        (record,) = ac.score(model, image, shown, metrics=["deletion"], protocol=str(tmp_path / "p.toml"))
+        assert record.status == "failed" and record.detail == "the model's score of an altered image is not finite"
+    flat = replace(shown, values=torch.ones_like(shown.values))  # behind it every pixel is the mean colour
+    for record in ac.score(model, image, flat, metrics=["average_increase", "average_drop"]):
+        assert record.status == "failed" and "behind" in record.detail
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('deletion = "mean"\nuntil = 0.01', "scores no step of images of 64 x 64 pixels"),
+        (
+            'deletion = "mean"\nsteps = 100\nat_most_pixel_steps = true\nuntil = 0.02',
+            "until = 0.02 lies before the first",
+        ),
+        ('deletion = "mean"\nsteps = 4\ncells = 65', "has 65 x 65 cells, more than images of 64 x 64 pixels"),
+    ],
+)
+def test_a_protocol_without_steps_or_pixels_for_its_cells_is_refused(model, images, tmp_path, text, message):
+    (tmp_path / "p.toml").write_text(text)
+    shown = ac.make_explainer(model, "cam").explain(images)
+    with pytest.raises(SpecError, match=message):
+        ac.score(model, images, shown, metrics=["deletion"], protocol=str(tmp_path / "p.toml"))
+    spec = BenchmarkSpec(models=("demo/cnn",), metrics=("deletion",), protocol=str(tmp_path / "p.toml"), limit=1)
+    with pytest.raises(SpecError, match=message):
+        run_benchmark(spec, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert len(ac.score(model, images, shown, metrics=["sparseness"], protocol=str(tmp_path / "p.toml"))) == 2

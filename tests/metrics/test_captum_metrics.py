@@ -1,5 +1,6 @@
 """Infidelity and max-sensitivity against their definitions, written out."""
 
+import math
 from itertools import islice
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attncompare.errors import SpecError
+from attncompare.metrics._base import metrics
 from attncompare.metrics.infidelity import infidelity, random_squares
 from attncompare.metrics.max_sensitivity import max_sensitivity
 
@@ -109,6 +111,19 @@ def test_changed_images_stay_images():
     assert max_sensitivity(IMAGES.round(), explain, 0, radius=0.5).min() > 0
 
 
-def test_a_radius_beyond_the_range_of_an_image_is_refused():
-    with pytest.raises(SpecError, match="radius must be at most 1"):
-        max_sensitivity(IMAGES, squares_of, 0, radius=2.0)
+@pytest.mark.parametrize(
+    ("radius", "message"),
+    [(2.0, "must be at most 1, not 2.0"), (math.inf, "at most 1, not inf"), (math.nan, "positive")],
+)
+def test_a_radius_beyond_the_range_of_an_image_is_refused(radius, message):
+    with pytest.raises(SpecError, match=message):
+        metrics.get("max_sensitivity").with_options({"radius": radius})
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-24, 1e-20, 1e18, 1e30])
+def test_the_unit_of_a_map_is_free(scale):
+    """Squares of such values leave the range of float32."""
+    expected, found = (infidelity(IMAGES, MAPS * one, curved, GREY, 7, squares=20) for one in (1, scale))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+    expected, found = (max_sensitivity(IMAGES, lambda *at: squares_of(*at) * one, 0) for one in (1, scale))  # noqa: B023
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)

@@ -88,3 +88,51 @@ def test_a_control_does_not_notice_and_a_method_that_reads_the_model_does():
     assert found["edge_map"] == [1, 1]
     assert max(found["cam"] + found["saliency"]) < 0.8
     assert all(torch.equal(value, before[name]) for name, value in model.model.state_dict().items())
+
+
+class KeepsBiases(nn.Module):
+    """As timm's LeViT does: what is made of a parameter is kept while the module is evaluated, and dropped by `train`."""
+
+    def __init__(self):
+        super().__init__()
+        self.biases, self.kept = nn.Parameter(torch.arange(4.0)), None
+        self.dropout = nn.Dropout()
+
+    def train(self, mode=True):
+        self.kept = None
+        return super().train(mode)
+
+    def forward(self):
+        self.kept = self.biases.detach() * 1 if self.kept is None else self.kept
+        return self.kept
+
+
+def test_what_a_module_keeps_of_its_weights_is_shuffled_and_put_back_too():
+    model = KeepsBiases().eval()
+    model.dropout.training = True  # forced on, as in Monte-Carlo dropout
+    before = model()
+    (shuffled,) = randomised_maps(model, model)
+    assert not torch.equal(shuffled, before) and torch.equal(shuffled.sort().values, before)
+    assert torch.equal(model(), before) and not model.training and model.dropout.training
+
+
+def test_the_attention_biases_of_levit_are_shuffled():
+    model = ac.load_model("timm/levit_128s@random").model
+    images = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    biases = {name: one for name, one in model.named_parameters() if name.endswith("attention_biases")}
+    with torch.no_grad():
+        for one in biases.values():  # zero as the library makes them
+            one.copy_(torch.randn(one.shape, generator=torch.Generator().manual_seed(1)))
+        model.train()
+        clean, found = model.eval()(images), []
+
+        def look():
+            kept = model(images)
+            model.train()
+            fresh = model.eval()(images)
+            found.append((kept, fresh))
+            return kept
+
+        *_, last = randomised_maps(model, look)
+        assert all(torch.equal(kept, fresh) for kept, fresh in found) and not torch.equal(last, clean)
+        assert torch.equal(model(images), clean)

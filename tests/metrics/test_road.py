@@ -96,7 +96,7 @@ def test_road_is_undefined_for_narrower_strips(metric):
     narrow, wide = (pictures(2, (size, 40)) for size in (NARROWEST - 1, NARROWEST))
     assert metric(narrow, narrow[:, 0], score, 0).isnan().all()
     assert metric(wide, wide[:, 0], score, 0).isfinite().all()
-    assert metrics.get(metric.__name__).undefined == "the image has fewer than 16 rows or columns"
+    assert metrics.get(metric.__name__).undefined.startswith("the image has fewer than 16 rows or columns")
 
 
 @pytest.mark.slow

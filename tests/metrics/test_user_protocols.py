@@ -50,6 +50,7 @@ def test_a_built_in_protocol_can_be_written_down(tmp_path):
         ('deletion = "mean"\ncells = 0', "cells must lie between 1"),
         ('deletion = "mean"\nuntil = 1.5', "until must lie between 0 and 1"),
         ('deletion = "mean"\nsteps = 5\nuntil = 0.1', "no step lies before until"),
+        ('deletion = "mean"\nuntil = 0.0', "no step lies before until"),
         ('deletion = "mean"\nscore = "logit"', "score"),
         ('deletion = "mean', "cannot be read"),
     ],
