@@ -112,6 +112,9 @@ def refusal(error: ValidationError, spec: type[BaseModel]) -> SpecError:
     if first["type"] == "extra_forbidden":
         known = f"; known: {', '.join(sorted(spec.model_fields))}" if len(first["loc"]) == 1 else ""
         return SpecError(f"spec: unknown key {where!r}{known}")
+    if first["type"] == "missing":
+        how = ': name one with --model, or write models = ["demo/cnn"] in the file' if where == "models" else ""
+        return SpecError(f"spec: {where} is missing{how}")
     found = repr(first.get("input")) if first["loc"] else "as a whole"
     return SpecError(f"spec: {where}: {first['msg']} (found {found})")
 

@@ -30,12 +30,18 @@ def figure(
 
     Example: attncompare figure runs/first curves -o curves.pdf --venue neurips
     """
-    from attncompare.reporting.figures import beyond_page, draw, save_figure
+    import warnings
+
+    from attncompare.reporting.figures import beyond_page, draw, save_figure, without_glyph
 
     if out.suffix not in (".pdf", ".svg", ".png"):
         raise SpecError(f"figure file {out}: the ending must be .pdf, .svg or .png")
     chosen = {"models": model or (), "methods": method or (), "images": image or (), "measures": metric or ()}
-    drawn = draw(folder, kind, venue=venue, **chosen)
-    typer.echo(save_figure(drawn, out))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # said below, once
+        drawn = draw(folder, kind, venue=venue, **chosen)
+        typer.echo(save_figure(drawn, out))
+    if boxes := without_glyph(drawn):
+        typer.echo(f"the figures' font has no {' '.join(boxes)}: empty boxes are drawn; rename what is shown", err=True)
     if note := beyond_page(drawn, venue):
         typer.echo(note, err=True)

@@ -13,6 +13,7 @@ from attncompare.benchmark.folder import Location
 from attncompare.benchmark.saved import MapArchive, SavedMaps, load_image
 from attncompare.benchmark.statistics import summarise
 from attncompare.benchmark.store import ResultStore
+from attncompare.errors import ResultFormatError
 from attncompare.maps import resize_map
 from attncompare.methods._base import methods
 
@@ -80,6 +81,16 @@ class Gallery:
                 if owner == model and image in saved.classes:
                     return saved.classes[image]
         return ""
+
+    def lacking(self, what: str) -> ResultFormatError:
+        """The error of what needs saved maps: the run kept none, or too few methods gave one."""
+        spec: dict[str, object] = self.manifest["spec"]  # type: ignore[assignment]
+        advice = (
+            "it was run with --save-maps, but too few of its methods gave a map"
+            if spec.get("save_maps")
+            else "run the benchmark with --save-maps"
+        )
+        return ResultFormatError(f"{self.folder} has no {what}; {advice}")
 
     def reason(self, model: str, method: str, image: str) -> str:
         """Why there is no map."""

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import warnings
 from dataclasses import replace
 from itertools import combinations
 
@@ -24,6 +25,7 @@ from attncompare.errors import ResultFormatError, SpecError, UnknownNameError
 from attncompare.maps import resize_map
 from attncompare.reporting.agreement import correlations, least_alike
 from attncompare.reporting.figures import COLOURS, VENUES, draw, kinds, save_figure
+from attncompare.reporting.figures._base import only
 from attncompare.reporting.figures._looks import looks
 from attncompare.reporting.figures.agreement import _matrix
 from attncompare.reporting.gallery import Gallery
@@ -126,6 +128,39 @@ def test_cells_too_small_for_numbers_keep_their_sign_in_print_without_colour():
     _matrix(axes, table, 1.7)
     marked = {(int(x), int(y)) for x, y in (text.get_position() for text in axes.texts if text.get_text() == "−")}
     assert marked == {(x, y) for y, x in np.argwhere(table.to_numpy() < -0.05).tolist()}
+
+
+def test_no_control_is_on_the_line_that_nothing_cheaper_beats(synthetic):
+    run = Gallery.open(synthetic)
+    free = run.records.method.isin(["random_map", "center_map", "edge_map"]) & (run.records.measure == "latency_median")
+    cheap = replace(run, records=run.records.assign(value=run.records.value.mask(free, 1e-6)))
+    for axes in kinds.get("cost").draw(cheap, VENUES["a4"]).axes[:2]:
+        line, *points = axes.get_lines()
+        costs = [point.get_xdata()[0] for point in points]
+        assert [point.get_markerfacecolor() for point in points].count("none") == 3
+        assert sorted(costs)[:3] == [1e-3] * 3 and min(line.get_xdata()) > 1e-3
+
+
+def test_words_that_the_font_lacks_are_said_once(synthetic, tmp_path, monkeypatch):
+    run = Gallery.open(synthetic)
+    named = replace(run, records=run.records.assign(model=run.records.model + " 漢字"))
+    named.manifest["spec"]["models"] = [f"{model} 漢字" for model in MODELS]
+    monkeypatch.setattr(Gallery, "open", staticmethod(lambda folder: named))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        told = CliRunner().invoke(app, ["figure", str(synthetic), "bars", "-o", str(tmp_path / "b.png")])
+    assert told.exit_code == 0 and told.stderr.count("has no 字 漢: empty boxes are drawn") == 1
+    assert not [one for one in seen if "Glyph" in str(one.message)]
+
+
+def test_a_run_with_too_few_maps_is_not_told_to_save_them(synthetic):
+    one = Gallery.open(synthetic)
+    one.manifest["spec"]["save_maps"] = True
+    for kind, methods in (("agreement", ["cam"]), ("failure-cases", ["cam", "edge_map"])):
+        with pytest.raises(
+            ResultFormatError, match="no two saved maps to compare; it was run with --save-maps, but too few"
+        ):
+            kinds.get(kind).draw(only(one, methods=methods), VENUES["a4"])
 
 
 def test_no_curve_is_cut_off(synthetic):

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from attncompare.reporting.figures._base import VENUES, beyond_page, draw, kinds, save_figure
+from attncompare.reporting.figures._base import VENUES, beyond_page, draw, kinds, save_figure, without_glyph
 from attncompare.reporting.figures._looks import COLOURS
 from attncompare.reporting.interactive import interactive, interactive_attention
 
@@ -22,7 +22,17 @@ _OF_STUDIES = {
 }
 """Name -> module of attncompare/reporting/studies: functions of a study's result and a venue, loaded when first used."""
 
-__all__ = ["COLOURS", "VENUES", "beyond_page", "draw", "interactive", "interactive_attention", "kinds", "save_figure"]
+__all__ = [
+    "COLOURS",
+    "VENUES",
+    "beyond_page",
+    "draw",
+    "interactive",
+    "interactive_attention",
+    "kinds",
+    "save_figure",
+    "without_glyph",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,8 @@ from typing import Any
 
 import matplotlib.style
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
+from matplotlib.text import Text
 
 from attncompare.benchmark.folder import Location
 from attncompare.errors import SpecError, unknown_name
@@ -143,6 +145,19 @@ def beyond_page(figure: Figure, venue: str) -> str:
         return ""
     advice = "choose fewer models or methods, or a wider venue"
     return f"the figure is {tall:.1f} in tall and a page of {venue} {page:.1f} in: {advice}"
+
+
+def without_glyph(figure: Figure) -> str:
+    """The characters of a figure's words that its font cannot draw: each becomes an empty box.
+
+    >>> figure = Figure()
+    >>> _ = figure.text(0.5, 0.5, "漢 und ż")
+    >>> without_glyph(figure)
+    '漢'
+    """
+    known = get_font(findfont("DejaVu Sans")).get_charmap()
+    words = "".join(text.get_text() for text in figure.findobj(Text))
+    return "".join(sorted({character for character in words if ord(character) not in known and character != "\n"}))
 
 
 def only(

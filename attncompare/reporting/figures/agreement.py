@@ -8,7 +8,6 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from attncompare.errors import ResultFormatError
 from attncompare.methods._base import methods
 from attncompare.reporting.agreement import method_agreement, model_agreement
 from attncompare.reporting.figures._base import SMALLEST, Venue, figure_kind, only
@@ -25,7 +24,7 @@ def agreement(run: Gallery, venue: Venue) -> Figure:
     """Mean rank correlation of maps: methods x methods for every model, and architectures by the methods they share."""
     tables = {model: method_agreement(run, model) for model in run.models if len(run.methods_of(model)) > 1}
     if not tables:
-        raise ResultFormatError(f"{run.folder} has no two saved maps to compare; run the benchmark with --save-maps")
+        raise run.lacking("two saved maps to compare")
     if len(run.models) > 1:
         real = sorted({name for model in run.models for name in run.methods_of(model) if not methods.get(name).control})
         tables["architectures"] = model_agreement(only(run, methods=real))

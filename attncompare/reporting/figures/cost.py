@@ -9,24 +9,29 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, NullLocator
 
 from attncompare.errors import ResultFormatError
+from attncompare.methods._base import methods
 from attncompare.metrics._base import metrics
 from attncompare.reporting.figures._base import Venue, figure_kind
 from attncompare.reporting.figures._charts import arrow, label_left, legend_below, legend_height, title
 from attncompare.reporting.figures._looks import looks
 from attncompare.reporting.gallery import Gallery
 
-COSTS = {"latency_median": "latency (ms)", "passes": "passes per image"}
+COSTS = {"latency_median": "latency (ms, log)", "passes": "passes per image (log)"}
+PANEL = 1.2  # inches that hold the name of an axis
 
 
 @figure_kind
 def cost(run: Gallery, venue: Venue) -> Figure:
-    """Quality (the run's first metric) against latency and passes; a line joins the methods that nothing cheaper beats."""
+    """Quality (the run's first metric) against latency and passes; a line joins the methods that nothing cheaper beats.
+
+    Controls, which know nothing of the model, are drawn and never on the line.
+    """
     names = run.metric_names()
     if not names or not run.measures(["latency_median"]):
         raise ResultFormatError(f"{run.folder} has no timing beside its scores; run it with timing")
     tables = {model: _costs(run, model, names[0]) for model in run.models}
     shown = looks(name for table in tables.values() for name in table.index)
-    across = venue.width >= 5
+    across = venue.width / len(tables) >= PANEL and venue.width >= 5
     grid = (len(COSTS), len(tables)) if across else (len(tables), len(COSTS))
     height = grid[0] * (1.45 if across else 1.15) + legend_height(list(shown), venue) + 0.15
     figure = Figure(figsize=(venue.width, height), layout="constrained")
@@ -69,7 +74,8 @@ def pareto_front(costs: np.ndarray, scores: np.ndarray) -> list[int]:
 
 def _panel(axes: Axes, table: pd.DataFrame, shown: dict[str, dict[str, Any]], higher: bool) -> dict[str, Any]:
     cost, score = (table.iloc[:, column].to_numpy(dtype=np.float64) for column in (0, 1))
-    front = pareto_front(cost, score if higher else -score)
+    real = np.flatnonzero([not methods.get(str(name)).control for name in table.index])
+    front = real[pareto_front(cost[real], score[real] if higher else -score[real])]
     axes.plot(cost[front], score[front], color="0.6", linewidth=0.8, drawstyle="steps-post", zorder=1)
     drawn: dict[str, Any] = {}
     for name, x, y in zip(map(str, table.index), cost, score, strict=True):
@@ -83,7 +89,8 @@ def _log_axis(axes: Axes, cost: np.ndarray) -> None:
     """Plain numbers, few enough for a narrow panel; a control may take no pass at all, so the axis may begin at 0."""
     if (cost == 0).any():
         axes.set_xscale("symlog", linthresh=1)
-        locator: Locator = FixedLocator([0, *(10.0**power for power in range(7))])
+        steps = (1, 2, 5) if cost.max() <= 10 else (1,)
+        locator: Locator = FixedLocator([0, *(step * 10.0**power for power in range(7) for step in steps)])
     else:
         axes.set_xscale("log")
         locator = LogLocator(subs=(1,) if cost.max() / cost.min() > 8 else (1, 2, 5), numticks=4)

@@ -4,7 +4,6 @@ from itertools import chain
 
 from matplotlib.figure import Figure
 
-from attncompare.errors import ResultFormatError
 from attncompare.methods._base import methods
 from attncompare.reporting.agreement import MapName, least_alike
 from attncompare.reporting.figures._base import Venue, figure_kind
@@ -32,7 +31,7 @@ def failure_cases(run: Gallery, venue: Venue) -> Figure:
     if cells:
         blocks.append(Block("architectures disagree", [], _rows(cells, across), group=3))
     if not blocks:
-        raise ResultFormatError(f"{run.folder} has no two saved maps to compare; run the benchmark with --save-maps")
+        raise run.lacking("two saved maps to compare")
     return draw_blocks(venue, blocks, note=CHOSEN)
 
 

@@ -4,7 +4,6 @@ from typing import TypeVar
 
 from matplotlib.figure import Figure
 
-from attncompare.errors import ResultFormatError
 from attncompare.reporting.figures._base import Venue, figure_kind
 from attncompare.reporting.figures._panels import SEEN, Block, Cell, draw_blocks
 from attncompare.reporting.gallery import Gallery
@@ -24,7 +23,7 @@ def grid(run: Gallery, venue: Venue) -> Figure:
     shown = {model: run.methods_of(model) for model in run.models}
     shown = {model: names for model, names in shown.items() if names}
     if not shown:
-        raise ResultFormatError(f"{run.folder} has no saved maps; run the benchmark with --save-maps")
+        raise run.lacking("saved maps")
     room = int(venue.width / SEEN) - 1
     bands = {model: even_parts(names, room) for model, names in shown.items()}
     columns = 1 + max(len(part) for parts in bands.values() for part in parts)

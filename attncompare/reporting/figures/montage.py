@@ -2,7 +2,6 @@
 
 from matplotlib.figure import Figure
 
-from attncompare.errors import ResultFormatError
 from attncompare.reporting.figures._base import Venue, figure_kind
 from attncompare.reporting.figures._looks import controls_last
 from attncompare.reporting.figures._panels import SEEN, Block, Cell, draw_blocks
@@ -16,7 +15,7 @@ MISSING = "–"
 def montage(run: Gallery, venue: Venue) -> Figure:
     """One image (the first, unless one is chosen) as every architecture sees it: a row per model, a column per method."""
     if not run.images:
-        raise ResultFormatError(f"{run.folder} has no saved maps; run the benchmark with --save-maps")
+        raise run.lacking("saved maps")
     image, models = run.images[0], [model for model in run.models if run.methods_of(model)]
     names = controls_last(name for model in models for name in run.methods_of(model))
     pictures = [Cell(run.picture(model, image), run.explained_class(model, image).split(",")[0]) for model in models]
