@@ -17,6 +17,7 @@ SPECIAL = {
     "†": r"$\dagger$",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
 }
+NOT_IN_OT1 = frozenset("«»ÐÞðþĄąĐđĘęĦħĮįĸĿŀŉŊŋŦŧŲųſ")
 WIDE = 6  # columns beyond which a table spans the page of a two-column paper
 
 
@@ -46,7 +47,12 @@ def escape(text: str) -> str:
     >>> print(escape("50%_of $x"), escape("漢"))
     50\%\_of \$x U+6F22
     """
-    return "".join(SPECIAL.get(c) or (c if c.isprintable() and ord(c) < 0x180 else _code(c)) for c in text)
+    return "".join(SPECIAL.get(c) or (c if _printed(c) else _code(c)) for c in text)
+
+
+def _printed(character: str) -> bool:
+    """Whether pdflatex prints it in its default encoding, OT1, without a package."""
+    return character.isprintable() and ord(character) < 0x180 and character not in NOT_IN_OT1
 
 
 def _code(character: str) -> str:
