@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -17,7 +18,8 @@ from attncompare.metrics.protocols import get_protocol
 class Meter:
     """`update` with each batch, `compute` the means; a thin wrapper of attncompare.score.
 
-    Every value is kept as a record, so that failures are counted and intervals can be had (benchmark.statistics).
+    Every value is kept as a record, so that failures are counted and intervals can be had (benchmark.statistics). Images
+    are named by their place among those of all updates: to compare methods, give each a meter and the same batches.
 
     >>> import torch, attncompare as ac
     >>> model = ac.load_model("demo/cnn")
@@ -39,10 +41,11 @@ class Meter:
         choose_metrics(metrics, get_protocol(protocol))
         self.model, self.metrics, self.protocol, self.explainer = model, tuple(metrics), protocol, explainer
         self.records: list[Record] = []
+        self._images = 0
 
     def update(self, images: Tensor, attribution: AttributionMap, masks: Tensor | None = None) -> None:
         """Score one batch: images (B,3,H,W), their maps, and where a metric needs them masks (B,H,W) bool."""
-        self.records += score(
+        found = score(
             self.model,
             images,
             attribution,
@@ -51,6 +54,8 @@ class Meter:
             masks=masks,
             explainer=self.explainer,
         )
+        self.records += [replace(record, image=str(self._images + int(record.image))) for record in found]
+        self._images += len(images)
 
     def compute(self) -> dict[str, float | None]:
         """Mean of every metric over the images that have a value; None where none has."""
@@ -69,3 +74,4 @@ class Meter:
     def reset(self) -> None:
         """Forget everything."""
         self.records.clear()
+        self._images = 0

@@ -1,7 +1,11 @@
+from dataclasses import asdict
+
+import pandas as pd
 import pytest
 import torch
 
 import attncompare as ac
+from attncompare.benchmark.statistics import compare_pairs, summarise
 from attncompare.errors import SpecError, UnknownNameError
 
 
@@ -21,6 +25,25 @@ def test_batches_add_up_to_the_scores_of_all_images():
     assert meter.failed() == {"deletion": 0, "energy_inside": 1}
     meter.reset()
     assert meter.compute() == {} and meter.records == []
+
+
+def test_records_of_several_batches_are_compared_as_those_of_all_images():
+    model = ac.load_model("demo/cnn")
+    images = torch.rand(5, 3, *model.size, generator=torch.Generator().manual_seed(0))
+    batched, whole = [], []
+    for method in ("cam", "saliency"):
+        explainer, meter = ac.make_explainer(model, method), ac.Meter(model, ["complexity"])
+        meter.update(images[:1], explainer.explain(images[:1]))
+        meter.reset()
+        for part in (slice(0, 3), slice(3, 5)):
+            meter.update(images[part], explainer.explain(images[part]))
+        batched += meter.records
+        whole += ac.score(model, images, explainer.explain(images), metrics=["complexity"])
+    assert [record.image for record in batched] == [record.image for record in whole] == [*"01234"] * 2
+    for statistic in (lambda rows: compare_pairs(rows, "complexity"), summarise):
+        found, expected = (statistic(pd.DataFrame(map(asdict, records))) for records in (batched, whole))
+        pd.testing.assert_frame_equal(found, expected, rtol=1e-4)
+        assert found.n.eq(5).all()
 
 
 def test_nothing_that_has_a_value_is_no_mean():
