@@ -51,11 +51,21 @@ class Ranking:
 def critical_difference(methods: int, images: int) -> float:
     """Return q sqrt(k (k + 1) / (6 n)), q the studentised range at 5 % over sqrt 2 (Demsar, JMLR 7, 2006, 3.2.2).
 
+    NaN for fewer than two images or methods: one ranking does not say how much ranks vary.
+
     >>> round(critical_difference(4, 14), 2)
     1.25
     """
+    if min(methods, images) < 2:
+        return float("nan")
     q = stats.studentized_range.ppf(0.95, methods, np.inf) / np.sqrt(2)
     return float(q * np.sqrt(methods * (methods + 1) / (6 * images)))
+
+
+def _complete(table: pd.DataFrame) -> pd.DataFrame:
+    """The methods that have any value, on the images that all of these have a value of; no image where no method has any."""
+    present = table.dropna(axis=1, how="all")
+    return present.dropna() if len(present.columns) else present.iloc[:0]  # dropna keeps the rows of no columns
 
 
 def rank_methods(table: pd.DataFrame) -> Ranking:
@@ -66,20 +76,19 @@ def rank_methods(table: pd.DataFrame) -> Ranking:
     """
     import scikit_posthocs
 
-    present = table.dropna(axis=1, how="all")
-    whole = present.dropna()
+    whole = _complete(table)
     counts = len(whole), len(whole.columns)
     ranks = whole.rank(axis=1, ascending=False).mean().sort_values()
     lost = len(table) - len(whole)
-    left_out = tuple(sorted(set(table.columns) - set(present.columns)))
+    left_out = tuple(sorted(set(table.columns) - set(whole.columns)))
+    distance = critical_difference(counts[1], counts[0])
     if counts[0] < 2 or counts[1] < 3:
         unknown = pd.DataFrame(np.nan, index=ranks.index, columns=ranks.index)
-        distance = critical_difference(counts[1], counts[0]) if min(counts) > 0 and counts[1] > 1 else float("nan")
         return Ranking(ranks, counts[0], lost, left_out, float("nan"), distance, unknown)
     alike = bool((whole.nunique(axis=1) == 1).all())
     friedman = 1.0 if alike else float(stats.friedmanchisquare(*whole.to_numpy().T).pvalue)
     p = scikit_posthocs.posthoc_nemenyi_friedman(whole.reset_index(drop=True))
-    return Ranking(ranks, counts[0], lost, left_out, friedman, critical_difference(counts[1], counts[0]), p)
+    return Ranking(ranks, counts[0], lost, left_out, friedman, distance, p)
 
 
 def ranking_agreement(records: pd.DataFrame) -> pd.DataFrame:
@@ -139,10 +148,13 @@ def ranking_stability(
     """How many images a ranking needs: Kendall's tau between the rankings of two disjoint random samples of n images.
 
     table: (image x method) values. sizes: 2, 4, 8 ... and half the images unless given; SpecError for a size beyond
-    half. Methods are ordered by their mean over the sample. Columns: n, tau (mean over trials), low, high (its 5th and
-    95th percentile), same_best (share of trials in which both samples have the same best method).
+    half, and for fewer than two methods with a value. Methods are ordered by their mean over the sample. Columns: n, tau
+    (mean over trials, NaN where all methods tie in each), low, high (its 5th and 95th percentile), same_best (share of
+    trials in which both samples have the same best method).
     """
-    whole = table.dropna(axis=1, how="all").dropna()
+    whole = _complete(table)
+    if len(whole.columns) < 2:
+        raise SpecError(f"a ranking needs two methods; of {len(table.columns)}, {len(whole.columns)} have a value")
     half, values = len(whole) // 2, whole.to_numpy(dtype=np.float64)
     chosen = sorted({2**k for k in range(1, 20) if 2**k <= half} | {half}) if sizes is None else list(sizes)
     if half < 1 or any(not 1 <= n <= half for n in chosen):
@@ -155,10 +167,9 @@ def ranking_stability(
             one, other = values[drawn[:n]].mean(axis=0), values[drawn[n:]].mean(axis=0)
             taus.append(float(stats.kendalltau(one, other).statistic))
             best.append(bool(one.argmax() == other.argmax()))
-        low, high = np.nanpercentile(taus, [5, 95])
-        rows.append(
-            {"n": n, "tau": float(np.nanmean(taus)), "low": low, "high": high, "same_best": float(np.mean(best))}
-        )
+        known = np.array([tau for tau in taus if not np.isnan(tau)] or [np.nan])
+        low, high = np.percentile(known, [5, 95])
+        rows.append({"n": n, "tau": float(known.mean()), "low": low, "high": high, "same_best": float(np.mean(best))})
     return pd.DataFrame(rows)
 
 

@@ -1,5 +1,6 @@
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -72,6 +73,22 @@ def test_methods_further_apart_than_the_critical_difference_differ():
 def test_too_little_for_a_test_has_ranks_and_no_p(table):
     found = rank_methods(pd.DataFrame(table))
     assert len(found.ranks) == len(table) and math.isnan(found.friedman_p) and found.p.isna().all(axis=None)
+
+
+def test_one_image_or_method_has_no_critical_difference():
+    for table in ({"a": [1.0], "b": [2.0], "c": [3.0]}, {"a": [1.0, 2.0]}):
+        assert math.isnan(rank_methods(pd.DataFrame(table)).critical_difference)
+    assert rank_methods(noisy(9, 1.0, 1.0)[["a", "b"]]).critical_difference == pytest.approx(1.96 / 3, rel=1e-3)
+
+
+def test_where_all_methods_failed_all_images_are_lost():
+    rows = [record(m, i, None, status="failed") for m in "ab" for i in "wxyz"]
+    table = score_table(pd.DataFrame(rows), "m", "insertion")
+    found = rank_methods(table)
+    assert (found.images, found.lost, found.left_out, len(found.ranks)) == (0, 4, ("a", "b"), 0)
+    assert math.isnan(found.critical_difference) and math.isnan(found.friedman_p)
+    with pytest.raises(SpecError, match="needs two methods; of 2, 0 have a value"):
+        ranking_stability(table)
 
 
 def test_methods_that_always_tie_are_alike():
@@ -165,6 +182,15 @@ def test_the_number_of_images_needed_is_the_first_that_stays_enough():
     assert images_needed(curve) == 8
     assert images_needed(curve, 0.6) == 2
     assert images_needed(curve, 0.95) is None
+
+
+def test_stability_needs_two_methods_and_is_undefined_where_they_tie():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(SpecError, match="needs two methods; of 2, 1 have a value"):
+            ranking_stability(noisy(16, 1, 1)[["a"]].assign(b=NONE))
+        curve = ranking_stability(noisy(16, 1, 1)[["a"]].eval("b = a"))
+    assert curve[["tau", "low", "high"]].isna().all(axis=None) and images_needed(curve) is None
 
 
 @pytest.mark.parametrize("sizes", [[9], [0], [4, 100]])

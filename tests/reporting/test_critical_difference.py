@@ -1,11 +1,13 @@
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
 from attncompare.benchmark.rankings import Ranking, rank_methods, score_table
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
-from attncompare.reporting.figures import draw, save_figure
-from attncompare.reporting.figures.critical_difference import cliques
+from attncompare.reporting.figures import VENUES, draw, save_figure
+from attncompare.reporting.figures.critical_difference import cliques, critical_difference
 from attncompare.reporting.gallery import Gallery
 
 
@@ -44,6 +46,19 @@ def test_too_few_methods_are_said_to_be_too_few(tmp_path):
     run_benchmark(spec, tmp_path)
     words = [text.get_text() for axes in draw(tmp_path, "critical-difference").axes for text in axes.texts]
     assert words == ["needs three methods and two images"]
+
+
+def test_a_model_without_values_and_a_run_of_one_image_have_no_diagram(folder):
+    run = Gallery.open(folder)
+    failed = run.records.status.where(run.records.model != "demo/vit", "failed")
+    first = run.records.image.isin(["", run.records.image.max()])
+    for records, shown, title in (
+        (run.records.assign(status=failed), [False, True], "0 images, 4 lost to failures"),
+        (run.records[first], [True, True], "1 images"),
+    ):
+        figure = critical_difference(replace(run, records=records), VENUES["cvpr-wide"])
+        assert [axes.texts[0].get_text() == "needs three methods and two images" for axes in figure.axes] == shown
+        assert figure.axes[1].get_title().replace("\n", " ").endswith(title)
 
 
 def test_bars_join_the_largest_groups_that_the_test_cannot_tell_apart():
