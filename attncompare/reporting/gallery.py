@@ -100,24 +100,31 @@ class Gallery:
         rows = rows[rows.image.isin(["", image])]
         return str(rows.detail.iloc[0]) if len(rows) else ""
 
-    def metric_names(self) -> list[str]:
-        """The metrics of the spec that have values, in its order."""
+    def metric_names(self, *, failed: bool = False) -> list[str]:
+        """The metrics of the spec that have values, in its order; failed: or had but for a failure."""
         spec: dict[str, list[str]] = self.manifest["spec"]  # type: ignore[assignment]
-        return self.measures(spec["metrics"])
+        return self.measures(spec["metrics"], failed=failed)
 
-    def measures(self, names: Sequence[str]) -> list[str]:
-        """Those of some measures that have values here."""
-        return [name for name in names if name in self._measured]
+    def measures(self, names: Sequence[str], *, failed: bool = False) -> list[str]:
+        """Those of some measures that have values here; failed: or had but for a failure."""
+        known = self._measured | self._failed if failed else self._measured
+        return [name for name in names if name in known]
 
     @cached_property
     def _measured(self) -> frozenset[str]:
         return frozenset(self.records.loc[self.records.status == "ok", "measure"])
 
-    def timing_names(self, names: Sequence[str]) -> list[str]:
-        """Those of some timing measures that have values here, first of the main variant, then of the others."""
-        found = list(dict.fromkeys(self.records.loc[self.records.status == "ok", "measure"]))
-        others = sorted({measure.partition(" ")[2] for measure in found if " " in measure})
-        return self.measures([*names, *(f"{name} {variant}" for variant in others for name in names)])
+    @cached_property
+    def _failed(self) -> frozenset[str]:
+        return frozenset(self.records.loc[self.records.status == "failed", "measure"])
+
+    def timing_names(self, names: Sequence[str], *, failed: bool = False) -> list[str]:
+        """Those of some timing measures that have values here, first of the main variant, then of the others.
+
+        failed: or had but for a failure.
+        """
+        others = sorted({measure.partition(" ")[2] for measure in self._measured | self._failed if " " in measure})
+        return self.measures([*names, *(f"{name} {variant}" for variant in others for name in names)], failed=failed)
 
 
 def _variants_apart(records: pd.DataFrame) -> pd.DataFrame:

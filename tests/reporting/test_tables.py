@@ -5,14 +5,20 @@ import io
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 from references.synthetic_run import METHODS, MODELS
 from scipy.stats import wilcoxon
 from statsmodels.stats.multitest import multipletests
 from typer.testing import CliRunner
 
+from attncompare.benchmark.run import run_benchmark
+from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.cli import app
 from attncompare.errors import AttnCompareError
 from attncompare.reporting.gallery import Gallery
@@ -34,6 +40,73 @@ DOCUMENT = r"""\documentclass[twocolumn]{article}
 \begin{document}
 %s
 \end{document}"""
+
+
+def failing(records: pd.DataFrame, hit: pd.Series) -> pd.DataFrame:
+    """The same records, had some of their values failed."""
+    status, value = records.status.where(~hit, "failed"), records.value.where(~hit)
+    return records.assign(status=status, value=value, detail=records.detail.where(~hit, "boom"))
+
+
+@pytest.fixture(scope="module")
+def faulty(synthetic) -> Gallery:
+    """The run, had a metric failed everywhere, a model wholly, its timing too, two methods partly, and maps constant."""
+    run = Gallery.open(synthetic)
+    rows, second, few = run.records, MODELS[1], ["photo_0.png", "photo_3.png"]
+    rows = failing(rows, rows.measure == "deletion")
+    rows = failing(rows, (rows.method == "grad_cam") & (rows.measure == "insertion") & rows.image.isin(few))
+    rows = failing(rows, (rows.method == "saliency") & (rows.measure == "insertion") & (rows.image == "photo_1.png"))
+    rows = failing(rows, rows.model == second)
+    constant = (rows.model == MODELS[0]) & (rows.method == "edge_map") & rows.image.isin(few)
+    return replace(run, records=rows.assign(degenerate=rows.degenerate | constant))
+
+
+def plain(text: str, kind: str) -> str:
+    """A table without what its format does to the signs."""
+    for sign, written in {"§": "\\S", "‡": "\\ddagger", "†": "\\dagger"}.items():
+        text = text.replace(written, sign)
+    text = re.sub(r"[\\${}^]", "", text).replace("--", "–") if kind == "tex" else text
+    return text.replace("\\", "")
+
+
+@pytest.mark.parametrize("kind", ["tex", "md", "html"])
+def test_what_failed_is_shown_and_counted(faulty, kind):
+    found, text = content(faulty), plain(FORMATS[kind](faulty), kind)
+    assert found.columns == content(replace(faulty, records=faulty.records.assign(status="ok", value=1.0))).columns
+    assert {model: len(rows) for model, rows in found.sections.items()} == {MODELS[0]: 9, MODELS[1]: 11}
+    cells = {(m, row.method, e.measure): e for m, rows in found.sections.items() for row in rows for e in row.entries}
+    for row in faulty.summary.itertuples():
+        cell = cells[row.model, row.method, row.measure]
+        assert (cell.n, cell.failed, "‡" in cell.marks) == (row.n, row.failed, row.failed > 0)
+        assert (cell.number == "–") == (row.n == 0) and (row.n or not (cell.place or cell.alike))
+    assert text.count("–‡") == 9 + 11 * 8 + 1  # a metric of one model, all of the other, and the caption
+    clauses = (
+        "Failed: deletion 120 of 120 (every method); insertion 69 of 120 (",
+        "pointing_game, energy_inside 66 of 120 each (",
+        "ms, x fwd, fwd, bwd 11 of 20 each (",
+        "constant (degenerate) and rank nothing; their values count: edge_map 2 of 12",
+    )
+    for words in clauses:
+        assert words in text, words
+    assert text.count("edge_map§") == 1 and "n = 4 to 6;" in text
+
+
+def test_a_real_run_shows_its_failures_and_nothing_that_was_refused(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(photos / "noise.png")
+    Image.new("RGB", (64, 64), (90, 90, 90)).save(photos / "flat.png")
+    (photos / "broken.png").write_bytes(b"no image")
+    spec = BenchmarkSpec(
+        models=("demo/cnn",), methods=("cam", "edge_map", "gradient_rollout"), metrics=("sparseness", "energy_inside"),
+        data=str(photos), timing=False,
+    )  # fmt: skip
+    text = table(run_benchmark(spec, tmp_path / "run").folder, "md")
+    head, cam, edges = (line for line in text.splitlines() if line.startswith(("| method", "| cam", "| edge_map")))
+    assert head == "| method | sparseness ↑ |" and "gradient_rollout" not in text
+    assert "‡" in cam and "§" not in cam and "| edge_map§ |" in edges
+    assert "Failed: sparseness 2 of 6 (every method)" in text and "edge_map 1 of 3" in text
 
 
 def test_marks_follow_means_and_tests(synthetic):
@@ -142,9 +215,9 @@ def test_csv_has_every_value_and_its_marks(synthetic):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-def test_latex_compiles_within_the_page(synthetic, tmp_path):
-    hostile = " ".join(map(escape, HOSTILE))
-    (tmp_path / "paper.tex").write_text(DOCUMENT % (table(synthetic, "tex") + hostile), encoding="utf-8")
+def test_latex_compiles_within_the_page(synthetic, faulty, tmp_path):
+    text = table(synthetic, "tex") + FORMATS["tex"](faulty) + " ".join(map(escape, HOSTILE))
+    (tmp_path / "paper.tex").write_text(DOCUMENT % text, encoding="utf-8")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
     assert done.returncode == 0, done.stdout[-2000:]

@@ -10,6 +10,7 @@ from attncompare.benchmark.statistics import alike
 from attncompare.methods._base import methods
 from attncompare.metrics._base import metrics
 from attncompare.reporting.gallery import Gallery
+from attncompare.reporting.tables.counts import failures, some
 
 HEADS = {
     "latency_median": "ms",
@@ -30,6 +31,9 @@ UNITS = {
     "peak_bytes": "MB: peak memory beyond the loaded model",
     "logit_deviation": "logits: largest difference of a logit from float32",
 }
+ALIKE, FAILED, CONSTANT = "†", "‡", "§"
+"""What is put behind a cell that does not differ from the best, one with failed values, and a method with constant maps."""
+NO_VALUE = "–"
 
 
 def head(measure: str) -> str:
@@ -51,7 +55,7 @@ def is_timing(measure: str) -> bool:
 class Entry:
     """One cell. low, high: bootstrap 95 % interval; place: 1 for the best, 2 for the second, else 0, by the printed digits.
 
-    alike: it does not differ from the best at the 5 % level.
+    n, failed: how many values the mean is of, and how many failed. alike: it does not differ from the best at the 5 % level.
     """
 
     measure: str
@@ -59,13 +63,14 @@ class Entry:
     low: float
     high: float
     n: int
+    failed: int = 0
     place: int = 0
     alike: bool = False
 
     @property
     def number(self) -> str:
-        """The mean as it is printed."""
-        return number(self.mean, self.measure)
+        """The mean as it is printed; a dash where all values failed."""
+        return number(self.mean, self.measure) if self.n else NO_VALUE
 
     @property
     def half(self) -> str:
@@ -73,13 +78,24 @@ class Entry:
         half = (self.high - self.low) / 2
         return "" if is_timing(self.measure) or math.isnan(half) else number(half, self.measure)
 
+    @property
+    def marks(self) -> str:
+        """What is put behind the number."""
+        return ALIKE * self.alike + FAILED * (self.failed > 0)
+
 
 @dataclass(frozen=True)
 class Row:
-    """A method and its cells, None where it has no value."""
+    """A method and its cells, None where there was nothing to compute. constant: on how many images its map is constant."""
 
     method: str
     entries: list[Entry | None]
+    constant: int = 0
+
+    @property
+    def marks(self) -> str:
+        """What is put behind the name."""
+        return CONSTANT * (self.constant > 0)
 
 
 @dataclass(frozen=True)
@@ -91,9 +107,14 @@ class Content:
     notes: list[str]
 
     @property
+    def rows(self) -> list[Row]:
+        """The rows of all models."""
+        return [row for rows in self.sections.values() for row in rows]
+
+    @property
     def marked(self) -> bool:
         """Whether any cell says that it does not differ from the best."""
-        return any(e is not None and e.alike for rows in self.sections.values() for row in rows for e in row.entries)
+        return any(e is not None and e.alike for row in self.rows for e in row.entries)
 
 
 def number(value: float, measure: str) -> str:
@@ -110,35 +131,48 @@ def number(value: float, measure: str) -> str:
 
 
 def content(run: Gallery) -> Content:
-    """All means of a run with what a reader needs to judge them."""
-    columns = [*run.metric_names(), *run.timing_names(list(HEADS))]
-    rows = run.summary[(run.summary.n > 0) & run.summary.measure.isin(columns)]
+    """All means of a run, and what failed, with what a reader needs to judge them."""
+    rows = _computed(run)
+    columns = [*run.metric_names(failed=True), *run.timing_names(list(HEADS), failed=True)]
+    columns = [name for name in columns if name in set(rows.measure)]
+    rows = rows[rows.measure.isin(columns)]
     sections = {model: _section(run, rows[rows.model == model], columns) for model in run.models}
     found = Content(columns, {model: section for model, section in sections.items() if section}, [])
     return Content(columns, found.sections, _notes(run, found))
 
 
+def _computed(run: Gallery) -> pd.DataFrame:
+    """The rows of the summary that have values, or had but for a failure.
+
+    Not those that were refused as a whole, as are scores of the object where the data mark none, although images failed too.
+    """
+    records, owner = run.records, ["model", "method", "measure", "protocol"]
+    refused = records[(records.status == "unsupported") & (records.image == "")].set_index(owner).index
+    whole = run.summary.set_index(owner).index.isin(refused)
+    return run.summary[(run.summary.n > 0) | ((run.summary.failed > 0) & ~whole)]
+
+
 def _section(run: Gallery, rows: pd.DataFrame, columns: list[str]) -> list[Row]:
     names = sorted(set(rows.method), key=lambda name: (methods.get(name).control, name))
     filled = {measure: _column(run, rows[rows.measure == measure], measure) for measure in columns}
-    return [Row(name, [filled[measure].get(name) for measure in columns]) for name in names]
+    constant = rows[~rows.measure.map(is_timing)].groupby("method").degenerate.max()
+    return [Row(name, [filled[measure].get(name) for measure in columns], int(constant.get(name, 0))) for name in names]
 
 
 def _column(run: Gallery, rows: pd.DataFrame, measure: str) -> dict[str, Entry]:
     """Method -> its cell of one measure on one model."""
-    if not len(rows):
-        return {}
     places: dict[str, int] = {}
     same: list[str] = []
-    if measure in metrics.names():
+    valued = rows[rows.n > 0]
+    if len(valued) and measure in metrics.names():
         lower = metrics.get(measure).better == "lower"
-        ranks = rows["mean"].map(lambda value: float(number(value, measure))).rank(method="min", ascending=lower)
-        places = {name: int(rank) for name, rank in zip(rows.method, ranks, strict=True) if rank <= 2}
-        best = rows.sort_values("mean", ascending=lower, kind="stable").method.iloc[0]
-        same = alike(score_table(run.records, str(rows.model.iloc[0]), measure), best)
+        ranks = valued["mean"].map(lambda value: float(number(value, measure))).rank(method="min", ascending=lower)
+        places = {name: int(rank) for name, rank in zip(valued.method, ranks, strict=True) if rank <= 2}
+        best = valued.sort_values("mean", ascending=lower, kind="stable").method.iloc[0]
+        same = alike(score_table(run.records, str(valued.model.iloc[0]), measure), best)
     found = {}
     for name, row in rows.set_index("method").to_dict("index").items():
-        values = row["mean"], row["low"], row["high"], row["n"]
+        values = row["mean"], row["low"], row["high"], row["n"], row["failed"]
         found[str(name)] = Entry(
             measure, *values, place=places.get(str(name), 0), alike=name in same and places.get(str(name)) != 1
         )
@@ -148,10 +182,8 @@ def _column(run: Gallery, rows: pd.DataFrame, measure: str) -> dict[str, Entry]:
 def _notes(run: Gallery, found: Content) -> list[str]:
     spec: dict[str, object] = run.manifest["spec"]  # type: ignore[assignment]
     environment: dict[str, object] = run.manifest["environment"]  # type: ignore[assignment]
-    scores = [
-        e for rows in found.sections.values() for row in rows for e in row.entries if e and not is_timing(e.measure)
-    ]
-    counts = sorted({entry.n for entry in scores})
+    scores = [e for row in found.rows for e in row.entries if e and not is_timing(e.measure)]
+    counts = sorted({entry.n for entry in scores if entry.n})
     what = f"{run.manifest['images']} images of '{spec['data']}', protocol {spec['protocol']}, "
     if spec.get("timing_only"):
         what = f"First images of '{spec['data']}', timed and not scored, "
@@ -162,18 +194,45 @@ def _notes(run: Gallery, found: Content) -> list[str]:
     where = f"{environment['device']}, {environment['threads']} threads"
     notes = [f"{what}target {spec['target']}, seed {spec['seed']}, {where}"]
     if counts:
-        n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} (failures left out)"
+        n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         notes.append(
             f"Scores have no unit: mean ± half the bootstrap 95 % interval, n = {n}; best bold, second underlined"
         )
     if found.marked:
         notes.append(
-            "†: no significant difference from the best "
+            f"{ALIKE}: no significant difference from the best "
             "(Wilcoxon's signed-rank test on the same images, Holm over the methods, 5 %)"
         )
+    notes += _failures(found) + _constant_maps(found)
     units = [
         UNITS[name].format(batch=spec["timing_batch"])
         for name in UNITS
         if name in {c.partition(" ")[0] for c in found.columns}
     ]
     return [*notes, "Costs: " + "; ".join(units)] if units else notes
+
+
+def _failures(found: Content) -> list[str]:
+    """How many values failed, of what and whose."""
+    columns: dict[str, dict[str, tuple[int, int]]] = {head(measure): {} for measure in found.columns}
+    for row in found.rows:
+        for entry in filter(None, row.entries):
+            counts = columns[head(entry.measure)]
+            failed, tried = counts.get(row.method, (0, 0))
+            counts[row.method] = failed + entry.failed, tried + entry.n + entry.failed
+    said = failures(columns)
+    marks = f"{FAILED}: some values failed and are left out; {NO_VALUE}{FAILED}: all failed"
+    return [marks, f"Failed: {said}"] if said else []
+
+
+def _constant_maps(found: Content) -> list[str]:
+    """How many maps rank nothing, and whose."""
+    counts: dict[str, tuple[int, int]] = {}
+    for row in found.rows:
+        constant, tried = counts.get(row.method, (0, 0))
+        images = max((e.n + e.failed for e in row.entries if e and not is_timing(e.measure)), default=0)
+        counts[row.method] = constant + row.constant, tried + images
+    hit = sorted((name for name in counts if counts[name][0]), key=lambda name: -counts[name][0])
+    said = some([f"{name} {counts[name][0]} of {counts[name][1]}" for name in hit])
+    note = f"{CONSTANT}: some maps are constant (degenerate) and rank nothing; their values count: {said}"
+    return [note] if hit else []

@@ -2,9 +2,20 @@
 
 from attncompare.metrics._base import metrics
 from attncompare.reporting.gallery import Gallery
-from attncompare.reporting.tables.content import Content, Entry, content, head, is_timing
+from attncompare.reporting.tables.content import (
+    ALIKE,
+    CONSTANT,
+    FAILED,
+    NO_VALUE,
+    Content,
+    Entry,
+    content,
+    head,
+    is_timing,
+)
 
 ARROWS = {"lower": r"$\downarrow$", "higher": r"$\uparrow$"}
+MARKS = {ALIKE: r"\dagger", FAILED: r"\ddagger", CONSTANT: r"\S"}
 SPECIAL = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -14,7 +25,8 @@ SPECIAL = {
     "|": r"\textbar{}",
     '"': "''",
     "±": r"$\pm$",
-    "†": r"$\dagger$",
+    **{sign: f"${mark}$" for sign, mark in MARKS.items()},
+    NO_VALUE: "--",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
 }
 NOT_IN_OT1 = frozenset("«»ÐÞðþĄąĐđĘęĦħĮįĸĿŀŉŊŋŦŧŲųſ")
@@ -22,7 +34,7 @@ WIDE = 6  # columns beyond which a table spans the page of a two-column paper
 
 
 def latex(run: Gallery) -> str:
-    """Best bold, second underlined, half width of the interval in small type; a dagger where the best is not better."""
+    """Best bold, second underlined, half width of the interval in small type; marks that the caption explains."""
     found = content(run)
     star = "*" if len(found.columns) > WIDE else ""
     lines = [
@@ -37,7 +49,9 @@ def latex(run: Gallery) -> str:
     ]
     for model, rows in found.sections.items():
         lines += [r"\midrule", rf"\multicolumn{{{len(found.columns) + 1}}}{{l}}{{\textbf{{{escape(model)}}}}} \\"]
-        lines += [" & ".join([escape(row.method), *map(_cell, row.entries)]) + r" \\" for row in rows]
+        lines += [
+            " & ".join([escape(row.method) + _raised(row.marks), *map(_cell, row.entries)]) + r" \\" for row in rows
+        ]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", rf"\end{{table{star}}}", ""])
 
 
@@ -67,9 +81,13 @@ def _head(measure: str) -> str:
     return escape(head(measure)) + ("" if is_timing(measure) else f" {ARROWS[metrics.get(measure).better]}")
 
 
+def _raised(marks: str) -> str:
+    return f"$^{{{''.join(MARKS[mark] for mark in marks)}}}$" if marks else ""
+
+
 def _cell(entry: Entry | None) -> str:
     if entry is None:
-        return "--"
-    text = {1: rf"\textbf{{{entry.number}}}", 2: rf"\underline{{{entry.number}}}"}.get(entry.place, entry.number)
-    mark = r"$^{\dagger}$" if entry.alike else ""
-    return text + mark + (rf" {{\tiny$\pm${entry.half}}}" if entry.half else "")
+        return escape(NO_VALUE)
+    number = escape(entry.number)
+    text = {1: rf"\textbf{{{number}}}", 2: rf"\underline{{{number}}}"}.get(entry.place, number)
+    return text + _raised(entry.marks) + (rf" {{\tiny$\pm${entry.half}}}" if entry.half else "")

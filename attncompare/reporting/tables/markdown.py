@@ -8,13 +8,13 @@ from attncompare.reporting.tables.content import Entry, content, head, is_timing
 
 
 def markdown(run: Gallery) -> str:
-    """Best bold, second underlined, half width of the interval; a dagger where the best is not better."""
+    """Best bold, second underlined, half width of the interval; marks that the caption explains."""
     found = content(run)
     parts = [". ".join(map(escape, found.notes)) + ".", ""]
     for model, rows in found.sections.items():
         parts += [f"**{escape(model)}**", "", "| method | " + " | ".join(map(titled, found.columns)) + " |"]
         parts.append("|---|" + "---:|" * len(found.columns))
-        parts += [f"| {escape(row.method)} | " + " | ".join(map(_cell, row.entries)) + " |" for row in rows]
+        parts += [f"| {escape(row.method)}{row.marks} | " + " | ".join(map(_cell, row.entries)) + " |" for row in rows]
         parts.append("")
     return "\n".join(parts)
 
@@ -37,5 +37,5 @@ def _cell(entry: Entry | None) -> str:
     if entry is None:
         return ""
     text = {1: f"**{entry.number}**", 2: f"<u>{entry.number}</u>"}.get(entry.place, entry.number)
-    text += "†" if entry.alike else ""
+    text += entry.marks
     return f"{text} ± {entry.half}" if entry.half else text
