@@ -158,6 +158,12 @@ def test_the_caption_says_what_the_numbers_are(synthetic, kind):
     assert "†" in text or "dagger" in text
 
 
+def test_the_caption_of_a_run_on_files_says_so(synthetic):
+    run = Gallery.open(synthetic)
+    run.manifest["spec"]["data"] = ["/tmp/cat.png"]
+    assert "6 images from files, protocol" in FORMATS["md"](run) and "cat.png" not in FORMATS["md"](run)
+
+
 def test_peak_memory_has_a_column_when_a_run_has_it():
     assert number(3e6, "peak_bytes") == "3.0"
 
@@ -216,7 +222,8 @@ def test_csv_has_every_value_and_its_marks(synthetic):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_latex_compiles_within_the_page(synthetic, faulty, tmp_path):
-    text = table(synthetic, "tex") + FORMATS["tex"](faulty) + " ".join(map(escape, HOSTILE))
+    letters = " ".join(escape(chr(code)) for code in range(0x20, 0x180))
+    text = table(synthetic, "tex") + FORMATS["tex"](faulty) + " ".join(map(escape, HOSTILE)) + letters
     (tmp_path / "paper.tex").write_text(DOCUMENT % text, encoding="utf-8")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")

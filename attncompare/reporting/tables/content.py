@@ -184,9 +184,10 @@ def _notes(run: Gallery, found: Content) -> list[str]:
     environment: dict[str, object] = run.manifest["environment"]  # type: ignore[assignment]
     scores = [e for row in found.rows for e in row.entries if e and not is_timing(e.measure)]
     counts = sorted({entry.n for entry in scores if entry.n})
-    what = f"{run.manifest['images']} images of '{spec['data']}', protocol {spec['protocol']}, "
+    images = f"images of '{spec['data']}'" if isinstance(spec["data"], str) else "images from files"
+    what = f"{run.manifest['images']} {images}, protocol {spec['protocol']}, "
     if spec.get("timing_only"):
-        what = f"First images of '{spec['data']}', timed and not scored, "
+        what = f"First {images}, timed and not scored, "
     if spec.get("dtype", "float32") != "float32":
         what += f"scored in {spec['dtype']}, "
     if spec.get("backend", "torch") != "torch":
