@@ -8,17 +8,18 @@ from attncompare.methods._base import methods
 from attncompare.reporting import agreement, charts, findings
 from attncompare.reporting.gallery import Gallery
 
-Shown = tuple[str, str, list[tuple[str, dict[str, Any] | None]]]
-"""Name, heading, and the variants of one chart by their labels."""
+Variant = tuple[str, str, dict[str, Any] | None]
+"""Label, heading, and chart, None where there is no data."""
+Shown = tuple[str, list[Variant]]
+"""Name of one chart, and its variants."""
 Looks = dict[str, charts.Look]
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One chart of a group, with the variants among which the reader chooses."""
+    """One chart of a group, with the variants among which the reader chooses; each has its label and heading."""
 
     name: str
-    heading: str
     variants: list[dict[str, Any]]
 
 
@@ -32,7 +33,7 @@ def chart_groups(run: Gallery) -> list[dict[str, Any]]:
             f"{name} curves{charts.arrow(name)}: {_extremes(run, name)}",
             "The score of the target while the image is taken apart or put together in the order of each map; mean over "
             "images, with a pointwise bootstrap 95 % band. Controls are grey. A click on a name hides or shows it.",
-            [(model, model, [("", charts.curves(run, model, name))]) for model in models],
+            [(model, [("", model, charts.curves(run, model, name))]) for model in models],
             kind="lines",
             looks=charts.looks(run),
         )
@@ -44,7 +45,7 @@ def chart_groups(run: Gallery) -> list[dict[str, Any]]:
             "Quality against cost",
             "Each point is a method; the line joins the Pareto front, the large points: no other method is both cheaper and "
             "better. Controls are grey and open, and not on it. A click on a name hides or shows it.",
-            [(model, _front_words(run, model, names, costs), _costs(run, model, names, costs)) for model in models],
+            [(model, _costs(run, model, names, costs)) for model in models],
             kind="points",
             looks=charts.looks(run),
         )
@@ -53,7 +54,7 @@ def chart_groups(run: Gallery) -> list[dict[str, Any]]:
         _group(
             "Methods by metrics",
             "Means; each column is coloured from its worst (dark) to its best (bright) method, best methods on top.",
-            [(model, findings.heat(run, model), [("", charts.heat_map(run, model))]) for model in models],
+            [(model, [("", findings.heat(run, model), charts.heat_map(run, model))]) for model in models],
         )
     )
     return [group for group in (*groups, *_agreement(run)) if group["charts"]]
@@ -61,23 +62,22 @@ def chart_groups(run: Gallery) -> list[dict[str, Any]]:
 
 def _extremes(run: Gallery, name: str) -> str:
     """Who is best on each model."""
-    first = {model: findings.best_first(run, model, name) for model in run.models}
-    return ", ".join(f"{rows.iloc[0].method} on {model}" for model, rows in first.items() if len(rows)) + " first"
+    first = {model: findings.best_of(findings.best_first(run, model, name), name) for model in run.models}
+    return ", ".join(f"{findings.few(found)} on {model}" for model, found in first.items() if found) + " first"
 
 
-def _front_words(run: Gallery, model: str, names: Sequence[str], costs: Sequence[str]) -> str:
-    table = charts.cost_table(run, model)
-    if not names or not costs or names[0] not in table or costs[0] not in table:
-        return model
-    real = table[[not methods.get(str(name)).control for name in table.index]].dropna(subset=[names[0], costs[0]])
-    return findings.front(model, charts.pareto_front(real, costs[0], names[0])) + f" by {names[0]}"
-
-
-def _costs(run: Gallery, model: str, names: Sequence[str], costs: Sequence[str]) -> list[tuple[str, Any]]:
+def _costs(run: Gallery, model: str, names: Sequence[str], costs: Sequence[str]) -> list[Variant]:
     """Every metric against every cost."""
-    pairs = [(quality, name) for quality in names for name in costs]
     words = {"latency_median": "latency", "passes": "passes", "peak_bytes": "peak memory"}
-    return [(f"{quality} against {words[name]}", charts.cost(run, model, name, quality)) for quality, name in pairs]
+    return [
+        (
+            f"{quality} against {words[name]}",
+            findings.front(model, charts.front_of(run, model, name, quality), words[name], quality),
+            charts.cost(run, model, name, quality),
+        )
+        for quality in names
+        for name in costs
+    ]
 
 
 def _agreement(run: Gallery) -> list[dict[str, Any]]:
@@ -95,8 +95,13 @@ def _agreement(run: Gallery) -> list[dict[str, Any]]:
             [
                 (
                     model,
-                    f"{model}: {findings.alike(table, 'methods')}",
-                    [("", charts.agreement(table, f"Agreement on {model}."))],
+                    [
+                        (
+                            "",
+                            f"{model}: {findings.alike(table, 'methods')}",
+                            charts.agreement(table, f"Agreement on {model}."),
+                        )
+                    ],
                 )
                 for model, table in tables.items()
             ],
@@ -108,17 +113,17 @@ def _agreement(run: Gallery) -> list[dict[str, Any]]:
         words = findings.alike(table, "models")
         chart = charts.agreement(table, f"Agreement between models: {words}.")
         more = about + " The methods that both models have count, without controls."
-        groups.append(_group("Agreement between architectures", more, [("models", words, [("", chart)])]))
+        groups.append(_group("Agreement between architectures", more, [("models", [("", words, chart)])]))
     return groups
 
 
 def _group(title: str, about: str, shown: list[Shown], *, kind: str = "", looks: Looks | None = None) -> dict[str, Any]:
     """Charts under one head; those without data are left out. kind: what the legend shows of each look, lines or points."""
     found = []
-    for name, heading, variants in shown:
-        there = [{"label": label, **chart} for label, chart in variants if chart is not None]
+    for name, variants in shown:
+        there = [{"label": label, "heading": words, **chart} for label, words, chart in variants if chart is not None]
         if there:
-            found.append(Drawn(name, heading, there))
+            found.append(Drawn(name, there))
     drawn = {trace.get("name") for one in found for chart in one.variants for trace in chart["data"]}
     legend = {name: look for name, look in (looks or {}).items() if name in drawn}
     return {"title": title, "about": about, "charts": found, "legend": legend, "kind": kind}

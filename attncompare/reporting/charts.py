@@ -1,6 +1,8 @@
 """Plotly charts for the report, as plain JSON-ready dictionaries: data, layout, and alt, what they show in words."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import plotly.graph_objects as go
 from attncompare.benchmark.statistics import mean_band
 from attncompare.methods._base import methods
 from attncompare.metrics._base import metrics
+from attncompare.reporting import findings
 from attncompare.reporting.gallery import Gallery
 
 LAYOUT: dict[str, Any] = {
@@ -34,6 +37,10 @@ COSTS = {
     "peak_bytes": ("peak memory (MB, log scale)", 1e-6),
 }
 """Measure -> the words of its axis and the factor to their unit."""
+LONGEST = 24
+"""Letters of a name beside a heat map in one line: a phone shows twelve columns beside it."""
+ROW, LINE, LETTER = 26, 14, 7
+"""Pixels of a row of a heat map, of each further line of its name, and of a letter."""
 
 
 def _chart(figure: go.Figure, alt: str, **layout: Any) -> dict[str, Any]:
@@ -42,6 +49,15 @@ def _chart(figure: go.Figure, alt: str, **layout: Any) -> dict[str, Any]:
     figure.update_yaxes(zeroline=False, automargin=True)
     found = figure.to_plotly_json()
     return {"data": found["data"], "layout": found["layout"], "alt": alt}
+
+
+def plain(name: str) -> str:
+    """A name as plotly shows it letter by letter: plotly reads tags, fields (%{x}) and formulas ($x$) in its texts.
+
+    >>> plain("mine <b>&$x$")
+    'mine &lt;b&gt;&amp;&#36;x&#36;'
+    """
+    return escape(name, quote=False).replace("$", "&#36;").replace("%", "&#37;")
 
 
 def arrow(measure: str) -> str:
@@ -97,7 +113,7 @@ def curves(run: Gallery, model: str, measure: str) -> dict[str, Any] | None:
             name=name,
             mode="lines",
             line={"color": look.colour, "width": 2, "dash": look.dash},
-            hovertemplate=f"{name}<br>%{{x:.0%}} changed: %{{y:.3f}}<extra></extra>",
+            hovertemplate=f"{plain(name)}<br>%{{x:.0%}} changed: %{{y:.3f}}<extra></extra>",
         )
     verb = "inserted" if measure.startswith("insertion") else "removed"
     return _chart(
@@ -130,21 +146,35 @@ def cost_table(run: Gallery, model: str) -> pd.DataFrame:
     return table
 
 
-def pareto_front(table: pd.DataFrame, cost: str, quality: str) -> list[str]:
-    """The methods that no other method beats in one of cost and quality without losing in the other, cheapest first.
+def pareto_front(table: pd.DataFrame, cost: str, quality: str) -> list[list[str]]:
+    """The points that no method beats in one of cost and quality without losing in the other, cheapest first.
 
-    >>> table = pd.DataFrame({"ms": [1.0, 2.0, 3.0], "insertion": [0.5, 0.4, 0.6]}, index=["a", "b", "c"])
+    A point holds the methods that tie in both: costs count with three digits, qualities as tables print them.
+
+    >>> table = pd.DataFrame({"ms": [1.0, 2.0, 3.0, 3.0], "insertion": [0.5, 0.4, 0.6, 0.60001]}, index=list("abcd"))
     >>> pareto_front(table, "ms", "insertion")
-    ['a', 'c']
+    [['a'], ['c', 'd']]
     """
     sign = 1 if metrics.get(quality).better == "higher" else -1
-    ordered = table.assign(good=sign * table[quality]).sort_values([cost, "good"], ascending=[True, False])
-    front, best = [], -np.inf
-    for name, good in ordered["good"].items():
-        if good > best:
-            front.append(str(name))
-            best = good
-    return front
+    spent = table[cost].map(lambda value: float(f"{value:.3g}"))
+    good = sign * findings.printed(table[quality], quality)
+    front: dict[float, list[str]] = {}
+    best = -np.inf
+    for name in spent.index[np.lexsort([-good, spent])]:
+        if good[name] > best or (good[name] == best and spent[name] in front):
+            front.setdefault(spent[name], []).append(str(name))
+            best = good[name]
+    return list(front.values())
+
+
+def front_of(run: Gallery, model: str, measure: str, quality: str) -> list[list[str]]:
+    """The Pareto front of a model's methods that are no control."""
+    table = cost_table(run, model)
+    if measure not in table or quality not in table:
+        return []
+    real = table[(table[measure] > 0) & table[quality].notna()]
+    controls = [name for name in real.index if methods.get(str(name)).control]
+    return pareto_front(real.drop(index=controls), measure, quality)
 
 
 def cost(run: Gallery, model: str, measure: str, quality: str) -> dict[str, Any] | None:
@@ -153,14 +183,12 @@ def cost(run: Gallery, model: str, measure: str, quality: str) -> dict[str, Any]
     if measure not in table or quality not in table:
         return None
     words, factor = COSTS[measure]
-    table = table.dropna(subset=[measure, quality])
-    table = table[table[measure] > 0]
+    table = table[(table[measure] > 0) & table[quality].notna()]
     if not len(table):
         return None
-    real = table[[not methods.get(str(name)).control for name in table.index]]
-    front = pareto_front(real, measure, quality)
+    front = [name for point in front_of(run, model, measure, quality) for name in point]
     figure, found = go.Figure(), table.to_dict()
-    best = real.loc[front]
+    best = table.loc[front]
     figure.add_scatter(
         x=_digits(best[measure] * factor),
         y=_digits(best[quality]),
@@ -176,11 +204,11 @@ def cost(run: Gallery, model: str, measure: str, quality: str) -> dict[str, Any]
                 name=name,
                 mode="markers",
                 marker={"color": look.colour, "symbol": look.symbol, "size": 13 if name in front else 9},
-                hovertemplate=f"{name}<br>%{{x:.4g}}, %{{y:.3f}}<extra></extra>",
+                hovertemplate=f"{plain(name)}<br>%{{x:.3g}}, %{{y:.3f}}<extra></extra>",
             )
     alt = f"{quality} against {words} on {model}. On the Pareto front: {', '.join(front)}."
     axis = {"type": "log", "title": {"text": words}}
-    return _chart(figure, alt, xaxis=axis, yaxis={"title": {"text": quality + arrow(quality)}})
+    return _chart(figure, alt, xaxis=axis, yaxis={"title": {"text": plain(quality) + arrow(quality)}})
 
 
 def _digits(values: Any) -> list[float]:
@@ -199,22 +227,34 @@ def heat_map(run: Gallery, model: str) -> dict[str, Any] | None:
         column = table[name] if metrics.get(name).better == "higher" else -table[name]
         span = column.max() - column.min()
         scaled[name] = (column - column.min()) / (span or 1)
-    order = [str(name) for name in scaled.mean(axis=1).sort_values().index]
-    alt = f"Methods by metrics on {model}; best over all: {order[-1]}."
+    over_all = scaled.mean(axis=1).round(3).sort_values(kind="stable")
+    order = [str(name) for name in over_all.index]
+    best = [str(name) for name in over_all.index[over_all == over_all.max()]]
+    alt = f"Methods by metrics on {model}; best over all: {findings.listed(best)}."
     return matrix(table.loc[order], scaled.loc[order], [name + arrow(name) for name in names], alt)
 
 
 def matrix(shown: pd.DataFrame, colour: pd.DataFrame, columns: list[str], alt: str) -> dict[str, Any]:
-    """A heat map: numbers of one frame on the colours (0 to 1, brighter is more) of another."""
+    """A heat map: numbers of one frame on the colours (0 to 1, brighter is more) of another.
+
+    Every row and column is named; rows with long names are higher, long columns are shortened, and the hover has them whole.
+    """
+    rows, heads = [str(name) for name in shown.index], shortened(columns)
+    lines = [wrapped(row) for row in shortened(rows, 2 * LONGEST + 2)]
     text = [[("" if np.isnan(v) else f"{v:.2f}") for v in row] for row in shown.to_numpy(dtype=float)]
     cells = [[None if np.isnan(v) else round(float(v), 4) for v in row] for row in colour.to_numpy(dtype=float)]
+    whole = [
+        [f"{plain(row)}, {plain(column)}: {value}" for column, value in zip(columns, values, strict=True)]
+        for row, values in zip(rows, text, strict=True)
+    ]
     drawn = go.Heatmap(
         z=cells,
-        x=columns,
-        y=[*map(str, shown.index)],
+        x=[*map(plain, heads)],
+        y=["<br>".join(map(plain, line)) for line in lines],
         text=text,
         texttemplate="%{text}",
-        hovertemplate="%{y}, %{x}: %{text}<extra></extra>",
+        hovertext=whole,
+        hovertemplate="%{hovertext}<extra></extra>",
         colorscale="Cividis",
         zmin=0,
         zmax=1,
@@ -222,7 +262,39 @@ def matrix(shown: pd.DataFrame, colour: pd.DataFrame, columns: list[str], alt: s
         xgap=1,
         ygap=1,
     )
-    return _chart(go.Figure(drawn), alt, height=110 + 26 * len(shown), xaxis={"tickangle": -40})
+    height = len(rows) * (ROW + LINE * (max(map(len, lines)) - 1)) + LETTER * max(map(len, heads)) + 40
+    every = {"type": "category", "tickmode": "linear", "dtick": 1, "tickfont": {"size": 11}}
+    figure = go.Figure(drawn)
+    figure.update_xaxes(**every, autotickangles=[0, -90], ticklabeloverflow="allow")
+    figure.update_yaxes(**every)
+    return _chart(figure, alt, height=height)
+
+
+def shortened(names: Sequence[str], most: int = LONGEST) -> list[str]:
+    """Names of so many letters at most, no two alike: of longer ones the source before the slash goes, then the middle.
+
+    >>> shortened(["cam", "timm/vit_small_patch16_224.augreg_in21k_ft_in1k"])
+    ['cam', 'vit_small_patc…k_ft_in1k']
+    """
+    short, head = [], most * 3 // 5
+    for name in names:
+        rest = name if len(name) <= most else name.partition("/")[2] or name
+        short.append(rest if len(rest) <= most else f"{rest[:head]}…{rest[head + 1 - most :]}")
+    return [one if short.count(one) == 1 else f"{one} {short[:i].count(one) + 1}" for i, one in enumerate(short)]
+
+
+def wrapped(name: str) -> list[str]:
+    """A name in lines of at most LONGEST letters, broken behind a mark where one is near.
+
+    >>> wrapped("timm/vit_small_patch16_224.augreg_in21k_ft_in1k")
+    ['timm/vit_small_patch16_', '224.augreg_in21k_ft_in1k']
+    """
+    lines = []
+    while len(name) > LONGEST:
+        end = max(name.rfind(mark, LONGEST // 2, LONGEST) for mark in "/_.-@ ") + 1
+        lines.append(name[: end or LONGEST])
+        name = name[len(lines[-1]) :]
+    return [*lines, name]
 
 
 def agreement(table: pd.DataFrame, alt: str) -> dict[str, Any]:

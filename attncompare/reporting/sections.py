@@ -88,9 +88,9 @@ def _ranking(
 
 
 def _places(rows: pd.DataFrame, measure: str) -> dict[str, int]:
-    """Method -> 1 for the best mean, 2 for the second; ties share a place."""
+    """Method -> 1 for the best mean, 2 for the second; those that are printed alike share a place."""
     rows = rows[(rows.measure == measure) & (rows.n > 0)]
-    ranks = rows["mean"].round(4).rank(method="min", ascending=metrics.get(measure).better == "lower")
+    ranks = findings.printed(rows["mean"], measure).rank(method="min", ascending=metrics.get(measure).better == "lower")
     return {str(method): int(rank) for method, rank in zip(rows.method, ranks, strict=True) if rank <= 2}
 
 

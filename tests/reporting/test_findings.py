@@ -60,10 +60,43 @@ def test_pairs_that_agree_most_and_least():
 def test_nothing_outside_the_front_is_cheaper_and_better_than_all_of_it():
     rng = np.random.default_rng(0)
     table = pd.DataFrame(rng.random((40, 2)), columns=["ms", "deletion"], index=[f"m{i}" for i in range(40)])
-    front = charts.pareto_front(table, "ms", "deletion")
+    table = table.round(3)
+    front = [name for point in charts.pareto_front(table, "ms", "deletion") for name in point]
     for name, row in table.iterrows():
         beaten = (table.ms < row.ms) & (table.deletion < row.deletion)  # no two draws are equal
         assert (name in front) != beaten.any()
+
+
+@pytest.fixture
+def tied(run):
+    """The run, had its two methods the same sparseness in the digits of the table."""
+    summary = run.summary.copy()
+    of = summary.measure == "sparseness"
+    for method, mean in (("cam", 0.951604), ("saliency", 0.951609), ("center_map", 0.3), ("random_map", 0.2)):
+        summary.loc[of & (summary.method == method), "mean"] = mean
+    changed = Gallery(run.folder, run.records, run.manifest, run.maps)
+    changed.__dict__["summary"] = summary
+    return changed
+
+
+def test_methods_that_the_table_prints_alike_are_all_named_first(tied):
+    ranking = section(Entries.of(tied), 0)["rankings"][0]
+    places = {row["method"]: (row["cells"][0]["text"], row["cells"][0]["place"]) for row in ranking["rows"]}
+    assert places["cam"] == places["saliency"] == ("0.952", 1)
+    assert ranking["finding"].startswith("cam and saliency lead") or ranking["finding"].startswith(
+        "saliency and cam lead"
+    )
+    assert "cam and saliency are best by sparseness" in findings.heat(tied, "demo/cnn")
+    costs = pd.DataFrame({"passes": [2.0, 2.0, 5.0], "sparseness": [0.951604, 0.951609, 0.95163]}, index=list("abc"))
+    assert charts.pareto_front(costs, "passes", "sparseness") == [["a", "b"]]
+
+
+def test_a_front_goes_from_its_cheapest_to_its_best_point():
+    assert findings.front("vit", [["a"], ["b"]], "latency", "insertion").endswith("goes from a to b")
+    assert findings.front("vit", [["a"], ["b"], ["c", "d"]], "passes", "road").endswith("goes from a over b to c = d")
+    assert (
+        findings.front("vit", [["a"]], "passes", "road") == "vit: a alone is on the Pareto front of road against passes"
+    )
 
 
 def test_a_section_holds_every_method_with_its_interval_and_letters(run):
@@ -76,3 +109,4 @@ def test_a_section_holds_every_method_with_its_interval_and_letters(run):
             low, high = map(float, cell["interval"].split(" – "))
             assert low <= cell["value"] + 0.001 and cell["value"] <= high + 0.001 and cell["letters"]
     assert sum(row["cells"][0]["place"] == 1 for row in ranking["rows"]) == 1
+    assert found["too_few"] == ""  # 2 / 2^8 times 6 pairs is below 5 %

@@ -72,11 +72,12 @@ function startPlotly() {
   if (window.Plotly) return;
   document.head.append(el("script", {textContent: pick("plotly").textContent}));
 }
-function drawChart(box) {
+function drawChart(box, size = {autosize: true}) {
   startPlotly();
   const group = data.charts[box.dataset.chart], chart = group[box.dataset.variant || 0];
-  const layout = {...chart.layout, autosize: true}, hidden = hiddenNear(box);
+  const layout = {...chart.layout, ...size}, hidden = hiddenNear(box);
   box.setAttribute("aria-label", chart.alt);
+  box.closest(".chartbox").querySelector("h4").textContent = chart.heading;
   const traces = chart.data.map(trace => ({...trace, visible: !hidden.has(trace.name)}));
   Plotly.react(box, traces, layout, {responsive: true, displaylogo: false, displayModeBar: false});
   Plotly.relayout(box, themed({}));
