@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import PurePath
 from typing import Any, cast
 
 import numpy as np
@@ -61,6 +62,12 @@ class Entries:
     def data(self) -> str:
         """What the images come from."""
         return str(cast(dict[str, Any], self.run.manifest["spec"])["data"])
+
+    @property
+    def place(self) -> str:
+        """What the images come from, in a word or two."""
+        data = cast(dict[str, Any], self.run.manifest["spec"])["data"]
+        return PurePath(data).name or data if isinstance(data, str) else f"{len(data)} files"
 
     @property
     def target(self) -> str:

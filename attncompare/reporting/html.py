@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -118,12 +119,24 @@ def _data(shown: list[Entries], charts: list[list[dict[str, Any]]]) -> dict[str,
 
 
 def _images(shown: list[Entries]) -> list[dict[str, Any]]:
-    """Every image once, with the targets that were explained of it."""
+    """Every image once, with the targets that were explained of it; name: what picker and link call it."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for entry, (number, image) in enumerate(entries_of(shown)):
         one = shown[number]
         found.setdefault((one.data, image), []).append({"label": one.target, "entry": entry, "run": number})
-    return [{"image": image, "targets": targets} for (_, image), targets in found.items()]
+    images, places = [image for _, image in found], _places(shown)
+    return [
+        {"image": image, "name": image if images.count(image) == 1 else f"{image} ({places[data]})", "targets": targets}
+        for (data, image), targets in found.items()
+    ]
+
+
+def _places(shown: list[Entries]) -> dict[str, str]:
+    """Where images come from -> a short name of it, no two alike: a folder's last name, with a run's number if need be."""
+    first = {one.data: number for number, one in reversed([*enumerate(shown)])}
+    short = {data: shown[number].place for data, number in first.items()}
+    same = Counter(short.values())
+    return {data: name if same[name] == 1 else f"{name}, run {first[data] + 1}" for data, name in short.items()}
 
 
 def _colours(name: str) -> str:

@@ -87,7 +87,7 @@ function setImage(number, step = 1) {
   const targets = data.images[state.image].targets;
   pick("target").replaceChildren(...targets.map((one, i) => new Option(one.label, i)));
   pick("target-picker").hidden = targets.length < 2;
-  remember("image", data.images[state.image].image);
+  remember("image", data.images[state.image].name);
   remember("target", null);
 }
 
@@ -229,14 +229,14 @@ async function draw() {
 }
 
 function startBrowser() {
-  data.images.forEach((one, i) => pick("image").add(new Option(one.image, i)));
+  data.images.forEach((one, i) => pick("image").add(new Option(one.name, i)));
   const chosen = (param, all) => {  // an empty name stands for none; a link of other names only is of another run
     const asked = link.getAll(param), found = asked.filter(name => all.includes(name));
     return new Set(found.length || asked.includes("") ? found : all);
   };
   state.models = chosen("model", data.models);
   state.methods = chosen("method", data.methods);
-  const first = data.images.findIndex(one => one.image === link.get("image"));
+  const first = data.images.findIndex(one => [one.name, one.image].includes(link.get("image")));
   const target = whole("target", 0);
   setImage(Math.max(0, first));
   if (target in data.images[state.image].targets) pick("target").value = state.target = target;
