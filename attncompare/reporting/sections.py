@@ -1,11 +1,12 @@
 """The part of the report that is about one run: what was run, rankings, charts, and what is missing with its reason."""
 
 from collections.abc import Sequence
+from math import comb
 from typing import Any
 
 import pandas as pd
 
-from attncompare.benchmark.groups import significance_groups
+from attncompare.benchmark.groups import LEVEL, significance_groups
 from attncompare.benchmark.rankings import score_table
 from attncompare.methods._base import methods
 from attncompare.metrics._base import metrics
@@ -37,9 +38,14 @@ def section(entries: Entries, number: int) -> dict[str, Any]:
         {"name": n + charts.arrow(n), "better": metrics.get(n).better, "about": metrics.get(n).summary} for n in names
     ]
     heads += [_cost_head(name) for name in costs]
+    data = spec["data"] if isinstance(spec["data"], str) else f"{len(spec['data'])} files"
+    timed, scored = bool(spec.get("timing_only")), run.manifest["images"]
     return {
         "id": f"run{number}",
-        "data": spec["data"] if isinstance(spec["data"], str) else f"{len(spec['data'])} files",
+        "title": f"First images of “{data}”, timed and not scored" if timed else f"{scored} images of “{data}”",
+        "timed": timed,
+        "scored": bool(names),
+        "too_few": _too_few(run, names, letters),
         "target": entries.target,
         "manifest": run.manifest,
         "heads": heads,
@@ -54,6 +60,29 @@ def section(entries: Entries, number: int) -> dict[str, Any]:
 def _letters(run: Gallery, model: str, measure: str) -> dict[str, str]:
     table = score_table(run.records, model, measure)
     return significance_groups(table) if len(table.columns) else {}
+
+
+def _too_few(run: Gallery, names: Sequence[str], letters: dict[tuple[str, str], dict[str, str]]) -> str:
+    """Of the models on which no test could tell two methods apart, why; "" where there is none.
+
+    Of n pairs the smallest p of Wilcoxon's two-sided signed-rank test is 2 / 2^n, and Holm multiplies it by the number of
+    pairs of methods. Differences that tie make it smaller, so that what was told apart counts as well.
+    """
+    found: dict[str, tuple[float, int, int]] = {}
+    for model in run.models:
+        held = {name: letters[model, name] for name in names if len(letters[model, name]) > 1}
+        counts = [(int(findings.best_first(run, model, name).n.max()), comb(len(one), 2)) for name, one in held.items()]
+        smallest = min(((2.0 ** (1 - n) * pairs, n, pairs) for n, pairs in counts), default=(0.0, 0, 0))
+        if smallest[0] > LEVEL and all(set.intersection(*map(set, one.values())) for one in held.values()):
+            found[model] = smallest
+    if not found:
+        return ""
+    on = "" if len(found) == len(run.models) else f" on {findings.listed(list(found))}"
+    _, n, pairs = min(found.values())
+    return (
+        f"With {n} image{'s' * (n != 1)} no test can tell two methods apart{on}: the smallest p that it can give, "
+        f"{2.0 ** (1 - n):.2g}, times {pairs} pair{'s' * (pairs != 1)} of methods is above 5 %."
+    )
 
 
 def _methods(run: Gallery, model: str, names: Sequence[str], costs: Sequence[str]) -> list[str]:

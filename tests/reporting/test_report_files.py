@@ -123,3 +123,20 @@ def test_the_policy_names_every_script_of_the_page_and_no_other(folder):
     assert re.findall(r"'sha256-(.*?)'", policy) == hashes and len(hashes) == 2
     assert "default-src 'none'" in policy and "http" not in policy and "unsafe-eval" not in policy
     assert not re.search(r"<[^>]+ on\w+=", page[: page.index("<script")])
+
+
+def test_few_images_are_said_to_tell_nothing_apart(folder):
+    page = write_report(folder).read_text()
+    assert "are not told apart there" in page and "do not differ" not in page
+    assert (
+        "With 3 images no test can tell two methods apart: the smallest p that it can give, 0.25, times 3 pairs" in page
+    )
+
+
+def test_the_page_of_a_timing_names_no_images_and_no_scores(tmp_path):
+    spec = BenchmarkSpec(models=("demo/cnn",), methods=("cam",), repeats=3, timing_seconds=0, timing_only=True)
+    run_benchmark(spec, tmp_path)
+    page = write_report(tmp_path).read_text()
+    text = page[: page.index("<summary>Everything that decides")]
+    assert "First images of “shapes”, timed and not scored: results</h2>" in text
+    assert not re.search(r"<dt>protocol|bootstrap|Wilcoxon|\d images of|<ul>", text)
