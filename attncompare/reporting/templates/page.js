@@ -20,15 +20,17 @@ function el(tag, props = {}, ...children) {
 const link = new URLSearchParams(location.hash.slice(1));
 /** A whole number of the link, at least 0, or what stands for anything else that was written there. */
 const whole = (name, otherwise) => /^\d{1,6}$/.test(link.get(name) ?? "") ? Number(link.get(name)) : otherwise;
-let writing = 0;
+let writing = 0, leaving = false;
 /** Keep a value, or several, in the link; null takes it out. Browsers count changes of the link: a slider makes few. */
 function remember(name, value) {
   link.delete(name);
   if (Array.isArray(value)) value.forEach(one => link.append(name, one));
   else if (value !== null) link.set(name, value);
   clearTimeout(writing);
-  writing = setTimeout(() => history.replaceState(null, "", "#" + link), 50);
+  writing = setTimeout(() => { if (!leaving) history.replaceState(null, "", "#" + link); }, 50);
 }
+// Another link was put into the address of this page; what the page itself writes there does not come by here.
+addEventListener("hashchange", () => { leaving = true; location.reload(); });
 
 // ---- light and dark
 
@@ -95,6 +97,25 @@ document.querySelectorAll("select.variants").forEach(select => select.addEventLi
   drawChart(box);
 }));
 
+// ---- on paper: every chart, light, as wide as its place there
+
+const PAPER = {one: 690, of_two: 340};  // pixels of A4 between its margins, and of half of it; report.css has them too
+let themeOnScreen = null;
+addEventListener("beforeprint", () => {
+  if (themeOnScreen !== null) return;
+  themeOnScreen = document.documentElement.dataset.theme;
+  setTheme("light");
+  document.querySelectorAll(".chart").forEach(box => {
+    const alone = box.closest(".charts").children.length === 1;
+    drawChart(box, {autosize: false, width: alone ? PAPER.one : PAPER.of_two});
+  });
+});
+addEventListener("afterprint", () => {
+  document.querySelectorAll(".chart").forEach(box => drawChart(box));
+  setTheme(themeOnScreen ?? document.documentElement.dataset.theme);
+  themeOnScreen = null;
+});
+
 // ---- one legend for all charts of a group: its buttons hide and show methods
 
 const DASHES = {solid: "", dash: "6 3", dot: "2 3", dashdot: "6 3 2 3", longdash: "10 3", longdashdot: "10 3 2 3"};
@@ -115,6 +136,6 @@ document.querySelectorAll("button.trace").forEach(button => {
   button.prepend(key);
   button.addEventListener("click", () => {
     button.setAttribute("aria-pressed", button.getAttribute("aria-pressed") === "false");
-    button.closest(".group").querySelectorAll(".chart.drawn").forEach(drawChart);
+    button.closest(".group").querySelectorAll(".chart.drawn").forEach(box => drawChart(box));
   });
 });
