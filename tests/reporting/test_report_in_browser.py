@@ -150,6 +150,17 @@ def test_a_tile_is_taken_apart_step_by_step(page):
     assert page.inner_text("#step-play") == "▶ play"
 
 
+def test_without_models_nothing_plays_and_the_link_keeps_no_step(page):
+    page.click("#step-play")
+    choose(page, "models", [])
+    until(page, "document.querySelector('#apart-view').textContent === 'No model is chosen above.'")
+    before = state_of(page)
+    page.wait_for_timeout(600)
+    assert page.locator("#step-play").is_disabled() and page.inner_text("#step-play") == "▶ play"
+    assert page.inner_text("#step-words") == "" and state_of(page) == before
+    assert page.inner_text("#inside-view") == "No model is chosen above."
+
+
 def test_a_heading_that_is_jumped_to_is_not_under_the_bar(page):
     page.evaluate("document.getElementById('apart').scrollIntoView()")
     edges = "id => document.querySelector(id).getBoundingClientRect()"

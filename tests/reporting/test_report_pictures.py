@@ -140,6 +140,10 @@ def test_images_beside_the_page_are_read_when_they_are_asked_for(open_page, runs
     page.select_option("#image", label="a.png")
     until(page, "document.querySelector('#view [role=alert]')")
     assert page.inner_text("#view [role=alert]") == "report_images/1.js is missing beside this page"
+    until(
+        page,
+        "['apart-view', 'inside-view'].every(id => pick(id).textContent.endsWith('1.js is missing beside this page'))",
+    )
     (beside / "away.js").rename(beside / "1.js")
     page.click("#after")
     page.click("#before")

@@ -106,7 +106,8 @@ async function prepareApart(run, entry) {
 function sayApart(words) {
   pick("apart-view").replaceChildren(el("p", {className: "dim"}, words));
   ["apart-scores", "apart-note", "step-words"].forEach(id => { pick(id).textContent = ""; });
-  pick("step").disabled = true;
+  ["step", "step-play"].forEach(id => { pick(id).disabled = true; });
+  apart.show = null;
 }
 
 /** Everything below “take the image apart” for the chosen image and pair. */
@@ -117,7 +118,7 @@ async function drawApart(models) {
   const method = fillSelect(pick("apart-method"), model ? model.maps.map(one => one.method) : [], apart.method);
   const map = model?.maps.find(one => one.method === method);
   document.querySelectorAll("button.tile").forEach(one => one.setAttribute("aria-pressed", one.dataset.pair === JSON.stringify([name, method])));
-  if (!map) return sayApart("No map is shown above.");
+  if (!map) return sayApart(whyNothing());
   if (!kindsOf(run, map).length) return sayApart("This run scored no deletion or insertion of this map.");
   if (!Object.keys(model.baselines).length) return sayApart("This run was made by an earlier version; run the benchmark again to see its pictures.");
   const n = model.steps;
@@ -137,7 +138,7 @@ async function drawApart(models) {
       one.words.replaceChildren(el("i", {className: "key line" + i}), words);
     });
   };
-  pick("step").disabled = false;
+  ["step", "step-play"].forEach(id => { pick(id).disabled = false; });
   pick("step").max = last;
   pick("step").value = apart.step = Math.min(apart.step, last);
   apart.show = show;
@@ -166,6 +167,7 @@ function play(button, slider, pause) {
     if (timer) return stop();
     button.textContent = "❚❚ stop";
     timer = setInterval(() => {
+      if (slider.disabled) return stop();
       slider.value = Number(slider.value) >= Number(slider.max) ? slider.min : Number(slider.value) + 1;
       slider.dispatchEvent(new Event("input"));
     }, pause);

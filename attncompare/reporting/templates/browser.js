@@ -2,7 +2,7 @@
 
 const state = {
   image: 0, target: 0, models: new Set(data.models), methods: new Set(data.methods), view: "overlay",
-  opacity: 55, entry: null, step: 1,
+  opacity: 55, entry: null, step: 1, problem: null,
 };
 const VIEWS = {overlay: () => state.opacity / 100, map: () => 1, image: () => 0};
 
@@ -205,8 +205,13 @@ async function chosenEntry(mine) {
   if (mine !== drawing) return null;
   pick("view").removeAttribute("aria-busy");
   state.entry = entry;
+  state.problem = problem;
   state.run = data.runs[target.run];
-  return {entry, problem};
+  return entry;
+}
+/** Why no model is shown. */
+function whyNothing() {
+  return state.problem ?? (state.models.size ? "No model that is chosen above has maps of this image." : "No model is chosen above.");
 }
 
 /** A job that draws a part of the page, hidden until then where it is outside the window: it still shows another image. */
@@ -218,10 +223,9 @@ function part(id, job) {
 
 /** Resolves when what lies in the window has been drawn. */
 async function draw() {
-  const mine = ++drawing, found = await chosenEntry(mine);
-  if (!found) return;
-  const {entry, problem} = found, models = modelsShown(entry);
-  const nothing = problem ? el("p", {role: "alert"}, problem) : el("p", {className: "dim"}, "No model that is chosen above has maps of this image.");
+  const mine = ++drawing, entry = await chosenEntry(mine);
+  if (!entry) return;
+  const models = modelsShown(entry), nothing = el("p", state.problem ? {role: "alert"} : {className: "dim"}, whyNothing());
   pick("view").replaceChildren(...(models.length ? models.flatMap(model => modelSection(entry, model)) : [nothing]));
   const maps = models.flatMap(model => mapsShown(model).map(map => [tile(entry, model, map), () => paintMap(entry, model, map)]));
   const rest = await inOrder([...maps, part("apart-view", () => drawApart(models)), part("inside-view", () => drawLayers(models))]);

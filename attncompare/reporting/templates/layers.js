@@ -29,7 +29,7 @@ async function drawLayers(models) {
   const layers = model ? model.layers : [];
   ["layer", "part", "layer-play"].forEach(id => { pick(id).disabled = !layers.length; });
   if (!layers.length) {
-    pick("inside-view").replaceChildren(el("p", {className: "dim"}, model ? model.no_layers : "No model is chosen above."));
+    pick("inside-view").replaceChildren(el("p", {className: "dim"}, model ? model.no_layers : whyNothing()));
     pick("part").replaceChildren();
     pick("layer-words").textContent = "";
     return;
