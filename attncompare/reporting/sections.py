@@ -39,10 +39,10 @@ def section(entries: Entries, number: int) -> dict[str, Any]:
     ]
     heads += [_cost_head(name) for name in costs]
     data = spec["data"] if isinstance(spec["data"], str) else f"{len(spec['data'])} files"
-    timed, scored = bool(spec.get("timing_only")), run.manifest["images"]
+    timed, images = bool(spec.get("timing_only")), _images(int(run.manifest["images"]))  # type: ignore[call-overload]
     return {
         "id": f"run{number}",
-        "title": f"First images of “{data}”, timed and not scored" if timed else f"{scored} images of “{data}”",
+        "title": f"First images of “{data}”, timed and not scored" if timed else f"{images} of “{data}”",
         "timed": timed,
         "scored": bool(names),
         "too_few": _too_few(run, names, letters),
@@ -55,6 +55,10 @@ def section(entries: Entries, number: int) -> dict[str, Any]:
         "groups": chart_groups(run),
         "problems": _problems(run),
     }
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
 
 
 def _letters(run: Gallery, model: str, measure: str) -> dict[str, str]:
@@ -80,7 +84,7 @@ def _too_few(run: Gallery, names: Sequence[str], letters: dict[tuple[str, str], 
     on = "" if len(found) == len(run.models) else f" on {findings.listed(list(found))}"
     _, n, pairs = min(found.values())
     return (
-        f"With {n} image{'s' * (n != 1)} no test can tell two methods apart{on}: the smallest p that it can give, "
+        f"With {_images(n)} no test can tell two methods apart{on}: the smallest p that it can give, "
         f"{2.0 ** (1 - n):.2g}, times {pairs} pair{'s' * (pairs != 1)} of methods is above 5 %."
     )
 
