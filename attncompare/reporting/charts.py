@@ -146,27 +146,6 @@ def cost_table(run: Gallery, model: str) -> pd.DataFrame:
     return table
 
 
-def pareto_front(table: pd.DataFrame, cost: str, quality: str) -> list[list[str]]:
-    """The points that no method beats in one of cost and quality without losing in the other, cheapest first.
-
-    A point holds the methods that tie in both: costs count with three digits, qualities as tables print them.
-
-    >>> table = pd.DataFrame({"ms": [1.0, 2.0, 3.0, 3.0], "insertion": [0.5, 0.4, 0.6, 0.60001]}, index=list("abcd"))
-    >>> pareto_front(table, "ms", "insertion")
-    [['a'], ['c', 'd']]
-    """
-    sign = 1 if metrics.get(quality).better == "higher" else -1
-    spent = table[cost].map(lambda value: float(f"{value:.3g}"))
-    good = sign * findings.printed(table[quality], quality)
-    front: dict[float, list[str]] = {}
-    best = -np.inf
-    for name in spent.index[np.lexsort([-good, spent])]:
-        if good[name] > best or (good[name] == best and spent[name] in front):
-            front.setdefault(spent[name], []).append(str(name))
-            best = good[name]
-    return list(front.values())
-
-
 def front_of(run: Gallery, model: str, measure: str, quality: str) -> list[list[str]]:
     """The Pareto front of a model's methods that are no control."""
     table = cost_table(run, model)
@@ -174,7 +153,7 @@ def front_of(run: Gallery, model: str, measure: str, quality: str) -> list[list[
         return []
     real = table[(table[measure] > 0) & table[quality].notna()]
     controls = [name for name in real.index if methods.get(str(name)).control]
-    return pareto_front(real.drop(index=controls), measure, quality)
+    return findings.pareto_front(real.drop(index=controls), measure, quality)
 
 
 def cost(run: Gallery, model: str, measure: str, quality: str) -> dict[str, Any] | None:

@@ -30,6 +30,27 @@ def printed(means: pd.Series, measure: str) -> pd.Series:
     return means.map(lambda value: float(number(value, measure)))
 
 
+def pareto_front(table: pd.DataFrame, cost: str, quality: str) -> list[list[str]]:
+    """The points that no method beats in one of cost and quality without losing in the other, cheapest first.
+
+    A point holds the methods that tie in both: costs count with three digits, qualities as tables print them.
+
+    >>> table = pd.DataFrame({"ms": [1.0, 2.0, 3.0, 3.0], "insertion": [0.5, 0.4, 0.6, 0.60001]}, index=list("abcd"))
+    >>> pareto_front(table, "ms", "insertion")
+    [['a'], ['c', 'd']]
+    """
+    sign = 1 if metrics.get(quality).better == "higher" else -1
+    spent = table[cost].map(lambda value: float(f"{value:.3g}"))
+    good = sign * printed(table[quality], quality)
+    front: dict[float, list[str]] = {}
+    best = -np.inf
+    for name in spent.index[np.lexsort([-good, spent])]:
+        if good[name] > best or (good[name] == best and spent[name] in front):
+            front.setdefault(spent[name], []).append(str(name))
+            best = good[name]
+    return list(front.values())
+
+
 def best_of(rows: pd.DataFrame, measure: str) -> list[str]:
     """The methods that share the first place among rows of `best_first`."""
     means = printed(rows["mean"], measure)
@@ -57,10 +78,12 @@ def leader(run: Gallery, model: str, measure: str, letters: dict[str, str]) -> s
 
 def _numbers(first: pd.DataFrame, measure: str) -> str:
     """The mean that the first methods share, the interval or what holds all of them, and the number of images."""
-    interval = f"{first.low.min():.3f} to {first.high.max():.3f}"
+    interval = f"{number(first.low.min(), measure)} to {number(first.high.max(), measure)}"
     held = f"95 % interval {interval}" if len(first) == 1 else f"95 % intervals within {interval}"
     low, high = first.n.min(), first.n.max()
-    return f"{measure} {first['mean'].iloc[0]:.3f}, {held}, n = {low if low == high else f'{low} to {high}'}"
+    return (
+        f"{measure} {number(first['mean'].iloc[0], measure)}, {held}, n = {low if low == high else f'{low} to {high}'}"
+    )
 
 
 def few(names: list[str], most: int = 4) -> str:

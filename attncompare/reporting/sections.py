@@ -14,6 +14,7 @@ from attncompare.reporting import charts, findings
 from attncompare.reporting.chart_groups import chart_groups
 from attncompare.reporting.entries import Entries
 from attncompare.reporting.gallery import Gallery
+from attncompare.reporting.tables.content import number
 
 COSTS: dict[str, tuple[str, str, float, str]] = {
     "latency_median": ("latency (ms)", "median latency at the timing batch", 1e3, ".1f"),
@@ -131,8 +132,8 @@ def _cell(row: Any, measure: str, letters: str, place: int) -> dict[str, Any]:
     if row is None or row.n == 0:
         return EMPTY | {"title": "" if row is None else row.detail}
     title = f"n = {row.n}, failed {row.failed}, constant maps {row.degenerate}"
-    interval = f"{row.low:.3f} – {row.high:.3f}"
-    text = f"{row.mean:.3f}"
+    interval = f"{number(row.low, measure)} – {number(row.high, measure)}"
+    text = number(row.mean, measure)
     return {"value": row.mean, "text": text, "interval": interval, "letters": letters, "title": title, "place": place}
 
 

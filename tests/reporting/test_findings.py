@@ -6,7 +6,7 @@ import pytest
 
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
-from attncompare.reporting import charts, findings
+from attncompare.reporting import findings
 from attncompare.reporting.entries import Entries
 from attncompare.reporting.gallery import Gallery
 from attncompare.reporting.sections import section
@@ -61,7 +61,7 @@ def test_nothing_outside_the_front_is_cheaper_and_better_than_all_of_it():
     rng = np.random.default_rng(0)
     table = pd.DataFrame(rng.random((40, 2)), columns=["ms", "deletion"], index=[f"m{i}" for i in range(40)])
     table = table.round(3)
-    front = [name for point in charts.pareto_front(table, "ms", "deletion") for name in point]
+    front = [name for point in findings.pareto_front(table, "ms", "deletion") for name in point]
     for name, row in table.iterrows():
         beaten = (table.ms < row.ms) & (table.deletion < row.deletion)  # no two draws are equal
         assert (name in front) != beaten.any()
@@ -88,7 +88,7 @@ def test_methods_that_the_table_prints_alike_are_all_named_first(tied):
     )
     assert "cam and saliency are best by sparseness" in findings.heat(tied, "demo/cnn")
     costs = pd.DataFrame({"passes": [2.0, 2.0, 5.0], "sparseness": [0.951604, 0.951609, 0.95163]}, index=list("abc"))
-    assert charts.pareto_front(costs, "passes", "sparseness") == [["a", "b"]]
+    assert findings.pareto_front(costs, "passes", "sparseness") == [["a", "b"]]
 
 
 def test_a_front_goes_from_its_cheapest_to_its_best_point():

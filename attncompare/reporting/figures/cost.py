@@ -10,10 +10,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, 
 
 from attncompare.errors import ResultFormatError
 from attncompare.methods._base import methods
-from attncompare.metrics._base import metrics
 from attncompare.reporting.figures._base import Venue, figure_kind
 from attncompare.reporting.figures._charts import arrow, label_left, legend_below, legend_height, title
 from attncompare.reporting.figures._looks import looks
+from attncompare.reporting.findings import pareto_front
 from attncompare.reporting.gallery import Gallery
 
 COSTS = {"latency_median": "latency (ms, log)", "passes": "passes per image (log)"}
@@ -41,7 +41,7 @@ def cost(run: Gallery, venue: Venue) -> Figure:
     for row, (measure, words) in enumerate(COSTS.items()):
         for column, (model, table) in enumerate(tables.items()):
             axes = panels[row][column]
-            drawn |= _panel(axes, table[[measure, names[0]]], shown, metrics.get(names[0]).better == "higher")
+            drawn |= _panel(axes, table[[measure, names[0]]], shown)
             if row == 0 or not across:
                 title(axes, model, (venue.width - 0.5) / grid[1], venue.font)
             if across or column == len(tables) - 1:
@@ -59,24 +59,12 @@ def _costs(run: Gallery, model: str, quality: str) -> pd.DataFrame:
     return table.assign(latency_median=table.latency_median * 1e3, passes=table.passes_forward + table.passes_backward)
 
 
-def pareto_front(costs: np.ndarray, scores: np.ndarray) -> list[int]:
-    """Which are beaten by no other that costs no more, from cheap to dear; scores: higher is better.
-
-    >>> pareto_front(np.array([3.0, 1.0, 2.0]), np.array([0.9, 0.5, 0.4]))
-    [1, 0]
-    """
-    front: list[int] = []
-    for place in np.lexsort((-scores, costs)):
-        if not front or scores[place] > scores[front[-1]]:
-            front.append(int(place))
-    return front
-
-
-def _panel(axes: Axes, table: pd.DataFrame, shown: dict[str, dict[str, Any]], higher: bool) -> dict[str, Any]:
+def _panel(axes: Axes, table: pd.DataFrame, shown: dict[str, dict[str, Any]]) -> dict[str, Any]:
     cost, score = (table.iloc[:, column].to_numpy(dtype=np.float64) for column in (0, 1))
-    real = np.flatnonzero([not methods.get(str(name)).control for name in table.index])
-    front = real[pareto_front(cost[real], score[real] if higher else -score[real])]
-    axes.plot(cost[front], score[front], color="0.6", linewidth=0.8, drawstyle="steps-post", zorder=1)
+    controls = [name for name in table.index if methods.get(str(name)).control]
+    points = pareto_front(table.drop(index=controls), *map(str, table.columns))
+    front = table.loc[[name for point in points for name in point]].to_numpy(dtype=np.float64)
+    axes.plot(*front.T, color="0.6", linewidth=0.8, drawstyle="steps-post", zorder=1)
     drawn: dict[str, Any] = {}
     for name, x, y in zip(map(str, table.index), cost, score, strict=True):
         look = {key: value for key, value in shown[name].items() if key != "linestyle"}

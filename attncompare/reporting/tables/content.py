@@ -118,14 +118,18 @@ class Content:
 
 
 def number(value: float, measure: str) -> str:
-    """A value with as many digits as mean something.
+    """A value with as many digits as mean something: of a metric without an upper bound three at least, however small.
 
     >>> number(0.0123, "latency_median"), number(2.0, "passes_forward"), number(0.12345, "deletion")
     ('12.3', '2', '0.123')
+    >>> number(0.00012345, "infidelity"), number(0.00012345, "deletion")
+    ('0.000123', '0.000')
     """
     base = measure.partition(" ")[0]
     if base == "logit_deviation":
         return f"{value:.0e}"
+    if base in metrics.names() and metrics.get(base).limits[1] == math.inf and 0 < abs(value) < 0.1:
+        return f"{value:#.3g}"
     digits = 0 if base.startswith("passes") else 1 if base in HEADS else 3
     return f"{value * SCALE.get(base, 1):.{digits}f}"
 
