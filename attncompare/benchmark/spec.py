@@ -113,8 +113,8 @@ def refusal(error: ValidationError, spec: type[BaseModel]) -> SpecError:
         known = f"; known: {', '.join(sorted(spec.model_fields))}" if len(first["loc"]) == 1 else ""
         return SpecError(f"spec: unknown key {where!r}{known}")
     if first["type"] == "missing":
-        how = ': name one with --model, or write models = ["demo/cnn"] in the file' if where == "models" else ""
-        return SpecError(f"spec: {where} is missing{how}")
+        how = '; name one with --model, or write models = ["demo/cnn"] in the file' if where == "models" else ""
+        return SpecError(f"spec: {where}: missing{how}")
     found = repr(first.get("input")) if first["loc"] else "as a whole"
     return SpecError(f"spec: {where}: {first['msg']} (found {found})")
 

@@ -102,6 +102,7 @@ def test_a_name_listed_twice_is_refused_by_name(key):
 def test_a_spec_without_models_is_refused(values):
     message = refusal(**values)
     assert message.startswith("spec: models: ") and "\n" not in message
+    assert values or message.endswith('missing; name one with --model, or write models = ["demo/cnn"] in the file')
 
 
 def test_a_spec_cannot_be_changed():

@@ -159,7 +159,7 @@ def _computed(run: Gallery) -> pd.DataFrame:
 def _section(run: Gallery, rows: pd.DataFrame, columns: list[str]) -> list[Row]:
     names = sorted(set(rows.method), key=lambda name: (methods.get(name).control, name))
     filled = {measure: _column(run, rows[rows.measure == measure], measure) for measure in columns}
-    constant = rows[~rows.measure.map(is_timing)].groupby("method").degenerate.max()
+    constant = rows.loc[[not is_timing(name) for name in rows.measure]].groupby("method").degenerate.max()
     return [Row(name, [filled[measure].get(name) for measure in columns], int(constant.get(name, 0))) for name in names]
 
 
