@@ -68,9 +68,9 @@ def _same_outputs(model: ModelAdapter) -> bool:
         try:
             exact = model.forward(batch)
             found = model.forward(batch.contiguous(memory_format=torch.channels_last))
-        except (
-            Exception
-        ):  # strides that do not fit, no room for three images, or whatever the network asks of its input:
-            return False  # the images themselves meet it next, in torch's layout and in batches that can shrink
+        except Exception:
+            # Strides that do not fit, no room for three images, or whatever else the network asks of its input. The scored
+            # images meet what is no fault of the layout next: in torch's, and in batches that can shrink.
+            return False
     near = (found - exact).abs().max() <= LARGEST_DEVIATION * exact.abs().max()
     return bool(near and (found.softmax(1) - exact.softmax(1)).abs().max() <= LARGEST_DEVIATION)
