@@ -2,7 +2,9 @@
 
 import os
 import signal
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -34,18 +36,50 @@ def is_below(pid: int, ancestor: int) -> bool:
     return False
 
 
-def at_work(ancestor: int) -> list[int]:
-    """The processes below another one in which an actor scores a chunk right now."""
+def titled(ancestor: int, title: bytes) -> list[int]:
+    """The processes below another one that Ray has given this title: what an actor is at right now."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             try:
-                title = (folder / "cmdline").read_bytes()
+                line = (folder / "cmdline").read_bytes()
             except OSError:
                 continue
-            if title.startswith(b"ray::ChunkActor.run_chunk") and is_below(int(folder.name), ancestor):
+            if line.strip(b"\0 ") == title and is_below(int(folder.name), ancestor):
                 found.append(int(folder.name))
     return found
+
+
+def at_work(ancestor: int) -> list[int]:
+    """The processes below another one in which an actor scores a chunk right now."""
+    return titled(ancestor, b"ray::ChunkActor.run_chunk")
+
+
+@contextmanager
+def struck_at_work(ancestor, strike):
+    """Meanwhile the first process caught at work is stopped, so that its chunk cannot end, and struck; then it is killed.
+
+    Yields the list that it will stand in."""
+    struck, over = [], threading.Event()
+
+    def watch():
+        while not struck and not over.wait(0.005):
+            for pid in at_work(ancestor)[:1]:
+                os.kill(pid, signal.SIGSTOP)
+                if pid in at_work(ancestor):
+                    struck.append(pid)
+                    strike()
+                    os.kill(pid, signal.SIGKILL)
+                else:
+                    os.kill(pid, signal.SIGCONT)  # it had ended the chunk before it was stopped
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield struck
+    finally:
+        over.set()
+        watcher.join()
 
 
 @pytest.fixture(autouse=True)
@@ -65,15 +99,9 @@ def test_two_workers_come_to_the_same_as_one_process(tmp_path, spec, undisturbed
 
 
 def test_a_worker_killed_in_the_middle_of_a_chunk_is_replaced(tmp_path, spec, undisturbed, same_as):
-    killed = []
-
-    def kill_one(tick):
-        if not killed and (busy := at_work(os.getpid())):
-            os.kill(busy[0], signal.SIGKILL)
-            killed.append(busy[0])
-
-    run = run_benchmark(spec, tmp_path, execution=TWO, progress=kill_one)
-    assert len(killed) == 1 and len(run.manifest()["deaths"]) == 1
+    with struck_at_work(os.getpid(), lambda: None) as struck:
+        run = run_benchmark(spec, tmp_path, execution=TWO)
+    assert len(struck) == 1 and len(run.manifest()["deaths"]) == 1
     assert "its worker process died" in run.manifest()["deaths"][0]
     same_as(run, undisturbed)
 
@@ -85,18 +113,20 @@ def test_a_node_may_go(tmp_path, spec, undisturbed, same_as):
         initialize_head=True,
         head_node_args={"num_cpus": 1, "object_store_memory": MEMORY, "_system_config": AS_NICE_AS_WE_ARE},
     )
-    node, killed = cluster.add_node(num_cpus=1, object_store_memory=MEMORY), []
+    node = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
     raylet = node.all_processes["raylet"][0].process.pid
+    deadline = time.monotonic() + 120
 
-    def kill_the_node(tick):
-        if not killed and at_work(raylet):
-            killed.append(raylet)
-            cluster.remove_node(node, allow_graceful=False)
+    def wait_for_its_actor(tick):
+        """Leave work for the node's actor: the head's, loaded first, could do it all."""
+        while not (struck or titled(raylet, b"ray::ChunkActor") or at_work(raylet)) and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     try:
-        execution = Execution("ray", workers=2, address=cluster.address)
-        run = run_benchmark(spec, tmp_path, execution=execution, progress=kill_the_node)
-        assert killed and len(run.manifest()["deaths"]) == 1
+        with struck_at_work(raylet, lambda: cluster.remove_node(node, allow_graceful=False)) as struck:
+            execution = Execution("ray", workers=2, address=cluster.address)
+            run = run_benchmark(spec, tmp_path, execution=execution, progress=wait_for_its_actor)
+        assert struck and len(run.manifest()["deaths"]) == 1
         same_as(run, undisturbed)
     finally:
         ray.shutdown()
