@@ -1,7 +1,7 @@
 """Opt-in settings of the process that make scoring cheaper; recorded with every result, and their effect checked.
 
 Nothing here happens by itself: `import attncompare` and every call leave the process as it is until `tune` is called. What
-they choose is the layout of the images that they score (`layout`), which moves last digits.
+they choose is how the images that they score are forwarded (`layout`), which moves last digits.
 """
 
 import ctypes
@@ -29,21 +29,20 @@ class Tuning:
 
     keep_memory: glibc keeps freed memory instead of giving it back (mallopt), and torch asks for huge pages if it has not
     allocated anything yet; both save a page fault for every 4 kB of every activation. Values do not change; cannot be
-    undone. layout: how altered images lie in memory when they are scored; "auto" leaves it to benchmark.layout, which takes
-    "channels_last" (NHWC, where convolutions are faster) for convolutional networks on a CPU. matmul: torch's float32
-    matmul precision; "medium" lets oneDNN take bfloat16 where the CPU has it. threads: torch's threads inside an operation,
-    None leaves them.
+    undone. layout: how altered images lie in memory when they are scored; "auto" leaves it to benchmark.forwarding, which
+    takes "channels_last" (NHWC, where convolutions are faster) for convolutional networks on a CPU, and oneDNN's linear
+    layers for the others where they are faster; "contiguous" is torch's own way in everything. threads: torch's threads
+    inside an operation, None leaves them.
     """
 
     keep_memory: bool = False
     layout: Layout = "auto"
-    matmul: Literal["highest", "high", "medium"] = "highest"
     threads: int | None = None
 
     @property
     def changes_values(self) -> bool:
         """Whether a score may differ in its last digits."""
-        return self.layout == "channels_last" or self.matmul != "highest"
+        return self.layout == "channels_last"
 
 
 _applied = Tuning()
@@ -60,7 +59,6 @@ def tune(wanted: Tuning) -> Tuning:
         if wanted.threads < 1:
             raise SpecError(f"threads must be at least 1, not {wanted.threads}")
         torch.set_num_threads(wanted.threads)
-    torch.set_float32_matmul_precision(wanted.matmul)
     kept = _applied.keep_memory or (wanted.keep_memory and _keep_memory())
     _applied = replace(wanted, keep_memory=kept)
     return _applied
@@ -87,15 +85,15 @@ def _keep_memory() -> bool:
 
 @contextmanager
 def untuned() -> Iterator[None]:
-    """Settings that change values are off inside, and images lie as torch makes them."""
+    """Settings that change values are off inside, and images are forwarded as torch does it, in its highest precision."""
     global _applied
-    before = _applied
+    before, precision = _applied, torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("highest")
         _applied = Tuning(before.keep_memory, "contiguous", threads=before.threads)
         yield
     finally:
-        torch.set_float32_matmul_precision(before.matmul)
+        torch.set_float32_matmul_precision(precision)
         _applied = before
 
 

@@ -38,7 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import attncompare as ac
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import Passes, images_a_pass, in_parts, target_scorer
-from attncompare.benchmark.layout import fast_forward, laid_out
+from attncompare.benchmark.forwarding import fast_forward, suitable_way
 from attncompare.benchmark.openvino import openvino_forward
 from attncompare.benchmark.records import Backend
 from attncompare.capture.targets import TargetScore
@@ -119,7 +119,8 @@ def measure(name: str, steps: int, rounds: int, maps: int, backend: Backend) -> 
         together = images_a_pass(image.device, BATCH)
         full, rest = divmod(count, together)
         batch = image.expand(together, -1, -1, -1).contiguous()
-        batch = laid_out(model, batch) if backend == "torch" else batch
+        if backend == "torch" and suitable_way(model) == "channels_last":
+            batch = batch.contiguous(memory_format=torch.channels_last)
 
         def bare() -> None:
             for size in [together] * full + [rest] * bool(rest):

@@ -23,7 +23,8 @@ def as_before():
     before, threads = applied(), torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-    tune(Tuning(layout=before.layout, matmul=before.matmul))
+    torch.set_float32_matmul_precision("highest")
+    tune(Tuning(layout=before.layout))
 
 
 def test_nothing_is_tuned_unless_asked():
@@ -35,9 +36,9 @@ def test_nothing_is_tuned_unless_asked():
 
 
 def test_settings_take_effect_and_are_described():
-    tune(Tuning(matmul="high", threads=1, layout="channels_last"))
-    assert torch.get_float32_matmul_precision() == "high" and torch.get_num_threads() == 1
-    assert json.loads(json.dumps(tuning.describe()))["matmul"] == "high"
+    tune(Tuning(threads=1, layout="channels_last"))
+    torch.set_float32_matmul_precision("high")  # by the caller
+    assert torch.get_num_threads() == 1 and json.loads(json.dumps(tuning.describe()))["layout"] == "channels_last"
     with untuned():
         assert torch.get_float32_matmul_precision() == "highest"
         assert applied().layout == "contiguous"
@@ -127,16 +128,14 @@ def test_the_command_line_tunes_its_own_process(tmp_path):
 
 def test_the_command_line_tunes_its_process_as_asked_and_refuses_other_names(tmp_path):
     arguments = ["bench", "-m", "demo/cnn", "--method", "cam", "--limit", "1", "--no-timing", "--protocol", "rise-fast"]
-    arguments += ["--out", str(tmp_path), "--tune", "channels_last", "--tune", "matmul"]
+    arguments += ["--out", str(tmp_path), "--tune", "channels_last"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     manifest = json.loads((tmp_path / "run.json").read_text())
     assert manifest["environment"]["tuning"] | {"keep_memory": True} == vars(
-        Tuning(keep_memory=True, layout="channels_last", matmul="medium")
+        Tuning(keep_memory=True, layout="channels_last")
     )
     assert manifest["deviation"]["demo/cnn"] < 1e-5
     with pytest.raises(UnknownNameError, match="unknown setting of --tune 'channels-last'; did you mean channels_last"):
-        parse_tuning(["channels-last"])
-    assert parse_tuning(["contiguous"]).layout == "contiguous" and parse_tuning(None).layout == "auto"
-    with pytest.raises(SpecError, match="channels_last or contiguous, not both"):
-        parse_tuning(["contiguous", "channels_last"])
+        parse_tuning("channels-last")
+    assert parse_tuning("contiguous").layout == "contiguous" and parse_tuning(None).layout == "auto"

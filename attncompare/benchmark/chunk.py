@@ -9,7 +9,7 @@ from torch import Tensor
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import Passes, Scene, scoring_deviation, with_smaller_batches
 from attncompare.benchmark.explained import Explained, explain_cells, maps_of
-from attncompare.benchmark.layout import layout_in_use
+from attncompare.benchmark.forwarding import way_in_use
 from attncompare.benchmark.plan import Cell, Chunk, chosen_metrics
 from attncompare.benchmark.records import Record, Status
 from attncompare.benchmark.scoring import Scored, again_of, as_records, score_maps
@@ -75,15 +75,15 @@ class ChunkScorer:
         ]
 
     def scored_by(self, model: ModelAdapter) -> str | None:
-        """What forwards a model's altered images: "openvino", or "torch" with their layout; None if none were yet.
+        """What forwards a model's altered images: "openvino", or "torch" and which way; None if none were yet.
 
-        Behind it a precision of matrix products other than the highest.
+        Behind it a precision of matrix products other than the highest, which the caller has set.
         """
         if self.spec.backend != "torch":
             return self.spec.backend
-        layout = layout_in_use(model)
+        way = way_in_use(model)
         precision = torch.get_float32_matmul_precision()
-        return None if layout is None else f"torch {layout}" + f" {precision}" * (precision != "highest")
+        return None if way is None else f"torch {way}" + f" {precision}" * (precision != "highest")
 
     def _protocol(self, measure: str) -> str:
         metric = self.metrics.get(measure)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.benchmark.layout import fast_forward
+from attncompare.benchmark.forwarding import fast_forward
 from attncompare.benchmark.openvino import openvino_forward
 from attncompare.benchmark.randomised import randomised_maps
 from attncompare.benchmark.records import Backend, Dtype

@@ -44,10 +44,10 @@ def bench(
     timing_batch: Annotated[int | None, typer.Option(help="Images in a timed batch.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Timed runs of every method, at least.")] = None,
     tune: Annotated[
-        list[str] | None,
+        str | None,
         typer.Option(
-            help="channels_last or contiguous: the layout of scored images, else chosen by model; matmul: torch's medium "
-            "precision; repeat for more. Scores move in their last digits, which is checked."
+            help="channels_last or contiguous (torch's own way of forwarding): the layout of scored images, else chosen by "
+            "model. Scores move in their last digits, which is checked."
         ),
     ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray: actors, here or on a cluster.")] = "local",

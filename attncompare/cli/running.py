@@ -5,21 +5,21 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import typer
 
-from attncompare.errors import SpecError, unknown_name
+from attncompare.errors import unknown_name
 
 if TYPE_CHECKING:
     from attncompare.benchmark.execution import Execution
     from attncompare.benchmark.run import Run
     from attncompare.benchmark.spec import BenchmarkSpec
     from attncompare.benchmark.worker import Tick
-    from attncompare.tuning import Layout, Tuning
+    from attncompare.tuning import Tuning
 
 EXIT_WRONG, EXIT_FAILED_CELLS, EXIT_INTERRUPTED = 1, 3, 130
-TUNED = ("channels_last", "contiguous", "matmul")
+TUNED = ("channels_last", "contiguous")
 
 
 @contextmanager
@@ -49,18 +49,15 @@ def progress_bar() -> "Iterator[Callable[[Tick], None]]":
             bar.stop()
 
 
-def parse_tuning(names: list[str] | None) -> "Tuning":
-    """What --tune asks for, beside memory that is kept, which changes no value; an error for other names or both layouts."""
+def parse_tuning(layout: str | None) -> "Tuning":
+    """Memory that is kept, which changes no value, and the layout that --tune asks for; an error for another name."""
     from attncompare.tuning import Tuning
 
-    for name in names or ():
-        if name not in TUNED:
-            raise unknown_name("setting of --tune", name, TUNED)
-    layouts: list[Layout] = [name for name in ("channels_last", "contiguous") if name in (names or ())]
-    if len(layouts) > 1:
-        raise SpecError("--tune takes channels_last or contiguous, not both")
-    matmul: Literal["medium", "highest"] = "medium" if "matmul" in (names or ()) else "highest"
-    return Tuning(keep_memory=True, layout=layouts[0] if layouts else "auto", matmul=matmul)
+    if layout is None:
+        return Tuning(keep_memory=True)
+    if layout not in TUNED:
+        raise unknown_name("setting of --tune", layout, TUNED)
+    return Tuning(keep_memory=True, layout=layout)  # type: ignore[arg-type]
 
 
 def run_spec(

@@ -1,8 +1,9 @@
-"""Which memory layout suits which network on a CPU: `python benchmarks/layout.py`.
+"""Which way of forwarding suits which network on a CPU: `python benchmarks/forwarding.py`.
 
-Every model is forwarded with four images in torch's layout and in NHWC, interleaved in one process: CPU time of the process,
-2 threads, passive OpenMP; median, minimum and maximum of the ratio over the rounds, the largest difference of the outputs as
-a share of the largest output, and whether `benchmark.layout` takes NHWC for it. Writes benchmarks/results/layout.csv.
+Every model is forwarded with four images by torch's own way, in the NHWC layout, and with the linear layers of oneDNN,
+interleaved in one process: CPU time of the process, 2 threads, passive OpenMP; of both ratios to torch's own way the median,
+minimum and maximum over the rounds, the largest difference of the outputs as a share of the largest output, and which way
+`benchmark.forwarding` takes. Writes benchmarks/results/forwarding.csv.
 """
 
 import os
@@ -19,7 +20,7 @@ import torch
 
 import attncompare as ac
 from attncompare.adapters.base import ModelAdapter
-from attncompare.benchmark.layout import layer_counts, takes_channels_last
+from attncompare.benchmark.forwarding import Way, forward_by, layer_counts, suitable_way
 
 TORCHVISION = (
     "alexnet convnext_tiny densenet121 efficientnet_b0 googlenet inception_v3 maxvit_t mnasnet1_0 mobilenet_v2"
@@ -37,28 +38,33 @@ MODELS = [f"torchvision/{name}@random" for name in TORCHVISION.split()] + [
     f"timm/{name}@random" for name in TIMM.split()
 ]
 IMAGES = 4
+OTHERS: tuple[Way, ...] = ("channels_last", "onednn")
 
 
 def measure(model: ModelAdapter, rounds: int) -> dict[str, object]:
     """One row: times per image in ms of CPU time."""
     convolutions, linear = layer_counts(model)
-    plain = torch.rand(IMAGES, 3, *model.size, generator=torch.Generator().manual_seed(0))
-    layouts = {"nchw": plain, "nhwc": plain.contiguous(memory_format=torch.channels_last)}
-    times: dict[str, list[float]] = {name: [] for name in layouts}
+    images = torch.rand(IMAGES, 3, *model.size, generator=torch.Generator().manual_seed(0))
+    times: dict[Way, list[float]] = {"contiguous": [], "channels_last": [], "onednn": []}
     with torch.no_grad():
-        exact, found = (model.forward(images) for images in layouts.values())
+        found = {way: forward_by(model, images, way) for way in times}
         for _ in range(rounds):
-            for name, images in layouts.items():
+            for way, spent in times.items():
                 start = time.process_time()
-                model.forward(images)
-                times[name].append((time.process_time() - start) / IMAGES * 1e3)
-    ratios = [b / a for a, b in zip(*times.values(), strict=True)]
-    return {
-        "model": model.name, "convolutions": convolutions, "linear": linear, "nhwc": takes_channels_last(model),
-        "rounds": rounds, "nchw_ms": statistics.median(times["nchw"]), "nhwc_ms": statistics.median(times["nhwc"]),
-        "ratio": statistics.median(ratios), "min": min(ratios), "max": max(ratios),
-        "difference": float((exact - found).abs().max() / exact.abs().max()),
+                forward_by(model, images, way)
+                spent.append((time.process_time() - start) / IMAGES * 1e3)
+    exact = found["contiguous"]
+    row: dict[str, object] = {
+        "model": model.name, "convolutions": convolutions, "linear": linear, "way": suitable_way(model), "rounds": rounds,
+        "torch_ms": statistics.median(times["contiguous"]),
     }  # fmt: skip
+    for way in OTHERS:
+        ratios = [b / a for a, b in zip(times["contiguous"], times[way], strict=True)]
+        row |= {
+            way: statistics.median(ratios), f"{way}_min": min(ratios), f"{way}_max": max(ratios),
+            f"{way}_difference": float((exact - found[way]).abs().max() / exact.abs().max()),
+        }  # fmt: skip
+    return row
 
 
 def main() -> None:
@@ -73,9 +79,9 @@ def main() -> None:
         print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
     table.to_csv(
-        Path(__file__).parent / "results" / "layout.csv", index=False, float_format="%.3g", lineterminator="\n"
+        Path(__file__).parent / "results" / "forwarding.csv", index=False, float_format="%.3g", lineterminator="\n"
     )
-    print(table.groupby("nhwc").ratio.describe()[["count", "min", "50%", "max"]])
+    print(table.groupby("way")[list(OTHERS)].describe().T.to_string())
 
 
 if __name__ == "__main__":

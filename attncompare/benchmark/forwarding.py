@@ -1,0 +1,100 @@
+"""How altered images are forwarded: in which memory layout, and by which library's linear layers."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from attncompare.adapters.base import ModelAdapter
+from attncompare.benchmark.onednn import OneDNNLinear, onednn_is_faster
+from attncompare.capture.capture import left_as_found
+from attncompare.tuning import LARGEST_DEVIATION, applied
+
+Way = Literal["contiguous", "channels_last", "onednn"]
+"""torch's own; images in the NHWC layout; linear layers by oneDNN."""
+
+
+def fast_forward(model: ModelAdapter) -> Callable[[Tensor], Tensor]:
+    """`model.forward` on images (n,3,H,W), in the way that the tuning in force asks for, or that suits the model."""
+    suited = cache(lambda: suitable_way(model))
+
+    def forward(images: Tensor) -> Tensor:
+        wanted = applied().layout
+        if wanted == "auto":
+            return forward_by(model, images, suited() if images.device.type == "cpu" else "contiguous")
+        return forward_by(model, images, wanted)
+
+    return forward
+
+
+def forward_by(model: ModelAdapter, images: Tensor, way: Way) -> Tensor:
+    """(n,K) of images (n,3,H,W)."""
+    if way == "channels_last":
+        return model.forward(images.contiguous(memory_format=torch.channels_last))
+    images = images.contiguous()
+    if way == "contiguous":
+        return model.forward(images)
+    with OneDNNLinear():
+        return model.forward(images)
+
+
+def way_in_use(model: ModelAdapter) -> Way | None:
+    """How altered images are forwarded; None where none have been, so that it was not decided."""
+    wanted = applied().layout
+    if wanted != "auto":
+        return wanted
+    if model.device.type != "cpu":
+        return "contiguous"
+    return model.derived.get(_decision(model))
+
+
+def layer_counts(model: ModelAdapter) -> tuple[int, int]:
+    """(convolutions, linear layers)."""
+    modules = list(model.model.modules())
+    return sum(isinstance(one, nn.Conv2d) for one in modules), sum(isinstance(one, nn.Linear) for one in modules)
+
+
+def suitable_way(model: ModelAdapter) -> Way:
+    """NHWC for a network with more convolutions than linear layers; oneDNN for the others where the processor asks for it.
+
+    Both only where the network returns the same; `benchmarks/forwarding.py` has the times of 55 architectures. One that
+    cannot take the layout (a `view` of its features), or whose outputs for a trial batch move by more than 1e-5 of the
+    largest, or their softmax by more than 1e-5, keeps torch's way, as does one without room for that batch. Decided once
+    for a network's modules, never by a timing or by the images that are scored.
+    """
+    decision = _decision(model)
+    if decision not in model.derived:
+        way = promised_way(model)
+        model.derived[decision] = way if way == "contiguous" or _same_outputs(model, way) else "contiguous"
+    found: Way = model.derived[decision]
+    return found
+
+
+def promised_way(model: ModelAdapter) -> Way:
+    """What should be fastest, before it is known whether the network returns the same."""
+    convolutions, linear = layer_counts(model)
+    if convolutions > linear:
+        return "channels_last"
+    return "onednn" if onednn_is_faster() else "contiguous"
+
+
+def _decision(model: ModelAdapter) -> tuple[object, ...]:
+    """Where the decision is kept: a network with another head, say, is asked again."""
+    return ("way", *map(id, model.model.modules()))
+
+
+def _same_outputs(model: ModelAdapter, way: Way) -> bool:
+    """Of noise, the same half faded, and grey: several images, since of one alone the strides fit both layouts."""
+    noise = torch.rand(3, *model.size, generator=torch.Generator().manual_seed(0))
+    batch = torch.stack((noise, noise.lerp(torch.tensor(0.5), 0.5), torch.full_like(noise, 0.5)))
+    with torch.no_grad(), torch.autocast(model.device.type, enabled=False), left_as_found(model.model):
+        try:
+            exact, found = forward_by(model, batch, "contiguous"), forward_by(model, batch, way)
+        except Exception:
+            # Strides that do not fit, no room for three images, or whatever else the network asks of its input. The scored
+            # images meet what is no fault of the way next: by torch's own, and in batches that can shrink.
+            return False
+    near = (found - exact).abs().max() <= LARGEST_DEVIATION * exact.abs().max()
+    return bool(near and (found.softmax(1) - exact.softmax(1)).abs().max() <= LARGEST_DEVIATION)
