@@ -3,7 +3,7 @@
 Every model is forwarded with four images by torch's own way, in the NHWC layout, and with the linear layers of oneDNN,
 interleaved in one process: CPU time of the process, 2 threads, passive OpenMP; of both ratios to torch's own way the median,
 minimum and maximum over the rounds, the largest difference of the outputs as a share of the largest output, and which way
-`benchmark.forwarding` takes. Writes benchmarks/results/forwarding.csv.
+`benchmark.forwarding` takes. Writes benchmarks/results/forwarding.csv, where models that are not measured keep their rows.
 """
 
 import os
@@ -32,7 +32,7 @@ TIMM = (
     " eca_botnext26ts_256 edgenext_xx_small efficientvit_b0 fastvit_t8 focalnet_tiny_srf ghostnet_100 gcvit_xxtiny"
     " hrnet_w18 inception_next_tiny levit_128s mambaout_femto mobilevit_s nextvit_small poolformer_s12 pvt_v2_b0"
     " repvit_m1 res2net50_26w_4s rexnet_100 seresnet50 starnet_s1 swin_tiny_patch4_window7_224 tiny_vit_5m_224"
-    " visformer_tiny vit_tiny_patch16_224 volo_d1_224 vovnet39a xcit_tiny_12_p16_224"
+    " visformer_tiny vit_base_patch16_224 vit_tiny_patch16_224 volo_d1_224 vovnet39a xcit_tiny_12_p16_224"
 )
 MODELS = [f"torchvision/{name}@random" for name in TORCHVISION.split()] + [
     f"timm/{name}@random" for name in TIMM.split()
@@ -77,10 +77,11 @@ def main() -> None:
     for name in arguments.models:
         rows.append(measure(ac.load_model(name), arguments.rounds))
         print(rows[-1], flush=True)
-    table = pd.DataFrame(rows)
-    table.to_csv(
-        Path(__file__).parent / "results" / "forwarding.csv", index=False, float_format="%.3g", lineterminator="\n"
-    )
+    table, path = pd.DataFrame(rows), Path(__file__).parent / "results" / "forwarding.csv"
+    if path.exists():
+        before = pd.read_csv(path)
+        table = pd.concat([before[~before.model.isin(table.model)], table])
+    table.to_csv(path, index=False, float_format="%.3g", lineterminator="\n")
     print(table.groupby("way")[list(OTHERS)].describe().T.to_string())
 
 

@@ -77,13 +77,16 @@ class ChunkScorer:
     def scored_by(self, model: ModelAdapter) -> str | None:
         """What forwards a model's altered images: "openvino", or "torch" and which way; None if none were yet.
 
-        Behind it a precision of matrix products other than the highest, which the caller has set.
+        Behind it bf16 if that was asked for, and a precision of matrix products that the caller has set.
         """
         if self.spec.backend != "torch":
             return self.spec.backend
         way = way_in_use(model)
-        precision = torch.get_float32_matmul_precision()
-        return None if way is None else f"torch {way}" + f" {precision}" * (precision != "highest")
+        if way is None:
+            return None
+        bf16, precision = self.spec.dtype == "bf16", torch.get_float32_matmul_precision()
+        way = "contiguous" if bf16 and way == "onednn" else way  # autocast, which oneDNN's linear layers are not for
+        return f"torch {way}" + " bf16" * bf16 + f" {precision}" * (precision != "highest")
 
     def _protocol(self, measure: str) -> str:
         metric = self.metrics.get(measure)

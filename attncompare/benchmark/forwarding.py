@@ -1,6 +1,7 @@
 """How altered images are forwarded: in which memory layout, and by which library's linear layers."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from typing import Literal
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.benchmark.onednn import OneDNNLinear, onednn_is_faster
+from attncompare.benchmark.onednn import SMALLEST_PRODUCT, OneDNNLinear, onednn_is_faster
 from attncompare.capture.capture import left_as_found
 from attncompare.tuning import LARGEST_DEVIATION, applied
 
@@ -17,7 +18,10 @@ Way = Literal["contiguous", "channels_last", "onednn"]
 
 
 def fast_forward(model: ModelAdapter) -> Callable[[Tensor], Tensor]:
-    """`model.forward` on images (n,3,H,W), in the way that the tuning in force asks for, or that suits the model."""
+    """`model.forward` on images (n,3,H,W), in the way that the tuning in force asks for, or that suits the model.
+
+    Which one suits is asked once, with the first images.
+    """
     suited = cache(lambda: suitable_way(model))
 
     def forward(images: Tensor) -> Tensor:
@@ -33,11 +37,8 @@ def forward_by(model: ModelAdapter, images: Tensor, way: Way) -> Tensor:
     """(n,K) of images (n,3,H,W)."""
     if way == "channels_last":
         return model.forward(images.contiguous(memory_format=torch.channels_last))
-    images = images.contiguous()
-    if way == "contiguous":
-        return model.forward(images)
-    with OneDNNLinear():
-        return model.forward(images)
+    with OneDNNLinear() if way == "onednn" else nullcontext():
+        return model.forward(images.contiguous())
 
 
 def way_in_use(model: ModelAdapter) -> Way | None:
@@ -61,23 +62,28 @@ def suitable_way(model: ModelAdapter) -> Way:
 
     Both only where the network returns the same; `benchmarks/forwarding.py` has the times of 55 architectures. One that
     cannot take the layout (a `view` of its features), or whose outputs for a trial batch move by more than 1e-5 of the
-    largest, or their softmax by more than 1e-5, keeps torch's way, as does one without room for that batch. Decided once
-    for a network's modules, never by a timing or by the images that are scored.
+    largest, or their softmax by more than 1e-5, keeps torch's way, as does one without room for that batch, and one without
+    products large enough for oneDNN. Decided once for a network's modules, never by a timing or by the images that are
+    scored.
     """
     decision = _decision(model)
     if decision not in model.derived:
-        way = promised_way(model)
+        way = _promised_way(model)
         model.derived[decision] = way if way == "contiguous" or _same_outputs(model, way) else "contiguous"
     found: Way = model.derived[decision]
     return found
 
 
-def promised_way(model: ModelAdapter) -> Way:
-    """What should be fastest, before it is known whether the network returns the same."""
+def _promised_way(model: ModelAdapter) -> Way:
+    """What should be fastest, before it is known whether the network returns the same.
+
+    `nn.TransformerEncoderLayer` has a fused pass in torch, which it leaves where it finds another library in its way.
+    """
     convolutions, linear = layer_counts(model)
     if convolutions > linear:
         return "channels_last"
-    return "onednn" if onednn_is_faster() else "contiguous"
+    fused = any(isinstance(one, nn.TransformerEncoderLayer) for one in model.model.modules())
+    return "onednn" if onednn_is_faster() and not fused else "contiguous"
 
 
 def _decision(model: ModelAdapter) -> tuple[object, ...]:
@@ -86,15 +92,26 @@ def _decision(model: ModelAdapter) -> tuple[object, ...]:
 
 
 def _same_outputs(model: ModelAdapter, way: Way) -> bool:
-    """Of noise, the same half faded, and grey: several images, since of one alone the strides fit both layouts."""
+    """Of noise, the same half faded, and grey: several images, since of one alone the strides fit both layouts.
+
+    In this trial oneDNN computes every layer that it can: in larger batches more of them are large enough.
+    """
     noise = torch.rand(3, *model.size, generator=torch.Generator().manual_seed(0))
     batch = torch.stack((noise, noise.lerp(torch.tensor(0.5), 0.5), torch.full_like(noise, 0.5)))
+    onednn = OneDNNLinear(smallest=0)
     with torch.no_grad(), torch.autocast(model.device.type, enabled=False), left_as_found(model.model):
         try:
-            exact, found = forward_by(model, batch, "contiguous"), forward_by(model, batch, way)
+            exact = model.forward(batch)
+            if way == "onednn":
+                with onednn:
+                    found = model.forward(batch)
+            else:
+                found = forward_by(model, batch, way)
         except Exception:
             # Strides that do not fit, no room for three images, or whatever else the network asks of its input. The scored
             # images meet what is no fault of the way next: by torch's own, and in batches that can shrink.
             return False
+    if way == "onednn" and onednn.largest < SMALLEST_PRODUCT:
+        return False
     near = (found - exact).abs().max() <= LARGEST_DEVIATION * exact.abs().max()
     return bool(near and (found.softmax(1) - exact.softmax(1)).abs().max() <= LARGEST_DEVIATION)

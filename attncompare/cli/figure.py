@@ -32,7 +32,7 @@ def figure(
     """
     import warnings
 
-    from attncompare.reporting.figures import beyond_page, draw, save_figure, without_glyph
+    from attncompare.reporting.figures import beyond_page, draw, save_figure, without_glyph, without_values
 
     if out.suffix not in (".pdf", ".svg", ".png"):
         raise SpecError(f"figure file {out}: the ending must be .pdf, .svg or .png")
@@ -43,5 +43,6 @@ def figure(
         typer.echo(save_figure(drawn, out))
     if boxes := without_glyph(drawn):
         typer.echo(f"the figures' font has no {' '.join(boxes)}: empty boxes are drawn; rename what is shown", err=True)
-    if note := beyond_page(drawn, venue):
+    lost = without_values(folder, models=model or (), methods=method or (), measures=metric or ())
+    for note in filter(None, (beyond_page(drawn, venue), lost)):
         typer.echo(note, err=True)

@@ -47,6 +47,18 @@ class Gallery:
         return summarise(self.records)
 
     @cached_property
+    def computed(self) -> pd.DataFrame:
+        """The rows of the summary that have values, or had but for a failure.
+
+        Not those that were refused as a whole, as are scores of the object where the data mark none, although images failed
+        too.
+        """
+        records, owner = self.records, ["model", "method", "measure", "protocol"]
+        refused = records[(records.status == "unsupported") & (records.image == "")].set_index(owner).index
+        whole = self.summary.set_index(owner).index.isin(refused)
+        return self.summary[(self.summary.n > 0) | ((self.summary.failed > 0) & ~whole)]
+
+    @cached_property
     def models(self) -> list[str]:
         """Models in the order of the spec."""
         spec: dict[str, list[str]] = self.manifest["spec"]  # type: ignore[assignment]
@@ -107,24 +119,23 @@ class Gallery:
 
     def measures(self, names: Sequence[str], *, failed: bool = False) -> list[str]:
         """Those of some measures that have values here; failed: or had but for a failure."""
-        known = self._measured | self._failed if failed else self._measured
+        known = self._known(failed)
         return [name for name in names if name in known]
-
-    @cached_property
-    def _measured(self) -> frozenset[str]:
-        return frozenset(self.records.loc[self.records.status == "ok", "measure"])
-
-    @cached_property
-    def _failed(self) -> frozenset[str]:
-        return frozenset(self.records.loc[self.records.status == "failed", "measure"])
 
     def timing_names(self, names: Sequence[str], *, failed: bool = False) -> list[str]:
         """Those of some timing measures that have values here, first of the main variant, then of the others.
 
         failed: or had but for a failure.
         """
-        others = sorted({measure.partition(" ")[2] for measure in self._measured | self._failed if " " in measure})
+        others = sorted({measure.partition(" ")[2] for measure in self._known(failed) if " " in measure})
         return self.measures([*names, *(f"{name} {variant}" for variant in others for name in names)], failed=failed)
+
+    def _known(self, failed: bool) -> frozenset[str]:
+        return frozenset(self.computed.measure) if failed else self._measured
+
+    @cached_property
+    def _measured(self) -> frozenset[str]:
+        return frozenset(self.records.loc[self.records.status == "ok", "measure"])
 
 
 def _variants_apart(records: pd.DataFrame) -> pd.DataFrame:

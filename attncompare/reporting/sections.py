@@ -14,7 +14,7 @@ from attncompare.reporting import charts, findings
 from attncompare.reporting.chart_groups import chart_groups
 from attncompare.reporting.entries import Entries
 from attncompare.reporting.gallery import Gallery
-from attncompare.reporting.tables.content import number
+from attncompare.reporting.tables.content import CONSTANT, FAILED, NO_VALUE, number
 
 COSTS: dict[str, tuple[str, str, float, str]] = {
     "latency_median": ("latency (ms)", "median latency at the timing batch", 1e3, ".1f"),
@@ -25,14 +25,14 @@ COSTS: dict[str, tuple[str, str, float, str]] = {
     "logit_deviation": ("logit deviation", "largest difference of a logit from float32", 1, ".2g"),
 }
 """Measure -> head, meaning, factor to its unit, format."""
-EMPTY = {"value": "", "text": "–", "interval": "", "letters": "", "title": "", "place": 0}
+EMPTY = {"value": "", "text": NO_VALUE, "interval": "", "letters": "", "marks": "", "title": "", "place": 0}
 """A cell without a value."""
 
 
 def section(entries: Entries, number: int) -> dict[str, Any]:
     """Everything the template needs of a run."""
     run = entries.run
-    names, costs = run.metric_names(), run.timing_names(list(COSTS))
+    names, costs = run.metric_names(failed=True), run.timing_names(list(COSTS), failed=True)
     spec: dict[str, Any] = run.manifest["spec"]  # type: ignore[assignment]
     letters = {(model, name): _letters(run, model, name) for model in run.models for name in names}
     heads = [
@@ -40,6 +40,9 @@ def section(entries: Entries, number: int) -> dict[str, Any]:
     ]
     heads += [_cost_head(name) for name in costs]
     data = spec["data"] if isinstance(spec["data"], str) else f"{len(spec['data'])} files"
+    rankings = [
+        _ranking(run, model, names, costs, letters) for model in run.models if _methods(run, model, names, costs)
+    ]
     timed, images = bool(spec.get("timing_only")), _images(int(run.manifest["images"]))  # type: ignore[call-overload]
     return {
         "id": f"run{number}",
@@ -50,9 +53,8 @@ def section(entries: Entries, number: int) -> dict[str, Any]:
         "target": entries.target,
         "manifest": run.manifest,
         "heads": heads,
-        "rankings": [
-            _ranking(run, model, names, costs, letters) for model in run.models if _methods(run, model, names, costs)
-        ],
+        "rankings": rankings,
+        "marks": _marks(rankings),
         "groups": chart_groups(run),
         "problems": _problems(run),
     }
@@ -90,13 +92,22 @@ def _too_few(run: Gallery, names: Sequence[str], letters: dict[tuple[str, str], 
     )
 
 
+def _first(run: Gallery, model: str, names: Sequence[str]) -> str:
+    """The first metric that has values on a model; where all failed the first."""
+    return next((name for name in names if len(findings.best_first(run, model, name))), names[0])
+
+
 def _methods(run: Gallery, model: str, names: Sequence[str], costs: Sequence[str]) -> list[str]:
-    """Methods with values on a model, best first by the first metric; without metrics the cheapest."""
-    rows = run.summary[(run.summary.model == model) & (run.summary.n > 0)]
-    if not names:
-        return [str(name) for name in rows[rows.measure.isin(costs[:1])].sort_values("mean", kind="stable").method]
-    first = [str(name) for name in findings.best_first(run, model, names[0]).method]
-    return first + sorted(set(map(str, rows[rows.measure.isin(names)].method)) - set(first))
+    """Methods with values on a model, best first by its first metric; without metrics the cheapest; last what failed."""
+    rows = run.computed[run.computed.model == model]
+    if names:
+        first = findings.best_first(run, model, _first(run, model, names))
+        rows = rows[rows.measure.isin(names)]
+    else:
+        first = rows[rows.measure.isin(costs[:1]) & (rows.n > 0)].sort_values("mean", kind="stable")
+        rows = rows[rows.measure.isin(costs)]
+    found = [str(name) for name in first.method]
+    return found + sorted(set(map(str, rows.method)) - set(found))
 
 
 def _ranking(
@@ -107,6 +118,7 @@ def _ranking(
     letters: dict[tuple[str, str], dict[str, str]],
 ) -> dict[str, Any]:
     rows = run.summary[run.summary.model == model]
+    rows = rows.assign(lost=rows.index.isin(run.computed.index) & (rows.n == 0))
     found = {(row.method, row.measure): row for row in rows.itertuples(index=False)}
     places = {name: _places(rows, name) for name in names}
     lines = []
@@ -116,9 +128,22 @@ def _ranking(
             for name in names
         ]
         cells += [_cost_cell(found.get((method, name)), name) for name in costs]
-        lines.append({"method": method, "control": methods.get(method).control, "cells": cells})
-    finding = findings.leader(run, model, names[0], letters[model, names[0]]) if names else ""
+        constant = int(rows.loc[rows.method == method, "degenerate"].max())
+        lines.append({"method": method, "control": methods.get(method).control, "cells": cells, "constant": constant})
+    first = _first(run, model, names) if names else ""
+    finding = findings.leader(run, model, first, letters[model, first]) if names else ""
     return {"model": model, "finding": finding, "rows": lines}
+
+
+def _marks(rankings: list[dict[str, Any]]) -> str:
+    """What the marks in some tables mean, of those that are there."""
+    rows = [row for ranking in rankings for row in ranking["rows"]]
+    there = {
+        f"{FAILED} without the images that failed": any(cell["marks"] for row in rows for cell in row["cells"]),
+        f"{CONSTANT} with images whose map is constant, which ranks nothing": any(row["constant"] for row in rows),
+    }
+    said = [words for words, found in there.items() if found]
+    return f"{'; '.join(said)}: a cell's hint counts them." if said else ""
 
 
 def _places(rows: pd.DataFrame, measure: str) -> dict[str, int]:
@@ -130,11 +155,20 @@ def _places(rows: pd.DataFrame, measure: str) -> dict[str, int]:
 
 def _cell(row: Any, measure: str, letters: str, place: int) -> dict[str, Any]:
     if row is None or row.n == 0:
-        return EMPTY | {"title": "" if row is None else row.detail}
+        return _without_value(row)
     title = f"n = {row.n}, failed {row.failed}, constant maps {row.degenerate}"
     interval = f"{number(row.low, measure)} – {number(row.high, measure)}"
-    text = number(row.mean, measure)
-    return {"value": row.mean, "text": text, "interval": interval, "letters": letters, "title": title, "place": place}
+    return {
+        "value": row.mean, "text": number(row.mean, measure), "interval": interval, "letters": letters,
+        "marks": FAILED * (row.failed > 0), "title": title, "place": place,
+    }  # fmt: skip
+
+
+def _without_value(row: Any) -> dict[str, Any]:
+    """A dash, or that it failed, with the reason."""
+    if row is None:
+        return EMPTY
+    return EMPTY | {"text": "failed" if row.lost else NO_VALUE, "title": row.detail}
 
 
 def _cost_head(measure: str) -> dict[str, str]:
@@ -146,7 +180,7 @@ def _cost_head(measure: str) -> dict[str, str]:
 
 def _cost_cell(row: Any, measure: str) -> dict[str, Any]:
     if row is None or row.n == 0:
-        return EMPTY | {"title": "" if row is None else row.detail}
+        return _without_value(row)
     _, about, factor, how = COSTS[measure.partition(" ")[0]]
     return EMPTY | {"value": row.mean, "text": format(row.mean * factor, how), "title": about}
 

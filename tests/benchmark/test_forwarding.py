@@ -3,17 +3,17 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 import attncompare as ac
 from attncompare.benchmark import forwarding, onednn
 from attncompare.benchmark.forwarding import fast_forward, suitable_way, way_in_use
-from attncompare.benchmark.onednn import OneDNNLinear, onednn_is_faster
+from attncompare.benchmark.onednn import OneDNNLinear, has_onednn_linear, onednn_is_faster
+from attncompare.benchmark.run import run_benchmark
+from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.tuning import Tuning, tune
 
-needs_onednn = pytest.mark.skipif(
-    not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
-    reason="this torch was built without oneDNN's linear layer",
-)
+needs_onednn = pytest.mark.skipif(not has_onednn_linear(), reason="this torch was built without oneDNN's linear layer")
 
 
 class Flattened(nn.Module):
@@ -192,14 +192,14 @@ def slow_mkl(monkeypatch):
 
 @pytest.fixture
 def products(monkeypatch):
-    """The shapes (inputs, outputs) of the layers that oneDNN computed."""
-    seen, plain = [], onednn._linear
+    """The shapes (outputs, inputs) of the layers that oneDNN computed."""
+    seen, plain = [], onednn._product
 
-    def counting(input, weight, bias=None):
+    def counting(input, weight, bias):
         seen.append(tuple(weight.shape))
         return plain(input, weight, bias)
 
-    monkeypatch.setattr(onednn, "_linear", counting)
+    monkeypatch.setattr(onednn, "_product", counting)
     return seen
 
 
@@ -208,6 +208,7 @@ def test_large_linear_layers_are_onednns_where_a_processor_asks_for_it(slow_mkl,
     model = wrapped(Tokens())
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     assert way_in_use(model) is None and suitable_way(model) == "onednn" == way_in_use(model)
+    assert products == [(256, 48), (256, 256), (4, 256)]  # the trial is of every layer
     products.clear()
     with torch.no_grad():
         found = fast_forward(model)(images)
@@ -219,56 +220,151 @@ def test_large_linear_layers_are_onednns_where_a_processor_asks_for_it(slow_mkl,
 
 
 @needs_onednn
-def test_a_score_by_onednn_is_the_one_by_torch_and_says_so(slow_mkl, products, tmp_path):
-    model = ac.load_model("timm/vit_tiny_patch16_224@random")
-    image = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
-    found = ac.make_explainer(model, "saliency").explain(image)
-    spec = {"metrics": ["deletion", "insertion"], "protocol": "grid14"}
-    ours = ac.score(model, image, found, **spec)
-    assert len(products) > 100 and way_in_use(model) == "onednn"
+@pytest.mark.parametrize(("dtype", "label"), [("float32", "torch onednn"), ("bf16", "torch contiguous bf16")])
+def test_scores_by_onednn_are_those_by_torch_and_the_records_say_so(slow_mkl, products, tmp_path, dtype, label):
+    spec = BenchmarkSpec(
+        models=("timm/vit_tiny_patch16_224@random",), methods=("center_map",), metrics=("deletion", "insertion"),
+        protocol="grid14", data="shapes", limit=1, timing=False, dtype=dtype,
+    )  # fmt: skip
+    ours = run_benchmark(spec, tmp_path / "ours").records()
+    assert set(ours.scored_by) == {label} and len(products) > 100
     tune(Tuning(layout="contiguous"))
-    assert [one.value for one in ours] == pytest.approx(
-        [one.value for one in ac.score(model, image, found, **spec)], abs=1e-6
-    )
+    torchs = run_benchmark(spec, tmp_path / "torch").records()
+    assert set(torchs.scored_by) == {label.replace("onednn", "contiguous")}
+    assert list(ours.status) == ["ok"] * 3 and list(ours.key) == list(torchs.key)
+    assert ours.value.to_numpy() == pytest.approx(torchs.value.to_numpy(), abs=1e-6 if dtype == "float32" else 1e-9)
+
+
+class Narrow(Tokens):
+    """No product of three images is worth it."""
+
+    def __init__(self):
+        super().__init__(width=64)
+
+
+class Fused(Tokens):
+    """Torch has a pass of its own for these layers, from the first to the last operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.TransformerEncoderLayer(256, 4, batch_first=True)
 
 
 @needs_onednn
-def test_a_network_that_onednn_would_change_keeps_torchs_layers(slow_mkl):
-    assert suitable_way(wrapped(Chaotic())) == "contiguous"
+@pytest.mark.parametrize("network", [Chaotic, Narrow, Fused])
+def test_a_network_that_onednn_would_change_or_not_speed_up_keeps_torchs_layers(slow_mkl, network):
+    assert suitable_way(wrapped(network())) == "contiguous"
+
+
+@needs_onednn
+def test_a_layer_that_is_large_enough_only_in_larger_batches_was_in_the_trial(slow_mkl, monkeypatch):
+    """What the operator gets wrong in such a layer is seen before it is used for a score."""
+    model, plain = wrapped(Tokens()), onednn._product
+
+    def wrong(input, weight, bias):
+        return plain(input, weight, bias) + (weight.shape == (256, 48))  # 3 x 64 x 256 x 48 multiplications: too few
+
+    monkeypatch.setattr(onednn, "_product", wrong)
+    assert suitable_way(model) == "contiguous"
+
+
+def odd(change):
+    """Arguments of F.linear."""
+    x, weight, bias = torch.rand(200, 200), torch.rand(200, 200), torch.rand(400)[:200]
+    if change == "float64":
+        return x.double(), weight.double(), bias.double()
+    if change in ("small", "no rows"):
+        return x[: 100 if change == "small" else 0], weight, bias
+    if change == "a subclass":
+        return x, weight.as_subclass(Other), bias
+    if change == "sparse weights":
+        return x, weight.to_sparse_csr(), bias
+    if change == "one output":
+        return x, weight[0], None
+    biases = {
+        "every other bias": torch.rand(400)[::2],
+        "one bias for all": torch.rand(1).expand(200),
+        "no dimension": torch.tensor(2.0),
+        "one bias": torch.rand(1),
+        "a bias for each row": torch.rand(200, 1),
+        "a bias for each cell": torch.rand(200, 200),
+    }
+    return x, weight, biases.get(change, bias)
+
+
+class Other(torch.Tensor):
+    """A class of its own, as quantised weights have."""
 
 
 @needs_onednn
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 @pytest.mark.parametrize(
     "change",
-    ["gradients", "autocast", "float64", "small", "a subclass", "sparse weights", "no rows"],
-)
-def test_only_large_plain_float32_products_without_gradients_are_onednns(change, products):
-    class Other(torch.Tensor):
-        pass
-
+    [
+        "gradients", "float64", "small", "a subclass", "sparse weights", "no rows", "every other bias", "one bias for all",
+        "no dimension", "one bias", "a bias for each row", "a bias for each cell", "one output",
+    ],
+)  # fmt: skip
+def test_what_the_operator_cannot_take_is_torchs(change, products):
     torch.manual_seed(0)
-    x, weight, bias = torch.rand(200, 200), torch.rand(200, 200), torch.rand(200)
-    if change == "float64":
-        x, weight, bias = x.double(), weight.double(), bias.double()
-    if change in ("small", "no rows"):
-        x = x[: 100 if change == "small" else 0]
-    if change == "a subclass":
-        weight = weight.as_subclass(Other)
-    if change == "sparse weights":
-        weight = weight.to_sparse_csr()
-    exact = torch.nn.functional.linear(x, weight, bias) if change != "autocast" else None
-    with (
-        torch.set_grad_enabled(change == "gradients"),
-        OneDNNLinear(),
-        torch.autocast("cpu", enabled=change == "autocast"),
-    ):
-        found = torch.nn.functional.linear(x, weight, bias)
-    assert not products
-    if exact is None:
-        assert found.dtype == torch.bfloat16
-    else:
-        assert torch.equal(found.as_subclass(torch.Tensor), exact.as_subclass(torch.Tensor))
+    given = odd(change)
+    exact = nn.functional.linear(*given)
+    with torch.set_grad_enabled(change == "gradients"), OneDNNLinear() as mode:
+        found = nn.functional.linear(*given)
+    assert not products and mode.largest == 0
+    assert torch.equal(found.as_subclass(torch.Tensor), exact.as_subclass(torch.Tensor))
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    "shapes", [((8, 100), (64, 200), (64,)), ((200, 200), (200, 200), (300,)), ((200, 200), (), None)]
+)
+def test_shapes_that_do_not_fit_have_torchs_error(shapes):
+    given = [None if shape is None else torch.rand(shape) for shape in shapes]
+    with torch.no_grad(), pytest.raises(RuntimeError) as torchs:
+        nn.functional.linear(*given)
+    with torch.no_grad(), OneDNNLinear(smallest=0), pytest.raises(RuntimeError) as ours:
+        nn.functional.linear(*given)
+    assert str(ours.value) == str(torchs.value)
+
+
+@needs_onednn
+def test_what_torch_does_more_than_compute_is_torchs(products):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(256, 256), torch.rand(64, 256)
+    others = {
+        "jvp": lambda: torch.func.jvp(layer, (x,), (torch.ones_like(x),))[1],
+        "vmap": lambda: torch.func.vmap(layer)(x.expand(3, 64, 256)),
+        "biases": lambda: torch.func.vmap(lambda b: nn.functional.linear(x, layer.weight, b))(torch.eye(256)[:3]),
+        "trace": lambda: torch.jit.trace(layer, x, check_trace=False)(x),
+        "autocast": lambda: torch.autocast("cpu")(layer)(x).float(),
+    }
+
+    def dual():
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(layer(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+
+    with torch.no_grad():
+        for name, run in {**others, "dual": dual}.items():
+            exact = run()
+            with OneDNNLinear():
+                assert torch.equal(run(), exact), name
+        assert not products
+        with OneDNNLinear():
+            layer(x)
+        assert products == [(256, 256)]
+
+
+@needs_onednn
+def test_what_onednn_refuses_is_torchs(monkeypatch):
+    def refuse(input, weight, bias):
+        raise RuntimeError("could not create a primitive")
+
+    monkeypatch.setattr(onednn, "_product", refuse)
+    layer, x = nn.Linear(256, 256), torch.rand(64, 256)
+    with torch.no_grad(), OneDNNLinear():
+        found = layer(x)
+    assert torch.equal(found, layer(x))
 
 
 @needs_onednn
@@ -277,30 +373,39 @@ def test_only_large_plain_float32_products_without_gradients_are_onednns(change,
 def test_onednns_product_is_torchs_for_any_batch(shape, with_bias, products):
     torch.manual_seed(0)
     x, layer = torch.rand(*shape), nn.Linear(128, 96, bias=with_bias)
+    wide = torch.rand(128, 300)[:, 50:146]
     with torch.no_grad():
-        exact = layer(x)
+        exact, of_wide = layer(x), nn.functional.linear(x.flip(-1), wide.t())
         with OneDNNLinear():
-            found, keyword = layer(x), torch.nn.functional.linear(input=x, weight=layer.weight, bias=layer.bias)
-            turned = torch.nn.functional.linear(x.flip(-1), layer.weight.t().contiguous().t().flip(-1), layer.bias)
+            found, keyword = layer(x), nn.functional.linear(input=x, weight=layer.weight, bias=layer.bias)
+            strided = nn.functional.linear(x.flip(-1), wide.t())
     assert products == [(96, 128)] * 3 and found.shape == exact.shape
-    for one in (found, keyword, turned):
-        assert one == pytest.approx(exact, abs=1e-5)
+    assert found == pytest.approx(exact, abs=1e-5) and torch.equal(found, keyword)
+    assert strided == pytest.approx(of_wide, abs=1e-4)
 
 
-def test_the_processors_maker_decides(monkeypatch, tmp_path):
-    def decided():
-        onednn_is_faster.cache_clear()
-        return onednn_is_faster()
-
-    both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    file = tmp_path / "cpuinfo"
-    monkeypatch.setattr(onednn, "Path", lambda name: file)
-    for maker, asked in (("AuthenticAMD", both), ("GenuineIntel", False)):
-        file.write_text(f"processor\t: 0\nvendor_id\t: {maker}\nmodel name\t: x: y\n")
-        assert decided() == asked
-    file.write_text("CPU implementer\t: 0x41\n")  # an ARM names no vendor
-    assert not decided()
-    file.unlink()
-    monkeypatch.setattr(onednn.platform, "processor", lambda: "AMD64 Family 25 Model 1 Stepping 1, AuthenticAMD")
-    assert decided() == both
+@pytest.fixture
+def asked_anew():
     onednn_is_faster.cache_clear()
+    yield
+    onednn_is_faster.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "processor", "slow"),
+    [
+        ("processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: x: y\n", "", True),
+        ("processor\t: 0\nvendor_id\t: GenuineIntel\n", "", False),
+        ("CPU implementer\t: 0x41\n", "", False),  # an ARM names no vendor
+        (None, "AMD64 Family 25 Model 1 Stepping 1, AuthenticAMD", True),
+        (None, "Intel64 Family 6 Model 85 Stepping 7, GenuineIntel", False),
+        (None, "arm", False),
+    ],
+)
+def test_the_processors_maker_decides(monkeypatch, tmp_path, asked_anew, cpuinfo, processor, slow):
+    file = tmp_path / "cpuinfo"
+    if cpuinfo is not None:
+        file.write_text(cpuinfo)
+    monkeypatch.setattr(onednn, "Path", lambda name: file)
+    monkeypatch.setattr(onednn.platform, "processor", lambda: processor)
+    assert onednn_is_faster() == (slow and has_onednn_linear() and torch.backends.mkl.is_available())

@@ -5,10 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from reading import FAILED, HOSTILE, REASON, until
-from references.synthetic_run import synthetic_run
+from references.synthetic_run import MODELS, synthetic_run
 
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
@@ -116,3 +117,23 @@ def page(open_page, report):
 def synthetic(tmp_path_factory) -> Path:
     """The folder of a run from formulas alone: leave it as found."""
     return synthetic_run(tmp_path_factory.mktemp("synthetic"))
+
+
+def failing(records: pd.DataFrame, hit: pd.Series) -> pd.DataFrame:
+    """The same records, had some of their values failed."""
+    status, value = records.status.where(~hit, "failed"), records.value.where(~hit)
+    curve, detail = records.curve.where(~hit, None), records.detail.where(~hit, "boom")
+    return records.assign(status=status, value=value, curve=curve, detail=detail)
+
+
+@pytest.fixture(scope="session")
+def faulty(synthetic) -> Gallery:
+    """The run, had a metric failed everywhere, a model wholly, its timing too, two methods partly, and maps constant."""
+    run = Gallery.open(synthetic)
+    rows, second, few = run.records, MODELS[1], ["photo_0.png", "photo_3.png"]
+    rows = failing(rows, rows.measure == "deletion")
+    rows = failing(rows, (rows.method == "grad_cam") & (rows.measure == "insertion") & rows.image.isin(few))
+    rows = failing(rows, (rows.method == "saliency") & (rows.measure == "insertion") & (rows.image == "photo_1.png"))
+    rows = failing(rows, rows.model == second)
+    constant = (rows.model == MODELS[0]) & (rows.method == "edge_map") & rows.image.isin(few)
+    return replace(run, records=rows.assign(degenerate=rows.degenerate | constant))

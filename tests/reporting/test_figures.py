@@ -20,11 +20,12 @@ from skimage.color import rgb2lab
 from typer.testing import CliRunner
 
 import attncompare as ac
+from attncompare.benchmark.run import Run
 from attncompare.cli import app
 from attncompare.errors import ResultFormatError, SpecError, UnknownNameError
 from attncompare.maps import resize_map
 from attncompare.reporting.agreement import correlations, least_alike
-from attncompare.reporting.figures import COLOURS, VENUES, draw, kinds, save_figure
+from attncompare.reporting.figures import COLOURS, VENUES, draw, kinds, save_figure, without_values
 from attncompare.reporting.figures._base import only
 from attncompare.reporting.figures._looks import looks
 from attncompare.reporting.figures.agreement import _matrix
@@ -151,6 +152,23 @@ def test_words_that_the_font_lacks_are_said_once(synthetic, tmp_path, monkeypatc
         told = CliRunner().invoke(app, ["figure", str(synthetic), "bars", "-o", str(tmp_path / "b.png")])
     assert told.exit_code == 0 and told.stderr.count("has no 字 漢: empty boxes are drawn") == 1
     assert not [one for one in seen if "Glyph" in str(one.message)]
+
+
+def test_what_failed_everywhere_is_named_beside_the_figure(synthetic, faulty, tmp_path, monkeypatch):
+    assert without_values(synthetic) == ""
+    monkeypatch.setattr(Run, "records", lambda self: faulty.records)
+    monkeypatch.setattr(Gallery, "open", staticmethod(lambda folder: faulty))
+    first, second = MODELS
+    said = f"saliency on {second}, deletion of cam on {first}, deletion of saliency on {first}"
+    said = f"not shown, since every value failed: {said}; attncompare table counts them"
+    assert without_values(synthetic, methods=["saliency", "cam"]) == said
+    assert "and 16 more;" in without_values(synthetic)  # of 9 and 11 methods
+    assert without_values(synthetic, models=[first], measures=["insertion"]) == ""
+    command = ["figure", str(synthetic), "bars", "-o", str(tmp_path / "b.png"), "--method", "saliency"]
+    told = CliRunner().invoke(app, [*command, "--metric", "insertion"])
+    assert told.exit_code == 0 and f"failed: saliency on {second}; attncompare table" in told.stderr
+    told = CliRunner().invoke(app, [*command, "--metric", "insertion", "--model", first])
+    assert told.exit_code == 0 and "failed" not in told.stderr
 
 
 def test_a_run_with_too_few_maps_is_not_told_to_save_them(synthetic):

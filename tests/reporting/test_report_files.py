@@ -3,19 +3,25 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from hashlib import sha256
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.errors import ResultFormatError, UnknownNameError
+from attncompare.metrics.protocols import get_protocol
+from attncompare.reporting.entries import Entries
 from attncompare.reporting.figures import draw
 from attncompare.reporting.gallery import Gallery
 from attncompare.reporting.html import write_report
 from attncompare.reporting.overlay import colourise, is_signed, overlay, to_unit
+from attncompare.reporting.sections import section
 from attncompare.reporting.tables import table
+from attncompare.reporting.tables.content import content
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +134,7 @@ def test_the_policy_names_every_script_of_the_page_and_no_other(folder):
 def test_few_images_are_said_to_tell_nothing_apart(folder):
     page = write_report(folder).read_text()
     assert "are not told apart there" in page and "do not differ" not in page
+    assert "‡ without" not in page and "§ with" not in page  # nothing failed and no map is constant
     assert (
         "With 3 images no test can tell two methods apart: the smallest p that it can give, 0.25, times 3 pairs" in page
     )
@@ -140,3 +147,47 @@ def test_the_page_of_a_timing_names_no_images_and_no_scores(tmp_path):
     text = page[: page.index("<summary>Everything that decides")]
     assert "First images of “shapes”, timed and not scored: results</h2>" in text
     assert not re.search(r"<dt>protocol|bootstrap|Wilcoxon|\d images of|<ul>", text)
+
+
+def test_what_failed_has_its_place_in_the_rankings_with_its_reason(faulty):
+    manifest = json.loads(json.dumps(faulty.manifest))
+    manifest["spec"] |= {"data": "shapes"}
+    manifest["protocol"] = vars(get_protocol("grid14"))
+    manifest["models"] = {name: {"mean": [0.5, 0.5, 0.5], "size": [48, 48]} for name in faulty.models}
+    faulty = replace(faulty, manifest=manifest)
+    shown, tables = section(Entries.of(faulty), 0), content(faulty).sections
+    names = [head["name"].split()[0] for head in shown["heads"]]
+    assert names[:2] == ["deletion", "insertion"]
+    first, second = shown["rankings"]
+    assert "lead (insertion " in first["finding"].replace("leads", "lead")  # deletion has no value
+    best = faulty.summary[(faulty.summary.model == first["model"]) & (faulty.summary.measure == "insertion")]
+    assert first["rows"][0]["method"] == best.sort_values("mean").method.iloc[-1]
+    assert second["finding"] == ""
+    for ranking in shown["rankings"]:
+        rows, of_table = ranking["rows"], {row.method: row for row in tables[ranking["model"]]}
+        assert {row["method"] for row in rows} == set(of_table) and len(rows) == len(of_table)
+        for row in rows:
+            assert row["constant"] == of_table[row["method"]].constant
+            for cell, entry in zip(row["cells"], of_table[row["method"]].entries[: len(names)], strict=False):
+                assert entry is not None and ("‡" in cell["marks"]) == (entry.failed > 0 and entry.n > 0)
+                assert (cell["text"] == "failed") == (entry.n == 0) == (cell["title"] == "boom")
+    assert "‡ without the images that failed; § with images" in shown["marks"]
+    assert {cell["marks"] for row in shown["rankings"][0]["rows"] for cell in row["cells"]} == {"", "‡"}
+    assert {row["cells"][names.index("insertion")]["text"] for row in shown["rankings"][1]["rows"]} == {"failed"}
+
+
+def test_scores_of_objects_in_images_without_any_are_no_columns(tmp_path):
+    """Although images failed too."""
+    (tmp_path / "photos").mkdir()
+    for name, size in (("a", 64), ("b", 64)):
+        Image.new("RGB", (size, size), (200, 90, len(name))).save(tmp_path / "photos" / f"{name}.png")
+    (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
+    spec = BenchmarkSpec(
+        models=("demo/cnn",), methods=("cam", "edge_map"), metrics=("energy_inside", "sparseness"),
+        data=str(tmp_path / "photos"), timing=False,
+    )  # fmt: skip
+    run = Gallery.open(run_benchmark(spec, tmp_path / "run").folder)
+    assert {"failed", "unsupported"} <= set(run.records.status)
+    shown = section(Entries.of(run), 0)
+    assert [head["name"] for head in shown["heads"]] == ["sparseness ↑"]
+    assert {row["method"] for row in shown["rankings"][0]["rows"]} == {"cam", "edge_map"}

@@ -104,7 +104,26 @@ def test_a_link_keeps_its_state(page, open_page, report):
     slide(page, "#layer", 2)
     page.select_option("#part", "3")
     page.click("#theme")
+    for head in ("deletion", "forward passes"):  # many of which tie
+        page.locator("table.sortable").nth(1).locator("th button", has_text=head).click()
+    page.locator(".group", has_text="Quality against cost").first.locator("select.variants").nth(1).select_option("2")
+    page.locator(".group", has_text="deletion curves").first.locator("button.trace", has_text="saliency").click()
     again = open_page(report, state_of(page))
+    cost, curves = "Quality against cost", "deletion curves"
+    for opened in (page, again):
+        selects = opened.locator(".group", has_text=cost).first.locator("select.variants")
+        assert [one.input_value() for one in selects.all()] == ["0", "2"]
+        off = opened.locator("button.trace[aria-pressed=false]")
+        assert off.all_inner_texts() == ["saliency"] and curves in off.locator("xpath=../..").inner_text()
+        heads = opened.locator("th[aria-sort]")
+        assert [one.inner_text() for one in heads.all()] == ["forward passes ↓"]
+    rows = "[...document.querySelectorAll('table.sortable')].map(one => one.tBodies[0].innerText)"
+    assert again.evaluate(rows) == page.evaluate(rows)
+    drawn = again.locator(".group", has_text=cost).first.locator(".chartbox").nth(1)
+    drawn.scroll_into_view_if_needed()
+    drawn.locator(".main-svg").first.wait_for()
+    label = drawn.locator("option").nth(2).inner_text()
+    assert label in drawn.locator("h4").inner_text() and label.split()[0] in drawn.locator(".ytitle").text_content()
     for selector in ("#image", "#apart-method", "#step", "#layer", "#part"):
         assert again.input_value(selector) == page.input_value(selector)
     assert opacity(again) == 1 and again.locator("#view h3").count() == 1
@@ -116,7 +135,11 @@ def test_a_link_keeps_its_state(page, open_page, report):
 @pytest.mark.parametrize("number", ["x", "-3", "1.5"])
 def test_a_link_that_someone_mangled_opens_the_page(open_page, report, number):
     numbers = "&".join(f"{name}={number}" for name in ("target", "opacity", "step", "layer", "part"))
-    page = open_page(report, f"#image=nope&{numbers}&of=none&by=none&inside=none&view=none&theme=none")
+    page = open_page(
+        report,
+        f"#image=nope&{numbers}&of=none&by=none&inside=none&view=none&theme=none"
+        f"&sort-0={number}&sort-1=99&chart-0={number}&chart-4=99&hide-0=gone&hide-9=cam",
+    )
     assert page.input_value("#image") == "0" and page.locator("#view h3").count() == 2
     assert page.locator("#apart-view canvas").count() == 2 and page.locator("#inside-view .big canvas").count() == 1
     assert opacity(page) == 0.55

@@ -9,7 +9,6 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 from references.synthetic_run import METHODS, MODELS
@@ -40,25 +39,6 @@ DOCUMENT = r"""\documentclass[twocolumn]{article}
 \begin{document}
 %s
 \end{document}"""
-
-
-def failing(records: pd.DataFrame, hit: pd.Series) -> pd.DataFrame:
-    """The same records, had some of their values failed."""
-    status, value = records.status.where(~hit, "failed"), records.value.where(~hit)
-    return records.assign(status=status, value=value, detail=records.detail.where(~hit, "boom"))
-
-
-@pytest.fixture(scope="module")
-def faulty(synthetic) -> Gallery:
-    """The run, had a metric failed everywhere, a model wholly, its timing too, two methods partly, and maps constant."""
-    run = Gallery.open(synthetic)
-    rows, second, few = run.records, MODELS[1], ["photo_0.png", "photo_3.png"]
-    rows = failing(rows, rows.measure == "deletion")
-    rows = failing(rows, (rows.method == "grad_cam") & (rows.measure == "insertion") & rows.image.isin(few))
-    rows = failing(rows, (rows.method == "saliency") & (rows.measure == "insertion") & (rows.image == "photo_1.png"))
-    rows = failing(rows, rows.model == second)
-    constant = (rows.model == MODELS[0]) & (rows.method == "edge_map") & rows.image.isin(few)
-    return replace(run, records=rows.assign(degenerate=rows.degenerate | constant))
 
 
 def plain(text: str, kind: str) -> str:

@@ -3,7 +3,15 @@
 from importlib import import_module
 from typing import Any
 
-from attncompare.reporting.figures._base import VENUES, beyond_page, draw, kinds, save_figure, without_glyph
+from attncompare.reporting.figures._base import (
+    VENUES,
+    beyond_page,
+    draw,
+    kinds,
+    save_figure,
+    without_glyph,
+    without_values,
+)
 from attncompare.reporting.figures._looks import COLOURS
 from attncompare.reporting.interactive import interactive, interactive_attention
 
@@ -32,6 +40,7 @@ __all__ = [
     "kinds",
     "save_figure",
     "without_glyph",
+    "without_values",
 ]
 
 

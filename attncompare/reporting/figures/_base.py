@@ -12,10 +12,12 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.text import Text
 
 from attncompare.benchmark.folder import Location
+from attncompare.benchmark.run import Run
 from attncompare.errors import SpecError, unknown_name
 from attncompare.metrics._base import metrics
 from attncompare.registry import Registry, summary_of
 from attncompare.reporting.gallery import Gallery
+from attncompare.reporting.tables.counts import some
 
 Draw = Callable[[Gallery, "Venue"], Figure]
 SMALLEST = 5.0  # points; what a journal still prints
@@ -158,6 +160,26 @@ def without_glyph(figure: Figure) -> str:
     known = get_font(findfont("DejaVu Sans")).get_charmap()
     words = "".join(text.get_text() for text in figure.findobj(Text))
     return "".join(sorted({character for character in words if ord(character) not in known and character != "\n"}))
+
+
+def without_values(
+    folder: Location, *, models: Sequence[str] = (), methods: Sequence[str] = (), measures: Sequence[str] = ()
+) -> str:
+    """What to tell the reader of a figure about what failed on every image, which it cannot show; nothing if it is none.
+
+    models, methods, measures: those of the figure, all where none is named.
+    """
+    records = Run(folder).records()
+    for column, wanted in (("model", models), ("method", methods), ("measure", measures)):
+        records = records[records[column].isin(list(wanted))] if wanted else records
+    lost: list[str] = []
+    for (model, method), rows in records.groupby(["model", "method"], sort=False):
+        failed = (rows.status == "failed").groupby(rows.measure, sort=False).all()
+        if failed.all():
+            lost.append(f"{method} on {model}")
+        elif failed.any():
+            lost.append(f"{some(list(failed.index[failed]))} of {method} on {model}")
+    return f"not shown, since every value failed: {some(lost)}; attncompare table counts them" if lost else ""
 
 
 def only(

@@ -136,24 +136,11 @@ def number(value: float, measure: str) -> str:
 
 def content(run: Gallery) -> Content:
     """All means of a run, and what failed, with what a reader needs to judge them."""
-    rows = _computed(run)
     columns = [*run.metric_names(failed=True), *run.timing_names(list(HEADS), failed=True)]
-    columns = [name for name in columns if name in set(rows.measure)]
-    rows = rows[rows.measure.isin(columns)]
+    rows = run.computed[run.computed.measure.isin(columns)]
     sections = {model: _section(run, rows[rows.model == model], columns) for model in run.models}
     found = Content(columns, {model: section for model, section in sections.items() if section}, [])
     return Content(columns, found.sections, _notes(run, found))
-
-
-def _computed(run: Gallery) -> pd.DataFrame:
-    """The rows of the summary that have values, or had but for a failure.
-
-    Not those that were refused as a whole, as are scores of the object where the data mark none, although images failed too.
-    """
-    records, owner = run.records, ["model", "method", "measure", "protocol"]
-    refused = records[(records.status == "unsupported") & (records.image == "")].set_index(owner).index
-    whole = run.summary.set_index(owner).index.isin(refused)
-    return run.summary[(run.summary.n > 0) | ((run.summary.failed > 0) & ~whole)]
 
 
 def _section(run: Gallery, rows: pd.DataFrame, columns: list[str]) -> list[Row]:

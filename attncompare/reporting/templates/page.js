@@ -55,17 +55,23 @@ setTheme(THEMES.includes(link.get("theme")) ? link.get("theme") : "auto");
 
 // ---- tables: a click on a head sorts by it, best first
 
-document.querySelectorAll("table.sortable").forEach(table => {
-  const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
-  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
+document.querySelectorAll("table.sortable").forEach((table, number) => {
+  const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0], written = [...body.rows], asked = whole("sort-" + number, -1);
+  const sort = column => {
+    const head = heads[column];
     const sign = head.dataset.better === "higher" ? -1 : 1;
     const number = row => row.cells[column].dataset.value === "" ? Infinity : sign * parseFloat(row.cells[column].dataset.value);
     const key = column ? number : row => row.cells[0].textContent.trim();
-    const rows = [...body.rows].map(row => [key(row), row]);
+    const rows = written.map(row => [key(row), row]);  // ties stay as written, whatever was clicked before
     rows.sort(([a], [b]) => (a > b) - (a < b)).forEach(([, row]) => body.append(row));
     heads.forEach(other => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", sign < 0 ? "descending" : "ascending");
+  };
+  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
+    sort(column);
+    remember("sort-" + number, String(column));
   }));
+  if (asked in heads) sort(asked);
 });
 
 // ---- charts: the library and each chart start when they come near the window
@@ -77,7 +83,7 @@ function startPlotly() {
 function drawChart(box, size = {autosize: true}) {
   startPlotly();
   const group = data.charts[box.dataset.chart], chart = group[box.dataset.variant || 0];
-  const layout = {...chart.layout, ...size}, hidden = hiddenNear(box);
+  const layout = {...chart.layout, ...size}, hidden = hiddenIn(box.closest(".group"));
   box.setAttribute("aria-label", chart.alt);
   box.closest(".chartbox").querySelector("h4").textContent = chart.heading;
   const traces = chart.data.map(trace => ({...trace, visible: !hidden.has(trace.name)}));
@@ -91,11 +97,15 @@ const near = new IntersectionObserver(seen => seen.filter(one => one.isIntersect
 }), {rootMargin: "300px"});
 /** To be called when the page has its height: before, every chart is near the window. */
 const startCharts = () => document.querySelectorAll(".chart").forEach(box => near.observe(box));
-document.querySelectorAll("select.variants").forEach(select => select.addEventListener("change", () => {
-  const box = pick(select.dataset.box);
-  box.dataset.variant = select.value;
-  drawChart(box);
-}));
+document.querySelectorAll("select.variants").forEach(select => {
+  const box = pick(select.dataset.box), asked = whole(box.id, 0);
+  if (asked in select.options) box.dataset.variant = select.value = asked;
+  select.addEventListener("change", () => {
+    box.dataset.variant = select.value;
+    remember(box.id, select.value === "0" ? null : select.value);
+    drawChart(box);
+  });
+});
 
 // ---- on paper: every chart, light, as wide as its place there
 
@@ -120,22 +130,26 @@ addEventListener("afterprint", () => {
 
 const DASHES = {solid: "", dash: "6 3", dot: "2 3", dashdot: "6 3 2 3", longdash: "10 3", longdashdot: "10 3 2 3"};
 const SYMBOLS = {circle: "●", diamond: "◆", "triangle-up": "▲", cross: "✚", x: "✖", star: "★", "square-open": "□", "circle-open": "○", "diamond-open": "◇"};
-function hiddenNear(box) {
-  const off = box.closest(".group").querySelectorAll("button.trace[aria-pressed=false]");
+function hiddenIn(group) {
+  const off = group.querySelectorAll("button.trace[aria-pressed=false]");
   return new Set([...off].map(one => one.dataset.name));
 }
 document.querySelectorAll("button.trace").forEach(button => {
-  const {colour, dash, symbol} = button.dataset, key = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const {name, colour, dash, symbol} = button.dataset, group = button.closest(".group"), hides = "hide-" + group.dataset.number;
+  const key = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   key.setAttribute("viewBox", "0 0 30 12");
   key.setAttribute("aria-hidden", "true");
   const line = document.createElementNS(key.namespaceURI, "line"), mark = document.createElementNS(key.namespaceURI, "text");
   Object.entries({x1: 0, x2: 30, y1: 6, y2: 6, stroke: colour, "stroke-width": 2, "stroke-dasharray": DASHES[dash]}).forEach(([name, value]) => line.setAttribute(name, value));
   Object.entries({x: 15, y: 10, "text-anchor": "middle", fill: colour}).forEach(([name, value]) => mark.setAttribute(name, value));
   mark.textContent = SYMBOLS[symbol];
-  key.append(button.closest(".group").dataset.kind === "points" ? mark : line);
+  key.append(group.dataset.kind === "points" ? mark : line);
   button.prepend(key);
+  button.setAttribute("aria-pressed", !link.getAll(hides).includes(name));
   button.addEventListener("click", () => {
     button.setAttribute("aria-pressed", button.getAttribute("aria-pressed") === "false");
-    button.closest(".group").querySelectorAll(".chart.drawn").forEach(box => drawChart(box));
+    const hidden = [...hiddenIn(group)];
+    remember(hides, hidden.length ? hidden : null);
+    group.querySelectorAll(".chart.drawn").forEach(box => drawChart(box));
   });
 });

@@ -68,8 +68,10 @@ def struck_at_work(ancestor, strike):
                 os.kill(pid, signal.SIGSTOP)
                 if pid in at_work(ancestor):
                     struck.append(pid)
-                    strike()
-                    os.kill(pid, signal.SIGKILL)
+                    try:
+                        strike()
+                    finally:  # a stopped process would never end
+                        os.kill(pid, signal.SIGKILL)
                 else:
                     os.kill(pid, signal.SIGCONT)  # it had ended the chunk before it was stopped
 
