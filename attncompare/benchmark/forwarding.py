@@ -60,7 +60,7 @@ def layer_counts(model: ModelAdapter) -> tuple[int, int]:
 def suitable_way(model: ModelAdapter) -> Way:
     """NHWC for a network with more convolutions than linear layers; oneDNN for the others where the processor asks for it.
 
-    Both only where the network returns the same; `benchmarks/forwarding.py` has the times of 55 architectures. One that
+    Both only where the network returns the same; `benchmarks/forwarding.py` has the times of 56 architectures. One that
     cannot take the layout (a `view` of its features), or whose outputs for a trial batch move by more than 1e-5 of the
     largest, or their softmax by more than 1e-5, keeps torch's way, as does one without room for that batch, and one without
     products large enough for oneDNN. Decided once for a network's modules, never by a timing or by the images that are
