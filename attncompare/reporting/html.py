@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib import colormaps
 from plotly.offline import get_plotlyjs
 
@@ -51,6 +52,7 @@ def write_report(
         loader=PackageLoader("attncompare.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["breakable"] = breakable
     page = environment.get_template("report.html.j2").render(
         policy=policy(scripts, beside=outside),
         style=_template("report.css"),
@@ -82,6 +84,15 @@ def _entries(shown: list[Entries], most: int | None) -> list[str] | None:
 
 def _template(name: str) -> str:
     return files("attncompare.reporting").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def breakable(name: str) -> Markup:
+    """A name that breaks behind its underscores, escaped.
+
+    >>> breakable("<i>_map")
+    Markup('&lt;i&gt;_<wbr>map')
+    """
+    return Markup("_<wbr>").join(name.split("_"))
 
 
 def policy(scripts: Sequence[str], beside: bool) -> str:

@@ -76,6 +76,24 @@ def test_every_model_of_the_agreement_is_named_letter_by_letter(open_page, odd_r
     assert drawn.locator("a").count() == 0
 
 
+def test_heads_and_methods_break_at_underscores_and_spaces_only(open_page, odd_report):
+    """`pointing_gam|e` once; the words of the first run's tables, which has ten columns."""
+    broken = """() => [...document.querySelectorAll(".sortable th, .sortable td:first-child")].flatMap(cell => {
+      const texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT), found = [];
+      while (texts.nextNode()) for (const word of texts.currentNode.data.matchAll(/[^\\s_]+/g)) {
+        const range = document.createRange();
+        range.setStart(texts.currentNode, word.index);
+        range.setEnd(texts.currentNode, word.index + word[0].length);
+        if (range.getClientRects().length !== 1) found.push(word[0]);
+      }
+      return found;
+    })"""
+    page = open_page(odd_report, size=(900, 900))
+    assert page.locator(".sortable th wbr").count() > 0 and "pointing_game ↑" in page.locator("th").all_inner_texts()
+    assert page.evaluate(broken) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 900
+
+
 def test_the_heading_follows_what_is_shown(open_page, odd_report):
     page = open_page(odd_report)
     drawn = chart(page, "Quality against cost")
