@@ -33,11 +33,11 @@ def fast_forward(model: ModelAdapter) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def forward_by(model: ModelAdapter, images: Tensor, way: Way) -> Tensor:
-    """(n,K) of images (n,3,H,W)."""
+def forward_by(model: ModelAdapter, images: Tensor, way: Way, onednn: OneDNNLinear | None = None) -> Tensor:
+    """(n,K) of images (n,3,H,W). onednn: the mode of that way, if it is to be another than the usual one."""
     if way == "channels_last":
         return model.forward(images.contiguous(memory_format=torch.channels_last))
-    with OneDNNLinear() if way == "onednn" else nullcontext():
+    with (onednn or OneDNNLinear()) if way == "onednn" else nullcontext():
         return model.forward(images.contiguous())
 
 
@@ -101,12 +101,7 @@ def _same_outputs(model: ModelAdapter, way: Way) -> bool:
     onednn = OneDNNLinear(smallest=0)
     with torch.no_grad(), torch.autocast(model.device.type, enabled=False), left_as_found(model.model):
         try:
-            exact = model.forward(batch)
-            if way == "onednn":
-                with onednn:
-                    found = model.forward(batch)
-            else:
-                found = forward_by(model, batch, way)
+            exact, found = model.forward(batch), forward_by(model, batch, way, onednn)
         except Exception:
             # Strides that do not fit, no room for three images, or whatever else the network asks of its input. The scored
             # images meet what is no fault of the way next: by torch's own, and in batches that can shrink.

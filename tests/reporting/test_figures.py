@@ -20,7 +20,6 @@ from skimage.color import rgb2lab
 from typer.testing import CliRunner
 
 import attncompare as ac
-from attncompare.benchmark.run import Run
 from attncompare.cli import app
 from attncompare.errors import ResultFormatError, SpecError, UnknownNameError
 from attncompare.maps import resize_map
@@ -156,7 +155,6 @@ def test_words_that_the_font_lacks_are_said_once(synthetic, tmp_path, monkeypatc
 
 def test_what_failed_everywhere_is_named_beside_the_figure(synthetic, faulty, tmp_path, monkeypatch):
     assert without_values(synthetic) == ""
-    monkeypatch.setattr(Run, "records", lambda self: faulty.records)
     monkeypatch.setattr(Gallery, "open", staticmethod(lambda folder: faulty))
     first, second = MODELS
     said = f"saliency on {second}, deletion of cam on {first}, deletion of saliency on {first}"

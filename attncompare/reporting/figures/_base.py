@@ -12,7 +12,6 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.text import Text
 
 from attncompare.benchmark.folder import Location
-from attncompare.benchmark.run import Run
 from attncompare.errors import SpecError, unknown_name
 from attncompare.metrics._base import metrics
 from attncompare.registry import Registry, summary_of
@@ -169,16 +168,12 @@ def without_values(
 
     models, methods, measures: those of the figure, all where none is named.
     """
-    records = Run(folder).records()
-    for column, wanted in (("model", models), ("method", methods), ("measure", measures)):
-        records = records[records[column].isin(list(wanted))] if wanted else records
+    run = only(Gallery.open(folder), models=models, methods=methods, measures=measures)
     lost: list[str] = []
-    for (model, method), rows in records.groupby(["model", "method"], sort=False):
-        failed = (rows.status == "failed").groupby(rows.measure, sort=False).all()
-        if failed.all():
-            lost.append(f"{method} on {model}")
-        elif failed.any():
-            lost.append(f"{some(list(failed.index[failed]))} of {method} on {model}")
+    for (model, method), rows in run.computed.groupby(["model", "method"], sort=False):
+        failed = list(rows.measure[rows.n == 0])
+        if failed:
+            lost.append(f"{some(failed)} of " * (len(failed) < len(rows)) + f"{method} on {model}")
     return f"not shown, since every value failed: {some(lost)}; attncompare table counts them" if lost else ""
 
 

@@ -60,8 +60,8 @@ document.querySelectorAll("table.sortable").forEach((table, number) => {
   const sort = column => {
     const head = heads[column];
     const sign = head.dataset.better === "higher" ? -1 : 1;
-    const number = row => row.cells[column].dataset.value === "" ? Infinity : sign * parseFloat(row.cells[column].dataset.value);
-    const key = column ? number : row => row.cells[0].textContent.trim();
+    const value = row => row.cells[column].dataset.value === "" ? Infinity : sign * parseFloat(row.cells[column].dataset.value);
+    const key = column ? value : row => row.cells[0].textContent.trim();
     const rows = written.map(row => [key(row), row]);  // ties stay as written, whatever was clicked before
     rows.sort(([a], [b]) => (a > b) - (a < b)).forEach(([, row]) => body.append(row));
     heads.forEach(other => other.removeAttribute("aria-sort"));
