@@ -1,0 +1,1 @@
+"""Golden numbers of eight small models: stored, computed again and compared."""
