@@ -9,8 +9,7 @@ import numpy as np
 from PIL import Image
 
 from attncompare.benchmark.run import Run
-from attncompare.benchmark.saved import folder_of, slug
-from attncompare.benchmark.spec import BenchmarkSpec, make_spec, read_toml
+from attncompare.benchmark.spec import BenchmarkSpec, make_spec
 from attncompare.errors import SpecError
 from attncompare.methods._base import methods
 from attncompare.metrics._base import metrics
@@ -19,6 +18,8 @@ from attncompare.reporting.gallery import Gallery
 from attncompare.reporting.html import write_report
 from attncompare.reporting.overlay import overlay
 from attncompare.reporting.tables import table
+from attncompare.storage.names import folder_of, slug
+from attncompare.storage.spec import read_toml
 
 RunSpec = Callable[[BenchmarkSpec, Path], Run]
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 
 from attncompare.benchmark.run import run_benchmark
-from attncompare.benchmark.spec import make_spec, read_toml
+from attncompare.benchmark.spec import make_spec
 from attncompare.benchmark.statistics import compare_pairs
 from attncompare.methods._base import methods
+from attncompare.storage.spec import read_toml
 
 HERE = Path(__file__).parent
 

@@ -31,9 +31,10 @@ from PIL import Image
 
 from attncompare.benchmark.plan import check_names, chosen_methods, options_of
 from attncompare.benchmark.records import cell_key
-from attncompare.benchmark.spec import BenchmarkSpec, make_spec, read_toml
+from attncompare.benchmark.spec import BenchmarkSpec, make_spec
 from attncompare.data.images import read_image
 from attncompare.errors import AttnCompareError, ImageError
+from attncompare.storage.spec import read_toml
 
 SECONDS = 10
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -30,7 +30,7 @@ import pandas as pd
 from attncompare.benchmark.execution import Execution
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
-from attncompare.benchmark.worker import Tick
+from attncompare.progress import Tick
 
 RESULT = Path(__file__).parent / "results" / "scaling.csv"
 PLAN = {"models": ["demo/cnn", "demo/vit"], "methods": ["saliency", "layer_cam"], "timing": False, "threads": 1}

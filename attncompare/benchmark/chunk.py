@@ -19,7 +19,7 @@ from attncompare.capture.targets import TEXT, Target, TargetScore
 from attncompare.data.images import fit_image, fit_mask, to_tensor
 from attncompare.errors import AttnCompareError, UnsupportedMethodError, reason_of
 from attncompare.maps import AttributionMap
-from attncompare.metrics.protocols import get_protocol
+from attncompare.metrics.user_protocols import get_protocol
 
 CHECKED = 2
 """Images of each model that are also scored in float32 where the spec asks for less."""

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.execution import Execution
-from attncompare.benchmark.folder import Location
 from attncompare.benchmark.plan import (
     ModelPlan,
     check_names,
@@ -33,7 +32,8 @@ from attncompare.loading import load_model
 from attncompare.methods._base import Method
 from attncompare.metrics._base import FROM_METHOD, Evidence
 from attncompare.metrics.perturbation import ends_of
-from attncompare.metrics.protocols import get_protocol
+from attncompare.metrics.user_protocols import get_protocol
+from attncompare.storage.folder import Location
 
 BACKWARD = 2.0
 """What a backward pass is taken to cost, in forward passes."""

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import with_smaller_batches
-from attncompare.benchmark.folder import CellFiles, Location, RunFolder, npz_of
 from attncompare.benchmark.saved import DAMAGE
 from attncompare.benchmark.store import ACCIDENT
 from attncompare.capture.capture import capture
@@ -21,6 +20,7 @@ from attncompare.data.datasets import Sample
 from attncompare.data.images import fit_image, to_tensor
 from attncompare.errors import CaptureError, ResultFormatError, reason_of
 from attncompare.signals import Signal
+from attncompare.storage.folder import CellFiles, Location, RunFolder, npz_of
 
 Kind = Literal["head", "channel"]
 T = TypeVar("T")

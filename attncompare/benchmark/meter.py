@@ -12,7 +12,7 @@ from attncompare.benchmark.scoring import MetricRequest, choose_metrics
 from attncompare.benchmark.single import score
 from attncompare.explainer import Explainer
 from attncompare.maps import AttributionMap
-from attncompare.metrics.protocols import get_protocol
+from attncompare.metrics.user_protocols import get_protocol
 
 
 class Meter:

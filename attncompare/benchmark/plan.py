@@ -20,7 +20,7 @@ from attncompare.errors import AttnCompareError, ImageError, SpecError, Unsuppor
 from attncompare.explainer import make_job
 from attncompare.methods._base import Method, methods
 from attncompare.metrics._base import Metric, metrics
-from attncompare.metrics.protocols import get_protocol
+from attncompare.metrics.user_protocols import get_protocol
 
 
 @dataclass(frozen=True)

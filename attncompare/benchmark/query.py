@@ -4,9 +4,9 @@ import duckdb
 import pandas as pd
 import pyarrow as pa
 
-from attncompare.benchmark.folder import Location
 from attncompare.benchmark.store import ResultStore
 from attncompare.errors import SpecError
+from attncompare.storage.folder import Location
 
 CLOSED = {
     "enable_external_access": False,  # no file, no network

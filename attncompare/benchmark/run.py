@@ -11,16 +11,17 @@ import pandas as pd
 
 from attncompare.benchmark.engines.local import local_engine
 from attncompare.benchmark.execution import Execution
-from attncompare.benchmark.folder import Location, is_url
 from attncompare.benchmark.plan import check_names, chosen_methods, chunk_indices, chunk_names
 from attncompare.benchmark.query import query_run
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.statistics import summarise
 from attncompare.benchmark.store import ResultStore
 from attncompare.benchmark.timing.timed import timing_steps
-from attncompare.benchmark.worker import Progress, Worker
+from attncompare.benchmark.worker import Worker
 from attncompare.data.datasets import Dataset, open_dataset
 from attncompare.errors import SpecError
+from attncompare.progress import Progress
+from attncompare.storage.folder import Location, is_url
 
 
 class Engine(Protocol):

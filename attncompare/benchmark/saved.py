@@ -3,7 +3,6 @@
 import io
 import re
 from dataclasses import dataclass
-from hashlib import sha256
 from zipfile import BadZipFile
 from zlib import error as ZlibError
 
@@ -12,34 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from attncompare.benchmark.folder import CellFiles, Location, RunFolder, npz_of
 from attncompare.errors import ResultFormatError
+from attncompare.storage.folder import CellFiles, Location, RunFolder, npz_of
+from attncompare.storage.names import slug
 
 DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, BadZipFile, ZlibError)
 """What numpy raises for an npz file that is not as it was written."""
-
-DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # names of Windows, whatever the ending
-
-
-def folder_of(image: str) -> str:
-    """The name of an image's folder: like `slug`, without the dot of its ending."""
-    return slug(image).replace(".", "-")
-
-
-def slug(name: str) -> str:
-    """A name made safe for a file: letters, digits, dots and dashes, and a hash of what was changed.
-
-    Different names stay different where capitals do not count, and no name is one that Windows keeps for a device.
-
-    >>> slug("cat.png"), slug("demo/vit"), slug("../../etc/passwd")[:10], slug("con.png")[:8]
-    ('cat.png', 'demo-vit-f81d54', 'etc-passwd', '_con.png')
-    """
-    plain = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[:80]
-    plain = f"_{plain}" if DEVICE.match(plain) else plain
-    if plain == name == name.lower():
-        return plain
-    digits = 6 if name.isascii() and len(name) <= 80 else 16  # of long or foreign names little else may be left
-    return f"{plain}-{sha256(name.encode('utf-8', 'backslashreplace')).hexdigest()[:digits]}"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from attncompare.benchmark.timing.timed import time_model
 from attncompare.benchmark.worker import Worker
 from attncompare.data.datasets import Dataset
 from attncompare.loading import load_model
-from attncompare.metrics.protocols import get_protocol
+from attncompare.metrics.user_protocols import get_protocol
 
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "captum", "numpy", "scipy", "pyarrow", "openvino")
 

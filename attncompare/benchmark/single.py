@@ -18,7 +18,8 @@ from attncompare.errors import SpecError, UnsupportedMethodError
 from attncompare.explainer import Explainer
 from attncompare.maps import AttributionMap
 from attncompare.metrics._base import FROM_METHOD, Metric
-from attncompare.metrics.protocols import Protocol, get_protocol
+from attncompare.metrics.protocols import Protocol
+from attncompare.metrics.user_protocols import get_protocol
 
 
 def score(

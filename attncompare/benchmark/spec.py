@@ -1,19 +1,16 @@
 """What to run, validated: from TOML, from flags or from Python."""
 
 import json
-import tomllib
-from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from attncompare.benchmark.records import Backend, Dtype, Variant
-from attncompare.errors import SpecError, reason_of
+from attncompare.errors import reason_of
+from attncompare.storage.spec import Count, Spec
 
-Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]
 
-
-class BenchmarkSpec(BaseModel):
+class BenchmarkSpec(Spec):
     """A benchmark, as one immutable value; SpecError for an unknown key or a value that is not allowed.
 
     models, methods, metrics: names; "all" stands for every method, "quick" for those that take no hundreds of passes.
@@ -30,8 +27,6 @@ class BenchmarkSpec(BaseModel):
     >>> BenchmarkSpec(models=["demo/cnn"], methods=["cam"], limit=4).protocol
     'rise'
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     models: tuple[str, ...] = Field(min_length=1)
     methods: tuple[str, ...] = ("all",)
@@ -55,12 +50,6 @@ class BenchmarkSpec(BaseModel):
     timing_seconds: float = Field(default=1.0, strict=True, ge=0, le=86_400)
     timing_variants: tuple[Variant, ...] = Field(default=("fp32",), min_length=1)
     save_maps: bool = False
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise refusal(error, type(self)) from error
 
     @model_validator(mode="after")
     def _can_be_stored(self) -> "BenchmarkSpec":
@@ -105,28 +94,6 @@ class BenchmarkSpec(BaseModel):
         return tuple(names)
 
 
-def refusal(error: ValidationError, spec: type[BaseModel]) -> SpecError:
-    """The first wrong key of a spec and what is allowed."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "spec"
-    if first["type"] == "extra_forbidden":
-        known = f"; known: {', '.join(sorted(spec.model_fields))}" if len(first["loc"]) == 1 else ""
-        return SpecError(f"spec: unknown key {where!r}{known}")
-    if first["type"] == "missing":
-        how = '; name one with --model, or write models = ["demo/cnn"] in the file' if where == "models" else ""
-        return SpecError(f"spec: {where}: missing{how}")
-    found = repr(first.get("input")) if first["loc"] else "as a whole"
-    return SpecError(f"spec: {where}: {first['msg']} (found {found})")
-
-
 def make_spec(values: dict[str, Any]) -> BenchmarkSpec:
     """Validate; SpecError names the first wrong key and what is allowed."""
     return BenchmarkSpec(**values)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The keys of a TOML file, or SpecError."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:  # also of a number or nesting beyond any use
-        raise SpecError(f"spec {path} cannot be read: {error}") from error

@@ -10,9 +10,9 @@ import pandas as pd
 import pyarrow as pa
 
 from attncompare.benchmark import seal
-from attncompare.benchmark.folder import CellFiles, Location, RunFolder
 from attncompare.benchmark.records import SCHEMA_VERSION, Record
 from attncompare.errors import ResultFormatError
+from attncompare.storage.folder import CellFiles, Location, RunFolder
 
 SCHEMA = pa.schema(
     [

@@ -1,6 +1,6 @@
 """The work of one benchmark process: explain and score the missing cells of a chunk, and keep count."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -15,18 +15,7 @@ from attncompare.benchmark.saved import MapArchive, save_image
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.store import ResultStore
 from attncompare.data.images import fit_image
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Progress: how many of `total` steps are done, and what is running."""
-
-    done: int
-    total: int
-    what: str
-
-
-Progress = Callable[[Tick], None]
+from attncompare.progress import Progress, Tick
 
 
 @dataclass

@@ -67,7 +67,8 @@ def bench(
     Example: attncompare bench -m demo/cnn -m demo/vit --method all --data shapes --limit 32 --out runs/first
     """
     from attncompare.benchmark.execution import Execution, parse_shard
-    from attncompare.benchmark.spec import make_spec, read_toml
+    from attncompare.benchmark.spec import make_spec
+    from attncompare.storage.spec import read_toml
 
     tuning = parse_tuning(tune)
     execution = Execution(engine, parse_shard(shard), workers, gpus_per_worker, address)

@@ -74,7 +74,8 @@ def _metrics(pattern: str) -> list[dict[str, Any]]:
 
 
 def _protocols(pattern: str) -> list[dict[str, Any]]:
-    from attncompare.metrics.protocols import PROTOCOLS, get_protocol
+    from attncompare.metrics.protocols import PROTOCOLS
+    from attncompare.metrics.user_protocols import get_protocol
 
     chosen = [get_protocol(pattern)] if pattern else list(PROTOCOLS.values())
     return [

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from attncompare.benchmark.execution import Execution
     from attncompare.benchmark.run import Run
     from attncompare.benchmark.spec import BenchmarkSpec
-    from attncompare.benchmark.worker import Tick
+    from attncompare.progress import Tick
     from attncompare.tuning import Tuning
 
 EXIT_WRONG, EXIT_FAILED_CELLS, EXIT_INTERRUPTED = 1, 3, 130

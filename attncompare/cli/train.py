@@ -23,7 +23,7 @@ def train(
 
     Example: attncompare train shapes.toml --out runs/shapes
     """
-    from attncompare.benchmark.spec import read_toml
+    from attncompare.storage.spec import read_toml
     from attncompare.training.run import train_model
     from attncompare.training.spec import TrainSpec
 

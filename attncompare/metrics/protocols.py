@@ -2,13 +2,12 @@
 
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from attncompare.errors import SpecError, unknown_name
+from attncompare.errors import SpecError
 
 Baseline = Literal["mean", "blur", "black"]
 ScoreKind = Literal["probability", "argmax"]
@@ -94,16 +93,3 @@ PROTOCOLS = {
         Protocol("srg", 14, 28, "mean", None),
     )
 }
-
-
-def get_protocol(name: str) -> Protocol:
-    """The protocol of that name, or the one that a TOML file defines; else an error that suggests a name."""
-    if not isinstance(name, str):
-        raise SpecError(f"protocol {name!r} is no name; one of {', '.join(PROTOCOLS)} or the path of a TOML file")
-    if name.endswith(".toml"):
-        from attncompare.metrics.user_protocols import read_protocol
-
-        return read_protocol(Path(name))
-    if name not in PROTOCOLS:
-        raise unknown_name("protocol", name, PROTOCOLS)
-    return PROTOCOLS[name]

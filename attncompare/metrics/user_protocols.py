@@ -1,4 +1,4 @@
-"""Protocols that a user defines in a TOML file; a hash of the definition is part of their name."""
+"""A protocol by its name, or from a user's TOML file: a hash of the definition is part of that one's name."""
 
 import hashlib
 import json
@@ -9,10 +9,21 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from attncompare.errors import SpecError
-from attncompare.metrics.protocols import Protocol
+from attncompare.errors import SpecError, unknown_name
+from attncompare.metrics.protocols import PROTOCOLS, Protocol
 
 KEYS = tuple(field.name for field in fields(Protocol) if field.name not in ("name", "version"))
+
+
+def get_protocol(name: str) -> Protocol:
+    """The protocol of that name, or the one that a TOML file defines; else an error that suggests a name."""
+    if not isinstance(name, str):
+        raise SpecError(f"protocol {name!r} is no name; one of {', '.join(PROTOCOLS)} or the path of a TOML file")
+    if name.endswith(".toml"):
+        return read_protocol(Path(name))
+    if name not in PROTOCOLS:
+        raise unknown_name("protocol", name, PROTOCOLS)
+    return PROTOCOLS[name]
 
 
 def read_protocol(path: Path) -> Protocol:

@@ -9,13 +9,13 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from attncompare.benchmark.folder import Location
 from attncompare.benchmark.saved import MapArchive, SavedMaps, load_image
 from attncompare.benchmark.statistics import summarise
 from attncompare.benchmark.store import ResultStore
 from attncompare.errors import ResultFormatError
 from attncompare.maps import resize_map
 from attncompare.methods._base import methods
+from attncompare.storage.folder import Location
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from markupsafe import Markup
 from matplotlib import colormaps
 from plotly.offline import get_plotlyjs
 
-from attncompare.benchmark.folder import Location, RunFolder
 from attncompare.reporting.charts import arrow
 from attncompare.reporting.entries import Entries, entries_of
 from attncompare.reporting.gallery import Gallery
@@ -23,6 +22,7 @@ from attncompare.reporting.levels import as_text
 from attncompare.reporting.overlay import DIVERGING, SEQUENTIAL
 from attncompare.reporting.pictures import WEBP
 from attncompare.reporting.sections import section
+from attncompare.storage.folder import Location, RunFolder
 
 MOST_INSIDE = 9_500_000
 """Characters of images that the file holds, which with plotly's 4.8 MB and the charts stays below 15 MB."""

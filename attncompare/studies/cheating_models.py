@@ -11,10 +11,10 @@ from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.statistics import mean_interval
-from attncompare.benchmark.worker import Progress, Tick
 from attncompare.capture.arguments import check_names
 from attncompare.errors import SpecError, UnsupportedMethodError
 from attncompare.loading import load_model
+from attncompare.progress import Progress, Tick
 from attncompare.studies.cheater import ROLES, CueTraining, train_on_cue
 from attncompare.studies.cue_energy import BATCH, SHOWN, OnCue, as_table, compare_energies, energy_on, supported
 from attncompare.studies.cued_pictures import CUE_AREA, CuedPictures, cue_mask

@@ -19,8 +19,8 @@ from scipy import stats
 from attncompare.benchmark.session import thread_count
 from attncompare.benchmark.timing.device import open_device
 from attncompare.benchmark.timing.latency import time_interleaved
-from attncompare.benchmark.worker import Progress, Tick
 from attncompare.errors import SpecError
+from attncompare.progress import Progress, Tick
 from attncompare.studies.gate_effects import ablation, gate_values
 from attncompare.training.data import TrainingData, open_training_data
 from attncompare.training.run import Training, epochs, finish

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.layer_maps import evenly
-from attncompare.benchmark.worker import Progress, Tick
 from attncompare.capture.arguments import check_images
 from attncompare.capture.layer_output import layer_outputs, run_up_to
 from attncompare.errors import CaptureError, SpecError
+from attncompare.progress import Progress, Tick
 from attncompare.studies.layer_responses import default_layers
 
 LAYERS = 5

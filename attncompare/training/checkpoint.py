@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from attncompare.benchmark.folder import write_atomically
 from attncompare.errors import ResultFormatError
+from attncompare.storage.folder import write_atomically
 
 Row = dict[str, float]
 ABOUT = "attncompare"

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from attncompare import __version__
 from attncompare.adapters.base import ModelAdapter, Preprocessing, output_tensor
-from attncompare.benchmark.folder import write_atomically
 from attncompare.benchmark.session import environment, thread_count
-from attncompare.benchmark.worker import Progress, Tick
 from attncompare.errors import ResultFormatError
 from attncompare.loading import check_device, load_model
+from attncompare.progress import Progress, Tick
+from attncompare.storage.folder import write_atomically
 from attncompare.training.checkpoint import Row, load_state, stored
 from attncompare.training.data import Part, TrainingData, open_training_data
 from attncompare.training.loop import train

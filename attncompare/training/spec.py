@@ -1,10 +1,10 @@
 """What to train, validated: from TOML or from Python."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from attncompare.benchmark.spec import Count, refusal
+from attncompare.storage.spec import Count, Spec
 
 TUTORIAL_CNN = "tutorial_cnn"
 Rate = Annotated[float, Field(gt=0, lt=1e3, allow_inf_nan=False)]
@@ -19,7 +19,7 @@ class Gates(BaseModel):
     reduction: Count = 16
 
 
-class TrainSpec(BaseModel):
+class TrainSpec(Spec):
     """A training, as one immutable value; SpecError for an unknown key or a value that is not allowed.
 
     data: "shapes", a folder with one sub-folder of images per class (or with train/, val/ and test/ of such), or
@@ -36,8 +36,6 @@ class TrainSpec(BaseModel):
     >>> TrainSpec(squeeze_excite={"layers": ["block1"]}).squeeze_excite.reduction
     16
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str = "shapes"
     root: str = "data"
@@ -61,12 +59,6 @@ class TrainSpec(BaseModel):
     seed: int = Field(default=0, strict=True, ge=0, le=2**31 - 1)
     device: str = "cpu"
     threads: int | None = Field(default=None, strict=True, ge=1, le=1024)
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise refusal(error, type(self)) from error
 
     @property
     def identity(self) -> str:

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 import attncompare as ac
-from attncompare.benchmark.saved import slug
 from attncompare.data.datasets import open_dataset
 from attncompare.errors import ImageError, SpecError
 from attncompare.reporting.gallery import Gallery
 from attncompare.reporting.html import write_report
 from attncompare.reporting.tables import FORMATS, table
+from attncompare.storage.names import slug
 
 
 def picture(path: Path, value: int = 90) -> Path:

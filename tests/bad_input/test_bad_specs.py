@@ -8,8 +8,9 @@ import pytest
 from command_line import run
 
 import attncompare as ac
-from attncompare.benchmark.spec import BenchmarkSpec, read_toml
+from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.errors import AttnCompareError, SpecError, one_line
+from attncompare.storage.spec import read_toml
 
 # values of a spec beside models = demo/cnn, and words of the refusal
 WRONG = {

@@ -17,7 +17,7 @@ from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.timing import timed
 from attncompare.data.datasets import open_dataset
-from attncompare.metrics.protocols import get_protocol
+from attncompare.metrics.user_protocols import get_protocol
 
 SPEC = BenchmarkSpec(
     models=("demo/cnn",), methods=("occlusion",), metrics=("pointing_game",), options={"occlusion": {"window": 0.5}}

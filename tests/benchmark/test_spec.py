@@ -2,8 +2,9 @@ import pytest
 from pydantic import ValidationError
 
 from attncompare.benchmark.plan import chosen_methods
-from attncompare.benchmark.spec import BenchmarkSpec, make_spec, read_toml
+from attncompare.benchmark.spec import BenchmarkSpec, make_spec
 from attncompare.errors import SpecError
+from attncompare.storage.spec import read_toml
 
 LEAST = {"models": ["demo/cnn"]}
 

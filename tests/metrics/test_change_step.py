@@ -11,7 +11,8 @@ from attncompare.metrics.perturbation import (
     order_units,
     rank_units,
 )
-from attncompare.metrics.protocols import Protocol, get_protocol
+from attncompare.metrics.protocols import Protocol
+from attncompare.metrics.user_protocols import get_protocol
 
 
 @pytest.mark.parametrize(

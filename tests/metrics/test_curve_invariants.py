@@ -23,7 +23,8 @@ from attncompare.metrics.perturbation import (
     perturbation_curves,
     rank_units,
 )
-from attncompare.metrics.protocols import Protocol, get_protocol
+from attncompare.metrics.protocols import Protocol
+from attncompare.metrics.user_protocols import get_protocol
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)

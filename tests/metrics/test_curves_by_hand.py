@@ -26,8 +26,9 @@ from attncompare.metrics.morf import morf
 from attncompare.metrics.perturbation import (
     perturbation_curves,
 )
-from attncompare.metrics.protocols import PROTOCOLS, get_protocol
+from attncompare.metrics.protocols import PROTOCOLS
 from attncompare.metrics.srg import srg
+from attncompare.metrics.user_protocols import get_protocol
 
 
 def test_every_protocol_has_a_slow_reference():

@@ -25,7 +25,8 @@ from attncompare.metrics.perturbation import (
     baseline_images,
     perturbation_curves,
 )
-from attncompare.metrics.protocols import Protocol, get_protocol
+from attncompare.metrics.protocols import Protocol
+from attncompare.metrics.user_protocols import get_protocol
 
 
 def times_shown(score: SmoothScore, image: Tensor, which: int) -> int:

@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 
 from attncompare.errors import UnknownNameError
-from attncompare.metrics.protocols import PROTOCOLS, get_protocol
-from attncompare.metrics.user_protocols import fingerprint
+from attncompare.metrics.protocols import PROTOCOLS
+from attncompare.metrics.user_protocols import fingerprint, get_protocol
 
 PUBLISHED = {
     "rise": (1, "df4701ed"),

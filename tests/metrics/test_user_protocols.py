@@ -1,7 +1,8 @@
 import pytest
 
 from attncompare.errors import SpecError
-from attncompare.metrics.protocols import PROTOCOLS, get_protocol
+from attncompare.metrics.protocols import PROTOCOLS
+from attncompare.metrics.user_protocols import get_protocol
 
 MINE = 'cells = 7\nsteps = 49\ndeletion = "black"\ninsertion = "blur"\n'
 

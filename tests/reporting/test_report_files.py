@@ -13,7 +13,7 @@ from PIL import Image
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.errors import ResultFormatError, UnknownNameError
-from attncompare.metrics.protocols import get_protocol
+from attncompare.metrics.user_protocols import get_protocol
 from attncompare.reporting.entries import Entries
 from attncompare.reporting.figures import draw
 from attncompare.reporting.gallery import Gallery

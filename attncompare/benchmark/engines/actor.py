@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from attncompare.benchmark.folder import Location
 from attncompare.benchmark.plan import read_chunk
 from attncompare.benchmark.session import Session
 from attncompare.benchmark.spec import BenchmarkSpec
@@ -13,6 +12,7 @@ from attncompare.benchmark.store import ResultStore
 from attncompare.benchmark.worker import Tally, Worker
 from attncompare.data.datasets import open_dataset
 from attncompare.errors import SpecError
+from attncompare.storage.folder import Location
 from attncompare.tuning import Tuning, tune
 
 

@@ -35,8 +35,8 @@ def channel_attention(
 
     Example: attncompare study channel-attention --data shapes --train-images 8000 --epochs 10 --seeds 3
     """
-    from attncompare.benchmark.spec import read_toml
     from attncompare.reporting.studies.channel_attention import save_comparison
+    from attncompare.storage.spec import read_toml
     from attncompare.studies.gate_comparison import BLOCKS
     from attncompare.studies.gate_comparison import channel_attention as study
     from attncompare.training.spec import TrainSpec

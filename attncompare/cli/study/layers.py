@@ -26,12 +26,12 @@ def layers(
     Example: attncompare study layers --model demo/cnn --model demo/vit --data shapes --limit 100 --out runs/layers
     """
     from attncompare import studies
-    from attncompare.benchmark.saved import slug
     from attncompare.data.datasets import open_dataset
     from attncompare.loading import load_model
     from attncompare.reporting.studies._folder import save_study
     from attncompare.reporting.studies.layer_trends import distance_figure, trends_figure
     from attncompare.reporting.studies.layers import layers_figure
+    from attncompare.storage.names import slug
 
     names = model or ["demo/cnn", "demo/vit"]
     dataset = open_dataset(data, limit)

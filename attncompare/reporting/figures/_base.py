@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.text import Text
 
-from attncompare.benchmark.folder import Location
 from attncompare.errors import SpecError, unknown_name
 from attncompare.metrics._base import metrics
 from attncompare.registry import Registry, summary_of
 from attncompare.reporting.gallery import Gallery
 from attncompare.reporting.tables.counts import some
+from attncompare.storage.folder import Location
 
 Draw = Callable[[Gallery, "Venue"], Figure]
 SMALLEST = 5.0  # points; what a journal still prints

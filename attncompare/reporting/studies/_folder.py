@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 
 from attncompare import __version__
 from attncompare.adapters.base import ModelAdapter
-from attncompare.benchmark.folder import write_atomically
 from attncompare.benchmark.session import environment
 from attncompare.reporting.figures import save_figure
 from attncompare.reporting.spreadsheet import frame_as_csv
+from attncompare.storage.folder import write_atomically
 
 
 def save_study(

@@ -9,11 +9,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.benchmark.folder import npz_of, write_atomically
-from attncompare.benchmark.saved import folder_of, slug
 from attncompare.reporting.studies._folder import save_study
 from attncompare.reporting.studies.first_choices import top_classes_figure
 from attncompare.reporting.studies.layers import layers_figure
+from attncompare.storage.folder import npz_of, write_atomically
+from attncompare.storage.names import folder_of, slug
 from attncompare.studies.first_choices import TopClasses
 from attncompare.studies.layer_responses import LayerStudy
 

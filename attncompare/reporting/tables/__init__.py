@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from attncompare.benchmark.folder import Location
 from attncompare.errors import unknown_name
 from attncompare.reporting.gallery import Gallery
 from attncompare.reporting.tables.comma_separated import comma_separated
@@ -10,6 +9,7 @@ from attncompare.reporting.tables.content import HEADS, SCALE, head, is_timing
 from attncompare.reporting.tables.html import html
 from attncompare.reporting.tables.latex import latex
 from attncompare.reporting.tables.markdown import markdown
+from attncompare.storage.folder import Location
 
 __all__ = ["FORMATS", "HEADS", "SCALE", "head", "is_timing", "table"]
 

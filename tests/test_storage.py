@@ -7,7 +7,6 @@ import fsspec
 import pandas as pd
 import pytest
 
-from attncompare.benchmark.folder import RunFolder
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.store import ResultStore
@@ -15,6 +14,7 @@ from attncompare.errors import SpecError
 from attncompare.reporting.gallery import Gallery
 from attncompare.reporting.html import write_report
 from attncompare.reporting.tables import table
+from attncompare.storage.folder import RunFolder
 
 
 @pytest.fixture
