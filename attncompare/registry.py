@@ -2,9 +2,10 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 from attncompare.errors import SpecError, unknown_name
 
@@ -30,6 +31,94 @@ def split_request(request: Request) -> tuple[str, Mapping[str, object]]:
 def listed(requests: Request | Sequence[Request]) -> list[Request]:
     """The requests as a list, where one name may stand for a list of one."""
     return [requests] if isinstance(requests, str) else list(requests)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a method, a metric or a signal: its default, the values it accepts, and what it means.
+
+    kind: the type of a value. limits: the lowest and highest number allowed. None is allowed where it is the default. An
+    option that changes what is recorded belongs to the signal: every method that asks for that signal accepts it.
+    """
+
+    name: str
+    default: object
+    choices: tuple[object, ...] | None
+    meaning: str
+    kind: type
+    limits: tuple[float, float] | None = None
+
+    def check(self, owner: str, value: object) -> object:
+        """The value if it is allowed; else SpecError, with the name of the option's owner in it."""
+        name = f"{owner}.{self.name}"
+        if value is None and self.default is None:
+            return value
+        if self.choices is not None:
+            if value not in self.choices:
+                raise SpecError(f"{name} must be one of {list(self.choices)}, not {value!r}")
+            return value
+        allowed = (int, float) if self.kind is float else self.kind
+        if not isinstance(value, allowed) or (isinstance(value, bool) and self.kind is not bool):
+            article = "an" if self.kind is int else "a"
+            raise SpecError(f"{name} must be {article} {self.kind.__name__}, not {value!r}")
+        if self.limits is not None:
+            low, high = self.limits
+            if not low <= value <= high:  # type: ignore[operator]
+                rule = "be positive" if low > 0 >= value else f"lie between {low:g} and {high:g}"  # type: ignore[operator]
+                raise SpecError(f"{name} must {rule}, not {value!r}")
+        return value
+
+
+def own_options(
+    compute: Callable[..., Any],
+    meaning: Mapping[str, str],
+    choices: Mapping[str, tuple[object, ...]],
+    limits: Mapping[str, tuple[float, float]],
+) -> tuple[Option, ...]:
+    """The keyword-only parameters of a function as options; KeyError for one without a meaning."""
+    keywords = [one for one in inspect.signature(compute).parameters.values() if one.kind is one.KEYWORD_ONLY]
+    return tuple(
+        Option(
+            one.name,
+            one.default,
+            choices.get(one.name),
+            meaning[one.name],
+            _kind(one.annotation, one.default),
+            limits.get(one.name),
+        )
+        for one in keywords
+    )
+
+
+def _kind(annotation: object, default: object) -> type:
+    """The type of an option's value, from its annotation: int, or int | None."""
+    found = [part for part in get_args(annotation) or (annotation,) if part is not type(None)]
+    return found[0] if found and isinstance(found[0], type) else type(default)
+
+
+def resolve(kind: str, owner: str, options: Sequence[Option], given: Mapping[str, object]) -> dict[str, object]:
+    """All options with their values; an unknown one or a wrong value is an error that says what is allowed.
+
+    >>> resolve("method", "blur", [Option("width", 3, None, "of the kernel", int, (1, 99))], {"width": 5})
+    {'width': 5}
+    """
+    known = {option.name: option for option in options}
+    for name in given:
+        if name not in known:
+            if not known:
+                raise SpecError(f"{kind} {owner} has no options; {name!r} was given")
+            raise unknown_name(f"option of {owner}", name, known)
+    return {name: option.check(owner, given.get(name, option.default)) for name, option in known.items()}
+
+
+def report_function(name: str) -> Any:
+    """A function of what draws, found at first use: how a map or a run shows itself without importing what draws it.
+
+    >>> report_function("html.write_report").__name__
+    'write_report'
+    """
+    module, _, function = name.rpartition(".")
+    return getattr(import_module(f"attncompare.reporting.{module}"), function)
 
 
 def summary_of(function: Callable[..., Any]) -> str:

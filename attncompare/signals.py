@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from attncompare.errors import CaptureError
+from attncompare.registry import Option
 
 
 class Signal(StrEnum):
@@ -64,22 +65,6 @@ ALTERED = frozenset(
 
 OWN_PASSES = CALLABLES | ALTERED
 """Signals that never join the shared pass."""
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of a method or of a signal: its default, the values it accepts, and what it means.
-
-    kind: the type of a value. limits: the lowest and highest number allowed. None is allowed where it is the default. An
-    option that changes what is recorded belongs to the signal: every method that asks for that signal accepts it.
-    """
-
-    name: str
-    default: object
-    choices: tuple[object, ...] | None
-    meaning: str
-    kind: type
-    limits: tuple[float, float] | None = None
 
 
 LAYER = Option("layer", None, None, "module path of the feature layer; the model's default when not given", str)

@@ -3,11 +3,10 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
-from attncompare.errors import SpecError, unknown_name
-from attncompare.registry import Registry, summary_of
-from attncompare.signals import OWN_PASSES, SIGNAL_OPTIONS, Option, Signal
+from attncompare.registry import Option, Registry, own_options, resolve, summary_of
+from attncompare.signals import OWN_PASSES, SIGNAL_OPTIONS, Signal
 
 methods: "Registry[Method]" = Registry("method", "attncompare.methods")
 
@@ -49,40 +48,7 @@ class Method:
 
     def resolve(self, given: Mapping[str, object]) -> dict[str, object]:
         """All options with their values; an unknown one or a wrong value is an error that says what is allowed."""
-        known = {option.name: option for option in self.options}
-        for name in given:
-            if name not in known:
-                if not known:
-                    raise SpecError(f"method {self.name} has no options; {name!r} was given")
-                raise unknown_name(f"option of {self.name}", name, known)
-        return {name: _checked(self.name, option, given.get(name, option.default)) for name, option in known.items()}
-
-
-def _checked(method: str, option: Option, value: object) -> object:
-    """The value if it is allowed, or SpecError."""
-    name = f"{method}.{option.name}"
-    if value is None and option.default is None:
-        return value
-    if option.choices is not None:
-        if value not in option.choices:
-            raise SpecError(f"{name} must be one of {list(option.choices)}, not {value!r}")
-        return value
-    allowed = (int, float) if option.kind is float else option.kind
-    if not isinstance(value, allowed) or (isinstance(value, bool) and option.kind is not bool):
-        article = "an" if option.kind is int else "a"
-        raise SpecError(f"{name} must be {article} {option.kind.__name__}, not {value!r}")
-    if option.limits is not None:
-        low, high = option.limits
-        if not low <= value <= high:  # type: ignore[operator]
-            rule = "be positive" if low > 0 >= value else f"lie between {low:g} and {high:g}"  # type: ignore[operator]
-            raise SpecError(f"{name} must {rule}, not {value!r}")
-    return value
-
-
-def _kind(annotation: object, default: object) -> type:
-    """The type of an option's value, from its annotation: int, or int | None."""
-    found = [part for part in get_args(annotation) or (annotation,) if part is not type(None)]
-    return found[0] if found and isinstance(found[0], type) else type(default)
+        return resolve("method", self.name, self.options, given)
 
 
 def method(  # noqa: PLR0913  (one keyword for each fact of a method)
@@ -106,15 +72,9 @@ def method(  # noqa: PLR0913  (one keyword for each fact of a method)
     """
 
     def register(compute: Callable[..., Any]) -> Callable[..., Any]:
-        needs: list[Signal] = []
-        options: list[Option] = []
-        for parameter in inspect.signature(compute).parameters.values():
-            if parameter.kind is parameter.KEYWORD_ONLY:
-                key, kind = parameter.name, _kind(parameter.annotation, parameter.default)
-                allowed, between = (choices or {}).get(key), (limits or {}).get(key)
-                options.append(Option(key, parameter.default, allowed, (meaning or {})[key], kind, between))
-            else:
-                needs.append(Signal(parameter.name))
+        parameters = inspect.signature(compute).parameters.values()
+        needs = [Signal(one.name) for one in parameters if one.kind is not one.KEYWORD_ONLY]
+        options = list(own_options(compute, meaning or {}, choices or {}, limits or {}))
         options += {o.name: o for need in needs for o in SIGNAL_OPTIONS.get(need, ())}.values()
         name = compute.__name__
         flags = {

@@ -1,17 +1,14 @@
 """A metric: a pure function of the evidence it names, one value per image."""
 
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Literal
 
 from torch import Tensor
 
-from attncompare.errors import SpecError, unknown_name
-from attncompare.registry import Registry, summary_of
+from attncompare.registry import Option, Registry, own_options, resolve, summary_of
 
 metrics: "Registry[Metric]" = Registry("metric", "attncompare.metrics")
 
@@ -50,9 +47,8 @@ FROM_METHOD = frozenset({Evidence.EXPLAIN, Evidence.RANDOMISED_MAPS})
 class Metric:
     """What the harness knows of a metric.
 
-    undefined: why a value may be NaN; it becomes a failed record with that reason, never a NaN in a mean. limits: the
-    lowest and highest value there can be. options: the options it takes and their defaults. at_most: the largest value of
-    some of them. given: those that were set.
+    undefined: why a value may be NaN; it becomes a failed record with that reason, never a NaN in a mean. bounds: the
+    lowest and highest value there can be. options: those it takes. given: their values, where some were set.
     """
 
     name: str
@@ -61,10 +57,9 @@ class Metric:
     better: Direction
     reference: str
     undefined: str
-    limits: tuple[float, float] = (float("-inf"), float("inf"))
+    bounds: tuple[float, float] = (float("-inf"), float("inf"))
     version: int = 1
-    options: Mapping[str, object] = field(default_factory=dict)
-    at_most: Mapping[str, float] = field(default_factory=dict)
+    options: tuple[Option, ...] = ()
     given: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -93,20 +88,8 @@ class Metric:
         return summary_of(self.compute)
 
     def with_options(self, given: Mapping[str, object]) -> "Metric":
-        """The same metric with some options set; an unknown one, or a value of another type, is SpecError."""
-        for name, value in given.items():
-            if name not in self.options:
-                if not self.options:
-                    raise SpecError(f"metric {self.name} has no options; {name!r} was given")
-                raise unknown_name(f"option of {self.name}", name, self.options)
-            kind = type(self.options[name])
-            right = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-            if not right or not (value > 0 or value == self.options[name]):  # type: ignore[operator]
-                raise SpecError(f"{self.name}.{name} must be a positive {kind.__name__}, not {value!r}")
-            most = self.at_most.get(name, sys.float_info.max)
-            if not value <= most:  # type: ignore[operator]
-                raise SpecError(f"{self.name}.{name} must be at most {most:g}, not {value!r}")
-        return replace(self, given=dict(given))
+        """The same metric with some options set; an unknown one or a wrong value is an error that says what is allowed."""
+        return replace(self, given=resolve("metric", self.name, self.options, given))
 
     @property
     def setting(self) -> str:
@@ -116,8 +99,8 @@ class Metric:
         >>> metrics.get("pointing_game").with_options({"tolerance": 15}).setting
         'tolerance=15'
         """
-        changed = {name: value for name, value in self.given.items() if value != self.options[name]}
-        return ", ".join(f"{name}={changed[name]}" for name in sorted(changed))
+        changed = {o.name: self.given[o.name] for o in self.options if self.given.get(o.name, o.default) != o.default}
+        return ", ".join(f"{name}={value}" for name, value in sorted(changed.items()))
 
     def values(self, evidence: Mapping[Evidence, object]) -> Tensor:
         """(B,) the metric of what it needs; NaN where it is undefined."""
@@ -125,7 +108,7 @@ class Metric:
 
     def describe(self) -> list[object]:
         """Name, version and all options as they enter a result's key."""
-        return [self.name, self.version, {**self.options, **self.given}]
+        return [self.name, self.version, {o.name: o.default for o in self.options} | dict(self.given)]
 
 
 def metric(
@@ -133,18 +116,22 @@ def metric(
     better: Direction,
     reference: str,
     undefined: str = "the value is not defined",
-    limits: tuple[float, float] = (float("-inf"), float("inf")),
+    bounds: tuple[float, float] = (float("-inf"), float("inf")),
     version: int = 1,
-    at_most: Mapping[str, float] = MappingProxyType({}),
+    meaning: Mapping[str, str] | None = None,
+    limits: Mapping[str, tuple[float, float]] | None = None,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register a function as a metric: positional parameters name the evidence it needs, keyword-only ones are options."""
+    """Register a function as a metric: positional parameters name the evidence it needs, keyword-only ones are options.
+
+    bounds: the lowest and highest value there can be. meaning, limits: of each option, as for a method.
+    """
 
     def register(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
         parameters = inspect.signature(compute).parameters.values()
         needs = tuple(Evidence(one.name) for one in parameters if one.kind is not one.KEYWORD_ONLY)
-        options = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
+        options = own_options(compute, meaning or {}, {}, limits or {})
         name = compute.__name__
-        metrics.add(name, Metric(name, compute, needs, better, reference, undefined, limits, version, options, at_most))
+        metrics.add(name, Metric(name, compute, needs, better, reference, undefined, bounds, version, options))
         return compute
 
     return register

@@ -11,7 +11,7 @@ from attncompare.metrics.masking import scores_behind_maps
     better="lower",
     reference="Chattopadhay et al., arXiv:1710.11063, section 4.1; a share, not per cent",
     undefined="the score of the clean image is not positive, or that behind the map not finite",
-    limits=(0, 1),
+    bounds=(0, 1),
 )
 def average_drop(
     images: Tensor, maps: Tensor, clean_scores: Tensor, target_score: Score, mean_colour: Tensor

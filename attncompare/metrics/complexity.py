@@ -10,7 +10,7 @@ from attncompare.metrics._base import metric
     better="lower",
     reference="Bhatt et al., arXiv:2005.00631, section 3.3: entropy of |map| / sum |map|, in nats",
     undefined="the map is zero everywhere",
-    limits=(0, float("inf")),
+    bounds=(0, float("inf")),
 )
 def complexity(maps: Tensor) -> Tensor:
     """Entropy of the absolute map as shares of its sum: 0 for a single pixel, ln(H W) when all pixels share alike.

@@ -10,7 +10,7 @@ from attncompare.metrics._base import metric
     better="higher",
     reference="Wang et al., arXiv:1910.01279, section 4.3 (energy-based pointing game), positive part of the map",
     undefined="the map has no positive value, or the object lies outside the image as the model sees it",
-    limits=(0, 1),
+    bounds=(0, 1),
 )
 def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
     """Share of the positive part of the map that lies on the object; the object's area for a constant map."""

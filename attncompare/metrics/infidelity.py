@@ -32,8 +32,10 @@ def random_squares(size: tuple[int, int], seed: int) -> Iterator[Tensor]:
     better="lower",
     reference="Yeh et al., arXiv:1901.09392, definition 2.1 with optimal scaling, square removal; by Captum",
     undefined="the score of an altered image is not finite",
-    limits=(0, float("inf")),
+    bounds=(0, float("inf")),
     version=2,
+    meaning={"squares": "random rectangles that are removed from each image"},
+    limits={"squares": (1, 100_000)},
 )
 def infidelity(
     images: Tensor, maps: Tensor, target_score: Score, mean_colour: Tensor, seed: int, *, squares: int = 64

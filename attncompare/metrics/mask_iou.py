@@ -11,7 +11,7 @@ from attncompare.metrics.perturbation import rank_units
     better="higher",
     reference="intersection over union at the object's own area, so that no threshold is chosen",
     undefined="the mask is empty",
-    limits=(0, 1),
+    bounds=(0, 1),
 )
 def mask_iou(maps: Tensor, masks: Tensor) -> Tensor:
     """Intersection over union of the object and as many of the highest map values as the object has pixels.

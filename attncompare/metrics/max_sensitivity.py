@@ -10,8 +10,9 @@ from attncompare.metrics._base import Explain, metric
     better="lower",
     reference="Yeh et al., arXiv:1901.09392, definition 2.2, relative to the map's own norm; by Captum",
     undefined="the map is zero everywhere",
-    limits=(0, float("inf")),
-    at_most={"radius": 1},
+    bounds=(0, float("inf")),
+    meaning={"samples": "noisy copies of each image", "radius": "largest change of a channel of a pixel"},
+    limits={"samples": (1, 100_000), "radius": (1e-6, 1)},
     version=2,
 )
 def max_sensitivity(images: Tensor, explain: Explain, seed: int, *, samples: int = 10, radius: float = 0.02) -> Tensor:

@@ -13,7 +13,7 @@ from attncompare.metrics.ranks import spearman
     better="lower",
     reference="Adebayo et al., arXiv:1810.03292, section 3.1: cascading randomisation from the top, rank correlation",
     undefined="the map of the trained model is constant, or those of all shuffled models are: no order to compare",
-    limits=(-1, 1),
+    bounds=(-1, 1),
     version=2,
 )
 def parameter_randomisation(maps: Tensor, randomised_maps: Iterator[Tensor]) -> Tensor:

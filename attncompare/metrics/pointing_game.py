@@ -22,7 +22,9 @@ def within(masks: Tensor, tolerance: float) -> Tensor:
     better="higher",
     reference="Zhang et al., arXiv:1608.00507, section 4.1 (there with a tolerance of 15 pixels; here 0 unless set)",
     undefined="the object lies outside the image as the model sees it",
-    limits=(0, 1),
+    bounds=(0, 1),
+    meaning={"tolerance": "pixels that a maximum may lie beside the object and still hit"},
+    limits={"tolerance": (0, 100_000)},
 )
 def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
     """1 if the largest map value lies on the object, else 0; tied maxima count by the share that does.

@@ -10,7 +10,7 @@ from attncompare.metrics.ranks import spearman
     better="higher",
     reference="Spearman's rank correlation over all pixels, ties at their mean rank",
     undefined="one of the maps is constant, so it ranks nothing",
-    limits=(-1, 1),
+    bounds=(-1, 1),
 )
 def rank_correlation(maps: Tensor, other_maps: Tensor) -> Tensor:
     """Whether two maps order the pixels alike: 1 for the same order, 0 for no relation, -1 for the opposite order.

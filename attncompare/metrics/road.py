@@ -10,7 +10,7 @@ from attncompare.metrics.imputation import UNDEFINED, imputed_scores
     better="higher",
     reference="Rong et al., arXiv:2202.00449, section 4.2 (ROAD), combined as in pytorch-grad-cam: (LeRF - MoRF) / 2",
     undefined=UNDEFINED,
-    limits=(-1, 1),
+    bounds=(-1, 1),
 )
 def road(images: Tensor, maps: Tensor, target_score: Score, seed: int) -> Tensor:
     """Half the difference of road_lerf and road_morf: 0 for a map that knows nothing.

@@ -10,7 +10,7 @@ from attncompare.metrics.imputation import UNDEFINED, imputed_scores
     better="lower",
     reference="Rong et al., arXiv:2202.00449, section 4.2 (ROAD, MoRF)",
     undefined=UNDEFINED,
-    limits=(-1, 1),
+    bounds=(-1, 1),
 )
 def road_morf(images: Tensor, maps: Tensor, target_score: Score, seed: int) -> Tensor:
     """Mean score while the most relevant 10, 20 ... 90 % of the pixels are imputed from their neighbours."""

@@ -10,7 +10,7 @@ from attncompare.metrics._base import metric
     better="higher",
     reference="Chalasani et al., arXiv:1810.06583, section 6: Gini index of |map|",
     undefined="the map is zero everywhere",
-    limits=(0, 1),
+    bounds=(0, 1),
 )
 def sparseness(maps: Tensor) -> Tensor:
     """Gini index of the absolute map: 0 when all pixels share alike, nearly 1 when one pixel has everything.

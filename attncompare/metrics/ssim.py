@@ -14,7 +14,7 @@ WINDOW = 11
     better="higher",
     reference="Wang et al., IEEE TIP 13(4), 2004: Gaussian window of sigma 1.5, K = (0.01, 0.03), by scikit-image",
     undefined="one of the maps is constant, or the image is smaller than the window of 11 pixels",
-    limits=(-1, 1),
+    bounds=(-1, 1),
 )
 def ssim(maps: Tensor, other_maps: Tensor) -> Tensor:
     """Mean structural similarity of two maps, each scaled to [0, 1] first: 1 for maps that look alike.

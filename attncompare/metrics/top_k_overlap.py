@@ -22,8 +22,9 @@ def membership(maps: Tensor, count: int) -> Tensor:
     better="higher",
     reference="share of the k most relevant pixels that two maps have in common; ties at the border count in part",
     undefined="one of the maps is constant, so it ranks nothing",
-    limits=(0, 1),
-    at_most={"share": 1},
+    bounds=(0, 1),
+    meaning={"share": "share of the pixels that count as the largest"},
+    limits={"share": (1e-6, 1)},
 )
 def top_k_overlap(maps: Tensor, other_maps: Tensor, *, share: float = 0.1) -> Tensor:
     """How many of the k = round(share H W) largest pixels two maps share, divided by k; chance gives `share`.

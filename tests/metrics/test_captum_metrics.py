@@ -113,7 +113,7 @@ def test_changed_images_stay_images():
 
 @pytest.mark.parametrize(
     ("radius", "message"),
-    [(2.0, "must be at most 1, not 2.0"), (math.inf, "at most 1, not inf"), (math.nan, "positive")],
+    [(2.0, "must lie between 1e-06 and 1, not 2.0"), (math.inf, "between 1e-06 and 1, not inf"), (math.nan, "between")],
 )
 def test_a_radius_beyond_the_range_of_an_image_is_refused(radius, message):
     with pytest.raises(SpecError, match=message):

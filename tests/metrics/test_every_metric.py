@@ -78,7 +78,7 @@ def test_values_lie_in_their_range_or_are_failed_records_with_a_reason(model, sc
                 assert (record.status, record.value) == ("failed", None) and len(record.detail) > 10
                 continue
             assert (record.status, record.value, record.detail) == ("ok", value, "")
-            assert metric.limits[0] - 1e-6 <= value <= metric.limits[1] + 1e-6, f"{name} of a {kind} map: {value}"
+            assert metric.bounds[0] - 1e-6 <= value <= metric.bounds[1] + 1e-6, f"{name} of a {kind} map: {value}"
 
 
 @pytest.mark.parametrize("name", SCORING)
@@ -107,6 +107,6 @@ def test_the_batch_size_changes_nothing_and_the_model_is_left_as_found(model, sc
 @pytest.mark.parametrize("metric", list(metrics), ids=lambda metric: metric.name)
 def test_every_metric_says_what_it_is(metric):
     assert metric.better in ("higher", "lower")
-    assert metric.limits[0] < metric.limits[1]
+    assert metric.bounds[0] < metric.bounds[1]
     assert len(metric.reference) > 10 and len(metric.summary) > 20 and metric.undefined
     assert metric.compute.__doc__ and metric.compute.__name__ == metric.name == metric.compute.__module__.split(".")[-1]

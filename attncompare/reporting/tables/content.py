@@ -128,7 +128,7 @@ def number(value: float, measure: str) -> str:
     base = measure.partition(" ")[0]
     if base == "logit_deviation":
         return f"{value:.0e}"
-    if base in metrics.names() and metrics.get(base).limits[1] == math.inf and 0 < abs(value) < 0.1:
+    if base in metrics.names() and metrics.get(base).bounds[1] == math.inf and 0 < abs(value) < 0.1:
         return f"{value:#.3g}"
     digits = 0 if base.startswith("passes") else 1 if base in HEADS else 3
     return f"{value * SCALE.get(base, 1):.{digits}f}"
