@@ -21,6 +21,7 @@ from attncompare.benchmark.worker import Worker
 from attncompare.data.datasets import Dataset, open_dataset
 from attncompare.errors import SpecError
 from attncompare.progress import Progress
+from attncompare.registry import report_function
 from attncompare.storage.folder import Location, is_url
 
 
@@ -69,9 +70,8 @@ class Run:
 
     def report(self) -> Location:
         """Write report.html and return its path or URL."""
-        from attncompare.reporting.html import write_report
-
-        return write_report(self.folder)
+        written: Location = report_function("html.write_report")(self.folder)
+        return written
 
 
 def run_benchmark(
