@@ -11,11 +11,11 @@ from torch import Tensor
 from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.altered import altered, prerequisites
 from attncompare.capture.arguments import check_images, check_model
-from attncompare.capture.capture import Capture, capture, left_as_found
+from attncompare.capture.capture import Capture, capture
 from attncompare.capture.features import Tap, tapped
 from attncompare.capture.listening import resolve_layer
-from attncompare.capture.lock import LOCK
 from attncompare.capture.recorders import Need
+from attncompare.capture.state import LOCK, preserve_state
 from attncompare.capture.targets import CountedForward, Target, TargetScore, prompts_of
 from attncompare.capture.values import free_signal
 from attncompare.errors import CaptureError, SpecError
@@ -206,7 +206,7 @@ def _resolve(model: ModelAdapter, images: Tensor, target: Target, jobs: Sequence
     ):
         checked = TargetScore.of(model, images.new_empty(len(target), model.anatomy.outputs), target)
         images = images.expand(repeat, -1, -1, -1) if repeat > 1 else images
-        with left_as_found(model.model):
+        with preserve_state(model.model):
             found = {need: free_signal(model, need, images, checked) for need in needs}
         return Capture(images.new_empty(0), checked, found, {})
     return capture(model, images, needs, target, repeat)
@@ -222,7 +222,7 @@ def _run_alone(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(left_as_found(model.model))
+        stack.enter_context(preserve_state(model.model))
         try:
             for signal in ALTERED & set(job.method.needs):
                 value, forward, backward = altered(model, images, reference, job.need(signal))

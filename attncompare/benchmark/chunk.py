@@ -14,7 +14,7 @@ from attncompare.benchmark.plan import Cell, Chunk, chosen_metrics
 from attncompare.benchmark.records import Record, Status
 from attncompare.benchmark.scoring import Scored, again_of, as_records, score_maps
 from attncompare.benchmark.spec import BenchmarkSpec
-from attncompare.capture.capture import left_as_found
+from attncompare.capture.state import preserve_state
 from attncompare.capture.targets import TEXT, Target, TargetScore
 from attncompare.data.images import fit_image, fit_mask, to_tensor
 from attncompare.errors import AttnCompareError, UnsupportedMethodError, reason_of
@@ -113,7 +113,7 @@ class ChunkScorer:
         how = model.source.preprocessing
         images = torch.stack([to_tensor(fit_image(one.image, how)) for one in chunk.samples]).to(model.device)
         everything = torch.arange(len(images), device=images.device)
-        with torch.no_grad(), left_as_found(model.model):
+        with torch.no_grad(), preserve_state(model.model):
             outputs = with_smaller_batches(
                 lambda size: torch.cat([model.forward(part) for part in torch.split(images, size)]), len(images)
             )

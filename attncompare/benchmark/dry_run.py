@@ -23,7 +23,7 @@ from attncompare.benchmark.plan import (
 )
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.store import ResultStore
-from attncompare.capture.capture import left_as_found
+from attncompare.capture.state import preserve_state
 from attncompare.data.datasets import Dataset, open_dataset
 from attncompare.data.images import fit_image, to_tensor
 from attncompare.errors import AttnCompareError
@@ -203,7 +203,7 @@ def _passes(
 def _plain_seconds(model: ModelAdapter, image: Tensor, batch_size: int) -> float:
     """Seconds for one image in a plain forward pass of a whole batch, after one that warms up."""
     batch = image.expand(batch_size, -1, -1, -1).contiguous()
-    with torch.no_grad(), left_as_found(model.model):
+    with torch.no_grad(), preserve_state(model.model):
         model.forward(batch).sum().item()
         start = time.perf_counter()
         model.forward(batch).sum().item()  # reading a number waits for the device

@@ -13,7 +13,7 @@ from attncompare.benchmark.forwarding import fast_forward
 from attncompare.benchmark.openvino import openvino_forward
 from attncompare.benchmark.randomised import randomised_maps
 from attncompare.benchmark.records import Backend, Dtype
-from attncompare.capture.capture import left_as_found
+from attncompare.capture.state import preserve_state
 from attncompare.capture.targets import Target, TargetScore
 from attncompare.errors import CaptureError, SpecError
 from attncompare.maps import resize_map
@@ -154,7 +154,7 @@ def batched(model: ModelAdapter, score: Score, batch_size: int) -> Score:
         return torch.cat([score(part, rows).float() for part, rows in parts])
 
     def in_batches(images: Tensor, which: Tensor) -> Tensor:
-        with torch.no_grad(), left_as_found(model.model):
+        with torch.no_grad(), preserve_state(model.model):
             return with_smaller_batches(lambda size: run(images, which, size), batch_size)
 
     return in_batches

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.onednn import SMALLEST_PRODUCT, OneDNNLinear, onednn_is_faster
-from attncompare.capture.capture import left_as_found
+from attncompare.capture.state import preserve_state
 from attncompare.tuning import LARGEST_DEVIATION, applied
 
 Way = Literal["contiguous", "channels_last", "onednn"]
@@ -99,7 +99,7 @@ def _same_outputs(model: ModelAdapter, way: Way) -> bool:
     noise = torch.rand(3, *model.size, generator=torch.Generator().manual_seed(0))
     batch = torch.stack((noise, noise.lerp(torch.tensor(0.5), 0.5), torch.full_like(noise, 0.5)))
     onednn = OneDNNLinear(smallest=0)
-    with torch.no_grad(), torch.autocast(model.device.type, enabled=False), left_as_found(model.model):
+    with torch.no_grad(), torch.autocast(model.device.type, enabled=False), preserve_state(model.model):
         try:
             exact, found = model.forward(batch), forward_by(model, batch, way, onednn)
         except Exception:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.capture.capture import left_as_found
-from attncompare.capture.lock import LOCK
+from attncompare.capture.state import LOCK, preserve_state
 from attncompare.errors import SpecError, UnsupportedModelError, reason_of
 
 LARGEST_BATCH = 1 << 16
@@ -84,7 +83,7 @@ def _converted(model: ModelAdapter, library: Any, threads: int) -> _Compiled:
         "ENABLE_CPU_PINNING": False,  # other processes of a shared machine would get the same cores
     }
     try:
-        with torch.no_grad(), left_as_found(model.model), warnings.catch_warnings():
+        with torch.no_grad(), preserve_state(model.model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the converter's own calls of torch deprecate
             example = torch.full((2, 3, *model.size), 0.5)
             model.forward(example)  # fills what the adapter caches: not with the tensors of an export

@@ -10,7 +10,7 @@ from torch import Tensor
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import Again, Passes, Scene, Witness, measure, target_scorer, with_smaller_batches
 from attncompare.benchmark.records import Record
-from attncompare.capture.capture import left_as_found
+from attncompare.capture.state import preserve_state
 from attncompare.errors import SpecError, reason_of
 from attncompare.explainer import Explainer, explain_together
 from attncompare.maps import AttributionMap, resize_map
@@ -127,7 +127,7 @@ def _curves(
     score = target_scorer(model, scene.target, scene.rows, protocol.score, passes)
     mean = model.source.preprocessing.mean
     try:
-        with torch.no_grad(), left_as_found(model.model):
+        with torch.no_grad(), preserve_state(model.model):
             return with_smaller_batches(
                 lambda size: perturbation_curves(
                     score, scene.images, maps, protocol, curves, mean=mean, batch_size=size, seed=passes.seed

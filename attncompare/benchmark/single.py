@@ -12,7 +12,7 @@ from attncompare.benchmark.evidence import Scene, clean_outputs
 from attncompare.benchmark.records import Record, cell_key
 from attncompare.benchmark.scoring import MetricRequest, again_of, as_records, choose_metrics, score_maps
 from attncompare.capture.arguments import check_images
-from attncompare.capture.capture import left_as_found
+from attncompare.capture.state import preserve_state
 from attncompare.capture.targets import Target, TargetScore, text_key
 from attncompare.errors import SpecError, UnsupportedMethodError
 from attncompare.explainer import Explainer
@@ -55,7 +55,7 @@ def score(
     _check(model, images, attribution, wanted, masks)
     again = again_of(model, attribution.method, attribution.options, explainer)
     exact = torch.autocast(images.device.type, enabled=False)
-    with exact, torch.no_grad(), left_as_found(model.model):
+    with exact, torch.no_grad(), preserve_state(model.model):
         clean = clean_outputs(model, images)
         fixed = TargetScore.of(model, clean, _target_of(attribution, target))
     scene = Scene(images, fixed, masks)

@@ -104,17 +104,6 @@ def attention_probabilities(
 
 
 @contextmanager
-def slow_attention_path() -> Iterator[None]:
-    """Switch off the encoder fast path, which bypasses every Python-level attention call; restored on exit."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
-
-
-@contextmanager
 def current_block(model: nn.Module, blocks: Iterable[str], running: list[int]) -> Iterator[None]:
     """Keep in `running` the index of the declared attention block that is running, and nothing outside them."""
     handles = []

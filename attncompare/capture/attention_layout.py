@@ -5,8 +5,8 @@ from itertools import pairwise
 
 from attncompare.adapters.anatomy import WindowBlock
 from attncompare.adapters.base import Source
-from attncompare.capture.capture import left_as_found
 from attncompare.capture.graph import Graph
+from attncompare.capture.state import preserve_state
 from attncompare.capture.trace import BATCH, AttentionCall, Trace
 from attncompare.capture.windows import attends_to_tokens, find_windows
 from attncompare.signals import Signal, TokenLayout
@@ -96,7 +96,7 @@ def _over_tokens(seen: Trace, source: Source, attention: AttentionCall) -> bool:
     if (
         len(fed.shape) == 3 and fed.shape[-1] == attention.keys * attention.shape[1]
     ):  # as many channels per head as tokens
-        with left_as_found(source.model):
+        with preserve_state(source.model):
             return attends_to_tokens(seen, source.model, attention)
     if len(fed.shape) == 3:
         return attention.keys in fed.shape[:2]
@@ -177,7 +177,7 @@ def _windowed(
     )
     layouts = [layout for layout in sequences if not layout.prefix]
     found: list[WindowBlock | str] = []
-    with left_as_found(source.model):
+    with preserve_state(source.model):
         for call in calls:
             block = find_windows(seen, source.model, call, source.preprocessing.size, layouts)
             found.append(block)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.capture.attention import AttentionCalls, current_block, slow_attention_path
+from attncompare.capture.attention import AttentionCalls, current_block
 from attncompare.capture.capture import Capture
 from attncompare.capture.recorders import AttentionRecorder, Need
 from attncompare.capture.replay import Replay
+from attncompare.capture.state import disable_mha_fastpath
 from attncompare.errors import CaptureError
 from attncompare.signals import Signal
 
@@ -46,12 +47,12 @@ def block_gradients(
     outputs: list[Tensor] = []
     replay = Replay(adapter, blocks[-1])
     with ExitStack() as stack:
-        stack.enter_context(slow_attention_path())
+        stack.enter_context(disable_mha_fastpath())
         stack.enter_context(_cut_between(adapter.model, blocks, outputs))
         stack.enter_context(current_block(adapter.model, adapter.anatomy.attention_blocks, running))
         with AttentionCalls(recorder):
             logits = replay.record(images)
-    with slow_attention_path():
+    with disable_mha_fastpath():
         replay.verify(logits.detach())
         attention = recorder.listed(recorder.blocks)
         if len(outputs) != len(attention):

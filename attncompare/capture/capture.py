@@ -1,18 +1,16 @@
 """One forward and at most one backward pass that records every signal the methods of a run ask for."""
 
-import random
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.listening import Recorders, layer_of, listening, tapped_features
-from attncompare.capture.lock import LOCK
 from attncompare.capture.recorders import Need
+from attncompare.capture.state import LOCK, preserve_state
 from attncompare.capture.targets import Target, TargetScore
 from attncompare.capture.values import repeated, value_of
 from attncompare.errors import CaptureError
@@ -49,33 +47,6 @@ class Capture:
         return self.scored.probability(self.logits, torch.arange(len(self.logits), device=self.logits.device)).float()
 
 
-def _set_modes(training: Mapping[nn.Module, bool], required: Mapping[nn.Parameter, bool]) -> None:
-    """Set the flags that differ: writing one is slow, and most are as wanted."""
-    for module, flag in training.items():
-        if module.training != flag:
-            module.training = flag
-    for parameter, flag in required.items():
-        if parameter.requires_grad != flag:
-            parameter.requires_grad_(flag)
-
-
-@contextmanager
-def left_as_found(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and frozen parameters inside; training flags, requires_grad and all RNG states restored after."""
-    python, numpy = random.getstate(), np.random.get_state()  # libraries draw from them when they are first imported
-    training = {module: module.training for module in model.modules()}
-    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    rng = torch.get_rng_state()
-    try:
-        _set_modes(dict.fromkeys(training, False), dict.fromkeys(required, False))
-        yield
-    finally:
-        _set_modes(training, required)
-        torch.set_rng_state(rng)
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
 def _is_flat(need: Need, sources: Iterable[Tensor], gradients: Iterable[Tensor], score: Tensor) -> Tensor:
     """(B,) whether a gradient is zero at rounding level: nothing it is taken for could move the score.
 
@@ -108,7 +79,7 @@ def capture(
         stack.enter_context(LOCK)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(any(need.signal in GRADIENTS for need in needs)))
-        stack.enter_context(left_as_found(adapter.model))
+        stack.enter_context(preserve_state(adapter.model))
         heard = stack.enter_context(listening(adapter, needs))
         logits = adapter.forward(images)
         if not bool(torch.isfinite(logits).all()):
@@ -136,7 +107,7 @@ def _verify_logits(adapter: ModelAdapter, images: Tensor, recorded: Tensor) -> N
     as the plain one does.
     """
     device, rounding = images.device.type, 0.0
-    with torch.no_grad(), left_as_found(adapter.model):
+    with torch.no_grad(), preserve_state(adapter.model):
         plain = adapter.forward(images.detach())
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):

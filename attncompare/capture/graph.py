@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from attncompare.adapters.anatomy import Anatomy
 from attncompare.adapters.base import ModelAdapter, Source
-from attncompare.capture.attention import slow_attention_path
-from attncompare.capture.capture import left_as_found
+from attncompare.capture.state import disable_mha_fastpath, preserve_state
 from attncompare.capture.trace import Call, Trace, first_tensor
 
 
@@ -46,8 +45,8 @@ class Graph:
         self.images = seen.images[:1].detach().requires_grad_(True)
         self.last_linear = next((c for c in reversed(seen.calls) if isinstance(c.module, nn.Linear)), None)
         with ExitStack() as stack:
-            stack.enter_context(left_as_found(source.model))
-            stack.enter_context(slow_attention_path())
+            stack.enter_context(preserve_state(source.model))
+            stack.enter_context(disable_mha_fastpath())
             for path, module in source.model.named_modules():
                 if path:
                     stack.callback(module.register_forward_hook(self._keeper(path), with_kwargs=True).remove)

@@ -3,14 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
-import torch
 from torch import Tensor, nn
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.capture.attention import slow_attention_path
-from attncompare.capture.capture import left_as_found
 from attncompare.capture.listening import resolve_layer
-from attncompare.capture.lock import LOCK
+from attncompare.capture.state import frozen_eval
 from attncompare.capture.trace import first_tensor
 from attncompare.errors import CaptureError
 
@@ -26,18 +23,6 @@ def _tensor_of(path: str, output: object, alone: bool = False) -> Tensor:
     return found
 
 
-@contextmanager
-def undisturbed(adapter: ModelAdapter, *, graph: bool) -> Iterator[None]:
-    """For passes of one's own: the model as `capture` runs it, with or without a graph, and left as found."""
-    with ExitStack() as stack:
-        stack.enter_context(LOCK)
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.set_grad_enabled(graph))
-        stack.enter_context(left_as_found(adapter.model))
-        stack.enter_context(slow_attention_path())
-        yield
-
-
 def layer_outputs(
     adapter: ModelAdapter, images: Tensor, paths: Sequence[str], *, alone: bool = False
 ) -> dict[str, Tensor]:
@@ -48,7 +33,7 @@ def layer_outputs(
     """
     found: dict[str, Tensor] = {}
     with ExitStack() as stack:
-        stack.enter_context(undisturbed(adapter, graph=False))
+        stack.enter_context(frozen_eval(adapter.model, graph=False))
         for path in paths:
 
             def keep(module: nn.Module, args: object, output: object, path: str = path) -> None:
@@ -92,7 +77,7 @@ def run_up_to(adapter: ModelAdapter, path: str) -> Iterator[Callable[[Tensor], T
             raise CaptureError(f"layer {path!r} did not run in the forward pass")
         return reached.pop()
 
-    with undisturbed(adapter, graph=True):
+    with frozen_eval(adapter.model, graph=True):
         handle = layer.register_forward_hook(stop)
         try:
             yield features

@@ -8,9 +8,10 @@ from difflib import get_close_matches
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.capture.attention import AttentionCalls, current_block, slow_attention_path
+from attncompare.capture.attention import AttentionCalls, current_block
 from attncompare.capture.features import Tap, tapped
 from attncompare.capture.recorders import AttentionRecorder, Need, OutputRecorder, WindowRecorder
+from attncompare.capture.state import disable_mha_fastpath
 from attncompare.errors import CaptureError, UnknownNameError
 from attncompare.signals import Signal
 
@@ -85,7 +86,7 @@ def listening(adapter: ModelAdapter, needs: Sequence[Need]) -> Iterator[Recorder
     attends, windowed = (any(n.signal in kind for n in needs) for kind in (ATTENTION_SIGNALS, WINDOW_SIGNALS))
     blocks = tuple(block.path for block in anatomy.windows) if windowed else anatomy.attention_blocks if attends else ()
     with ExitStack() as stack:
-        stack.enter_context(slow_attention_path())
+        stack.enter_context(disable_mha_fastpath())
         for tap in heard.taps.values():
             stack.enter_context(tapped(adapter.model, tap))
         for gate in (anatomy.gates[index] for index in gates):

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from attncompare.adapters.anatomy import Anatomy
 from attncompare.adapters.base import ModelAdapter, Source
-from attncompare.capture.attention import slow_attention_path
-from attncompare.capture.capture import left_as_found
 from attncompare.capture.features import Layout, find_layout, token_grid
+from attncompare.capture.state import disable_mha_fastpath, preserve_state
 from attncompare.capture.trace import BATCH, Call, Trace, first_input, version_of
 from attncompare.signals import TokenLayout
 
@@ -50,8 +49,8 @@ class Changes:
         given = {c.path for c in calls if len(c.output.shape) == 3}
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
-            stack.enter_context(left_as_found(source.model))
-            stack.enter_context(slow_attention_path())
+            stack.enter_context(preserve_state(source.model))
+            stack.enter_context(disable_mha_fastpath())
             for path in dict.fromkeys((*fed, *given, *self.maps)):
                 module = source.model.get_submodule(path)
                 if path in fed:

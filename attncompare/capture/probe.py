@@ -14,15 +14,13 @@ from torch import Tensor, nn
 
 from attncompare.adapters.anatomy import Anatomy, Family, Gate
 from attncompare.adapters.base import ModelAdapter, Source
-from attncompare.capture.attention import slow_attention_path
 from attncompare.capture.attention_layout import HEADS, NO_ATTENTION, AttentionLayout, find_attention
-from attncompare.capture.capture import left_as_found
 from attncompare.capture.classifier import find_classifier, outermost
 from attncompare.capture.features import find_layout
 from attncompare.capture.graph import Graph
-from attncompare.capture.lock import LOCK
 from attncompare.capture.missing import NO_HEAD, missing_parts, missing_passes, supplied_by_user
 from attncompare.capture.placement import Changes, Grid, find_sequences, grid_of
+from attncompare.capture.state import LOCK, disable_mha_fastpath, preserve_state
 from attncompare.capture.trace import BATCH, Call, Note, Trace, equal, trace
 from attncompare.errors import UnsupportedModelError, reason_of
 from attncompare.signals import Signal, TokenLayout
@@ -124,7 +122,7 @@ def _refuse_chance(seen: Trace, source: Source) -> None:
     assert seen.logits is not None
     other = torch.rand(seen.images.shape, generator=torch.Generator().manual_seed(1)).to(seen.images)
     images = torch.cat([seen.images[:1], other[1:]])
-    with torch.no_grad(), left_as_found(source.model), slow_attention_path():
+    with torch.no_grad(), preserve_state(source.model), disable_mha_fastpath():
         torch.manual_seed(1)
         again = ModelAdapter(source, Anatomy("cnn", None)).forward(images)
     first = seen.logits[0]

@@ -19,11 +19,12 @@ from torch.autograd import Function
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.capture.attention import AttentionCalls, current_block, slow_attention_path
+from attncompare.capture.attention import AttentionCalls, current_block
 from attncompare.capture.backward_rules import GATES, out_of_place
 from attncompare.capture.capture import Capture
 from attncompare.capture.multi_head import multi_head_attention
 from attncompare.capture.recorders import AttentionRecorder, Need
+from attncompare.capture.state import disable_mha_fastpath
 from attncompare.errors import CaptureError, UnsupportedMethodError
 from attncompare.signals import Signal
 
@@ -265,7 +266,7 @@ def _pass(adapter: ModelAdapter, images: Tensor) -> tuple[Tensor, list[Tensor], 
         return (args[0].detach().requires_grad_(True), *args[1:])
 
     with ExitStack() as stack:
-        stack.enter_context(slow_attention_path())
+        stack.enter_context(disable_mha_fastpath())
         stack.callback(first.register_forward_pre_hook(start).remove)
         stack.enter_context(current_block(adapter.model, adapter.anatomy.attention_blocks, running))
         stack.enter_context(RelevanceRules())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.capture.attention import slow_attention_path
+from attncompare.capture.state import disable_mha_fastpath
 from attncompare.errors import CaptureError
 
 TOLERANCE = 1e-5
@@ -111,7 +111,7 @@ class Replay:
     def record(self, images: Tensor) -> Tensor:
         """Run the model on (B,3,H,W) images and return its outputs (B,K)."""
         self.images = images
-        with slow_attention_path(), self.recording():
+        with disable_mha_fastpath(), self.recording():
             return self.adapter.forward(images)
 
     @property
@@ -135,7 +135,7 @@ class Replay:
         images = rows_of(self.images, which, count, False)
         assert isinstance(images, Tensor)
         with ExitStack() as stack:
-            stack.enter_context(slow_attention_path())
+            stack.enter_context(disable_mha_fastpath())
             for module, outputs in self.kept.items():
                 answers = [rows_of(one, which, count, module in self.rewritten) for one in outputs]
                 stack.enter_context(_answering(module, answers))

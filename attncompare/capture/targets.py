@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.capture.attention import slow_attention_path
+from attncompare.capture.state import disable_mha_fastpath
 from attncompare.errors import CaptureError, SpecError
 
 Target = int | str | Sequence[int] | Sequence[str] | Tensor | Callable[[Tensor], Tensor] | None
@@ -226,7 +226,7 @@ class CountedForward(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(n,3,H,W) in [0, 1] -> (n,K)."""
-        with slow_attention_path():
+        with disable_mha_fastpath():
             images = images[:1] if self.trunk_once else images
             outputs = self.scored.outputs(self.adapter.forward(images))
         if self.clean is not None:
@@ -243,7 +243,7 @@ class CountedForward(nn.Module):
 
     def target_score(self, images: Tensor, which: Tensor) -> Tensor:
         """Altered copies (n,3,H,W) of images `which` (n,) -> (n,) the target's probability, or cosine similarity."""
-        with torch.no_grad(), slow_attention_path():
+        with torch.no_grad(), disable_mha_fastpath():
             raw = self.adapter.forward(images)
         self.seen_forward += len(images)
         return self.scored.probability(raw, which)

@@ -14,9 +14,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from attncompare.adapters.anatomy import Anatomy
 from attncompare.adapters.base import ModelAdapter, Source
-from attncompare.capture.attention import AttentionCalls, kernel, slow_attention_path
+from attncompare.capture.attention import AttentionCalls, kernel
 from attncompare.capture.backward_rules import ActivationNames
-from attncompare.capture.capture import left_as_found
+from attncompare.capture.state import disable_mha_fastpath, preserve_state
 
 BATCH = 2  # images in the probing pass
 TOLERANCE = 1e-4
@@ -186,8 +186,8 @@ def trace(source: Source) -> Trace:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(left_as_found(source.model))
-        stack.enter_context(slow_attention_path())
+        stack.enter_context(preserve_state(source.model))
+        stack.enter_context(disable_mha_fastpath())
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(BATCH, 3, *source.preprocessing.size, generator=generator)
         seen = Trace(images.to(adapter.device))

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from attncompare.adapters.anatomy import WindowBlock
-from attncompare.capture.attention import AttentionCalls, current_block, explicit_attention, kernel, slow_attention_path
+from attncompare.capture.attention import AttentionCalls, current_block, explicit_attention, kernel
 from attncompare.capture.features import find_layout
+from attncompare.capture.state import disable_mha_fastpath
 from attncompare.capture.trace import BATCH, AttentionCall, Call, Trace
 from attncompare.signals import TokenLayout, WindowGeometry
 
@@ -204,7 +205,7 @@ def find_windows(
         values = torch.randn(2, fed.shape[1 if channels_first else -1], generator=generator).to(fed)
         block = _Block(model, attention, call, grid, channels_first, values)
         try:
-            with torch.no_grad(), slow_attention_path():
+            with torch.no_grad(), disable_mha_fastpath():
                 found = _geometry(block, attention)
         except Exception as error:  # any module may be asked to run alone here, and raise anything
             return f"its block {call.path} does not run alone ({type(error).__name__}: {str(error)[:80]})"
@@ -246,7 +247,7 @@ def attends_to_tokens(seen: Trace, model: nn.Module, attention: AttentionCall) -
     masks = torch.zeros(BATCH, attention.keys, dtype=torch.bool, device=fed.device)
     changed = attention.keys // 2
     masks[1, changed] = True
-    with torch.no_grad(), slow_attention_path():
+    with torch.no_grad(), disable_mha_fastpath():
         weights = block.run(masks).probabilities
     if weights is None or weights.shape[0] != BATCH:
         return False

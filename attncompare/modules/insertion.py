@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from attncompare.adapters.base import device_of
-from attncompare.capture.capture import left_as_found
 from attncompare.capture.features import find_layout
+from attncompare.capture.state import preserve_state
 from attncompare.errors import SpecError, UnsupportedModelError, reason_of, unknown_name
 from attncompare.modules.squeeze_excite import SqueezeExcite
 
@@ -138,7 +138,7 @@ def _run(model: nn.Module, watched: Mapping[nn.Module, Callable[[object], None]]
     images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)).to(device_of(model), first.dtype)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(left_as_found(model))
+        stack.enter_context(preserve_state(model))
         for module, note in watched.items():
             stack.callback(module.register_forward_hook(lambda m, i, output, note=note: note(output)).remove)
         try:

@@ -15,7 +15,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.capture.layer_output import undisturbed
+from attncompare.capture.state import frozen_eval
 from attncompare.errors import CaptureError
 
 HELD_OUT = 1 / 3  # share of the images that a concept vector's accuracy is measured on
@@ -110,7 +110,7 @@ def score_pairs(
     """
     wrapped = _Pixels(model)
     rows = []
-    with undisturbed(model, graph=True), TemporaryDirectory(prefix="attncompare-tcav-") as folder:
+    with frozen_eval(model.model, graph=True), TemporaryDirectory(prefix="attncompare-tcav-") as folder:
         concepts = [Concept(number, "set", torch.split(one, question.batch)) for number, one in enumerate(sets)]
         for path, size in layers.items():
             tcav = _StoredOnce(wrapped, [f"{NET}.{path}"], classifier=LinearConcept(question.seed), save_path=folder)

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.capture.capture import capture, left_as_found
+from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
 from attncompare.capture.replay import Replay
+from attncompare.capture.state import preserve_state
 from attncompare.modules.insertion import inserted
 from attncompare.signals import Signal
 from attncompare.training.data import Part, TrainingData
@@ -91,7 +92,7 @@ def _without(model: ModelAdapter, part: Part, path: str, chosen: Sequence[NDArra
     """Accuracy with each set of channels at zero; what comes before the layer runs once."""
     hits = np.zeros(len(chosen))
     for images, labels in _batches(model, part):
-        with torch.no_grad(), left_as_found(model.model):
+        with torch.no_grad(), preserve_state(model.model):
             replay = Replay(model, path)
             replay.verify(replay.record(images))
             for number, channels in enumerate(chosen):

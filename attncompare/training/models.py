@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from attncompare.adapters.base import Preprocessing, Source
-from attncompare.capture.capture import left_as_found
+from attncompare.capture.state import preserve_state
 from attncompare.errors import UnsupportedModelError, reason_of
 from attncompare.loading import load_source
 from attncompare.modules.insertion import insert
@@ -64,7 +64,7 @@ def _plain(spec: TrainSpec, classes: int) -> Source:
 def _replace_head(source: Source, classes: int) -> None:
     """Give the module that makes the logits, a linear layer or a convolution, as many outputs as there are classes."""
     ran: list[tuple[str, int]] = []
-    with left_as_found(source.model), torch.no_grad(), ExitStack() as stack:
+    with preserve_state(source.model), torch.no_grad(), ExitStack() as stack:
         for path, module in source.model.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 width = module.out_features if isinstance(module, nn.Linear) else module.out_channels

@@ -9,9 +9,10 @@ from torch import nn
 
 import attncompare as ac
 from attncompare.adapters.base import ModelAdapter
-from attncompare.capture.attention import AttentionCalls, attention_rows, explicit_attention, slow_attention_path
+from attncompare.capture.attention import AttentionCalls, attention_rows, explicit_attention
 from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
+from attncompare.capture.state import disable_mha_fastpath
 from attncompare.errors import CaptureError, UnsupportedModelError
 from attncompare.signals import Signal, TokenLayout
 
@@ -462,7 +463,7 @@ def test_a_softmax_that_is_no_attention_is_not_heard():
 def test_multi_head_attention_is_heard_whether_or_not_its_weights_are_asked_for(weights):
     heard, x = Heard(), torch.randn(2, 5, 8)
     module = nn.MultiheadAttention(8, 4, batch_first=True).eval()
-    with torch.no_grad(), slow_attention_path():
+    with torch.no_grad(), disable_mha_fastpath():
         plain, expected = module(x, x, x, average_attn_weights=False)
         with AttentionCalls(heard):
             output, _ = module(x, x, x, need_weights=weights)

@@ -9,10 +9,11 @@ import attncompare as ac
 from attncompare.adapters.anatomy import Anatomy
 from attncompare.adapters.base import ModelAdapter, Preprocessing, Source
 from attncompare.capture.ablation import ablated_scores, has_linear_head
-from attncompare.capture.capture import capture, left_as_found
+from attncompare.capture.capture import capture
 from attncompare.capture.features import find_layout, join_features, split_features
 from attncompare.capture.recorders import Need
 from attncompare.capture.replay import Replay, modules_before, rows_of
+from attncompare.capture.state import preserve_state
 from attncompare.errors import CaptureError
 from attncompare.signals import Signal
 
@@ -93,7 +94,7 @@ def with_output(model, path, images, change):
 
     handle = model.model.get_submodule(path).register_forward_hook(hook)
     try:
-        with torch.no_grad(), left_as_found(model.model):
+        with torch.no_grad(), preserve_state(model.model):
             return model.forward(images)
     finally:
         handle.remove()
@@ -121,7 +122,7 @@ LAYERS = [
 def test_a_replay_is_the_whole_model_with_that_layers_output_replaced(model_of, pictures, name, path):
     model, which = model_of(name), torch.tensor(WHICH)
     images = pictures(model, 3)
-    with torch.no_grad(), left_as_found(model.model):
+    with torch.no_grad(), preserve_state(model.model):
         replay = Replay(model, path)
         logits = replay.record(images)
         replay.verify(logits)
@@ -138,7 +139,7 @@ def test_a_replay_is_the_whole_model_with_that_layers_output_replaced(model_of, 
 @pytest.mark.parametrize(("name", "path"), [("residual", "blocks.1"), ("vit", "blocks.2.norm1"), ("swin", "norm")])
 def test_a_replay_can_be_run_again_and_leaves_what_was_recorded(model_of, pictures, name, path):
     model, which = model_of(name), torch.tensor([1, 1])
-    with torch.no_grad(), left_as_found(model.model):
+    with torch.no_grad(), preserve_state(model.model):
         replay = Replay(model, path)
         logits = replay.record(pictures(model, 2))
         given = replay.tensor[which] * 1.5
@@ -152,7 +153,7 @@ def test_a_replay_can_be_run_again_and_leaves_what_was_recorded(model_of, pictur
 def test_the_graph_of_a_replay_starts_at_what_was_put_in(model_of, pictures, name, path):
     model = model_of(name)
     images = pictures(model, 2)
-    with left_as_found(model.model):
+    with preserve_state(model.model):
         replay = Replay(model, path)
         with torch.no_grad():
             replay.record(images)
@@ -175,7 +176,7 @@ def test_the_graph_of_a_replay_starts_at_what_was_put_in(model_of, pictures, nam
 
 def test_what_finished_before_the_layer_does_not_run_again(model_of, pictures):
     model, ran = model_of("residual"), []
-    with torch.no_grad(), left_as_found(model.model):
+    with torch.no_grad(), preserve_state(model.model):
         replay = Replay(model, "blocks.1")
         replay.record(pictures(model, 2))
         plain = {path: module.forward for path, module in model.model.named_modules() if path}
@@ -293,7 +294,7 @@ def scores_by_head(model, images, target, layer=None, linear=True):
     need = Need(Signal.ABLATED_SCORES, (("layer", layer),))
     needs = [Need(Signal.POOLED_FEATURES), Need(Signal.CLASSIFIER_WEIGHTS), Need(Signal.SCORES)] if linear else []
     reference = capture(model, images, needs, target)
-    with left_as_found(model.model):
+    with preserve_state(model.model):
         return ablated_scores(model, images, reference, need)
 
 

@@ -13,8 +13,9 @@ from torch import nn
 import attncompare as ac
 from attncompare.capture import relevance as relevance_module
 from attncompare.capture.altered import altered
-from attncompare.capture.capture import capture, left_as_found
+from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
+from attncompare.capture.state import preserve_state
 from attncompare.errors import UnsupportedMethodError
 from attncompare.signals import Signal
 
@@ -33,7 +34,7 @@ def doubled(model):
 def signal(model, images, name, target=TARGET):
     """An altered signal of the package, in the precision of the model."""
     scores = Need(Signal.SCORES)
-    with torch.enable_grad(), left_as_found(model.model):
+    with torch.enable_grad(), preserve_state(model.model):
         return altered(model, images, capture(model, images, [scores], target), Need(name))[0]
 
 

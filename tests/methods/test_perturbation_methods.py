@@ -13,8 +13,9 @@ from torch import nn
 
 import attncompare as ac
 from attncompare.capture.altered import altered, prerequisites
-from attncompare.capture.capture import capture, left_as_found
+from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
+from attncompare.capture.state import preserve_state
 from attncompare.capture.targets import CountedForward, TargetScore
 from attncompare.maps import normalise_map, resize_map
 from attncompare.methods.ablation_cam import ablation_cam
@@ -98,7 +99,7 @@ def test_ablated_scores_are_those_of_the_loop_to_rounding(tiny, pictures, name):
     double = replace(model, source=replace(model.source, model=copy.deepcopy(model.model).double()), verified=set())
     images, target = pictures(model).double(), torch.tensor([3, 1])
     need = Need(Signal.ABLATED_SCORES)
-    with left_as_found(double.model):
+    with preserve_state(double.model):
         reference = capture(double, images, prerequisites(double, need, target) or [Need(Signal.SCORES)], target)
         found = altered(double, images, reference, need)[0]
     plain = Plain(model)
@@ -193,7 +194,7 @@ def test_lime_is_the_ridge_regression_of_scikit_learn_on_the_same_samples(tiny, 
     model = tiny(name)
     images, target = pictures(model), torch.tensor([3, 1])
     labels = torch.stack([blocks(32, 32, 3, 4), blocks(32, 32, 2, 3)])  # of different numbers
-    with left_as_found(model.model):
+    with preserve_state(model.model):
         shown = lime(images, labels, scored(model, images, target), samples=60, **options)
     expected = torch.zeros(2, 32, 32, dtype=torch.float64)
     given = {key: options[key] for key in ("width", "baseline") if key in options}

@@ -22,7 +22,7 @@ from attncompare.benchmark.records import Variant
 from attncompare.benchmark.timing.device import Device, open_device, peak_of
 from attncompare.benchmark.timing.latency import Job, Timing, time_interleaved
 from attncompare.benchmark.timing.variants import in_variant
-from attncompare.capture.capture import left_as_found
+from attncompare.capture.state import preserve_state
 from attncompare.capture.targets import Target
 from attncompare.errors import AttnCompareError, UnsupportedMethodError
 from attncompare.explainer import explain_together
@@ -85,7 +85,7 @@ def measure(
     shown: dict[str, AttributionMap] = {}
 
     def logits(one: ModelAdapter) -> Tensor:
-        with torch.no_grad(), left_as_found(one.model):
+        with torch.no_grad(), preserve_state(one.model):
             return one.forward(images)
 
     before = logits(model)

@@ -19,7 +19,7 @@ from attncompare.benchmark.timing.measured import as_timing_records, reasons
 from attncompare.benchmark.timing.process import Request
 from attncompare.benchmark.timing.variants import refusal
 from attncompare.benchmark.worker import Worker
-from attncompare.capture.capture import left_as_found
+from attncompare.capture.state import preserve_state
 from attncompare.capture.targets import Target, TargetScore
 from attncompare.data.images import fit_image, to_tensor
 from attncompare.errors import AttnCompareError, reason_of
@@ -129,7 +129,7 @@ def _scene(spec: BenchmarkSpec, model: ModelAdapter, sample: Chunk, cells: Seque
     for i, one in enumerate(sample.samples):
         images[i] = to_tensor(fit_image(one.image, model.source.preprocessing))
     images = images.to(model.device)
-    with torch.no_grad(), left_as_found(model.model):
+    with torch.no_grad(), preserve_state(model.model):
         outputs = model.forward(images)
     asked: Target = spec.target if spec.target not in ("argmax", "label", "embedding") else None
     score = TargetScore.of(model, outputs, "embedding" if model.embedding and asked is None else asked)
