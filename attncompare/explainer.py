@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,17 +11,16 @@ from torch import Tensor
 from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.altered import altered, prerequisites
 from attncompare.capture.arguments import check_images, check_model
-from attncompare.capture.capture import Capture, capture
+from attncompare.capture.capture import Capture, shared_pass
 from attncompare.capture.features import Tap, tapped
-from attncompare.capture.listening import resolve_layer
+from attncompare.capture.listening import layer_of, resolve_layer
 from attncompare.capture.recorders import Need
-from attncompare.capture.state import LOCK, preserve_state
-from attncompare.capture.targets import CountedForward, Target, TargetScore, prompts_of
-from attncompare.capture.values import free_signal
+from attncompare.capture.state import LOCK, frozen_eval
+from attncompare.capture.targets import CountedForward, Target
 from attncompare.errors import CaptureError, SpecError
 from attncompare.maps import AttributionMap
 from attncompare.methods._base import Method, methods
-from attncompare.registry import Request, listed, split_request
+from attncompare.registry import Request, requested
 from attncompare.signals import ALTERED, FREE, GRADIENTS, OWN_PASSES, SIGNAL_OPTIONS, Signal
 
 
@@ -37,32 +36,40 @@ class Explainer(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """A method with its options resolved, and what it needs of a model."""
+    """A method with its options resolved, and what it needs of a model.
+
+    needs: of each signal, in the order of its parameters. shared: what it takes from the shared pass.
+    """
 
     method: Method
     options: Mapping[str, object]
+    needs: Mapping[Signal, Need]
+    shared: tuple[Need, ...]
 
-    def need(self, signal: Signal) -> Need:
-        """The need for one of its signals, with the options that belong to it."""
-        wanted = {o.name: self.options[o.name] for o in SIGNAL_OPTIONS.get(signal, ())}
-        return Need(signal, tuple(sorted(wanted.items())))
-
-    def own_options(self) -> dict[str, object]:
-        """The options that its function takes."""
-        inherited = {o.name for need in self.method.needs for o in SIGNAL_OPTIONS.get(need, ())}
-        return {name: value for name, value in self.options.items() if name not in inherited}
+    def compute(self, signals: Mapping[Signal, object]) -> Any:
+        """What its function makes of the signals: a map, or a map and numbers beside it."""
+        of_signals = {name for need in self.needs.values() for name, _ in need.options}
+        own = {name: value for name, value in self.options.items() if name not in of_signals}
+        return self.method.compute(*(signals[one] for one in self.needs), **own)
 
 
 def make_job(model: ModelAdapter, request: Request) -> Job:
     """Look up a method, check its options and that the model supplies what it needs."""
-    check_model(model)
-    name, given = split_request(request)
-    found = methods.get(name)
-    job = Job(found, found.resolve(given))
-    model.require(frozenset(found.needs), name)
-    if job.options.get("layer") is not None:
-        resolve_layer(model, str(job.options["layer"]))
-    return job
+    [(method, options)] = requested(methods, [request])
+    return _bind(model, method, options)
+
+
+def _bind(model: ModelAdapter, method: Method, options: Mapping[str, object], target: Target = None) -> Job:
+    """A method as it is run on a model; an error if the model lacks what it needs."""
+    model.require(frozenset(method.needs), method.name)
+    if options.get("layer") is not None:
+        resolve_layer(model, str(options["layer"]))
+    needs = {
+        one: Need(one, tuple((o.name, options[o.name]) for o in SIGNAL_OPTIONS.get(one, ()))) for one in method.needs
+    }
+    shared = [need for signal, need in needs.items() if signal not in OWN_PASSES]
+    shared += [one for signal in ALTERED & needs.keys() for one in prerequisites(model, needs[signal], target)]
+    return Job(method, options, needs, tuple(shared))
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ class MethodExplainer:
 
 def make_explainer(model: ModelAdapter, name: str, **options: object) -> MethodExplainer:
     """Check a method and its options against a model and bind them; errors come now, not at the first image."""
+    check_model(model)
     return MethodExplainer(model, name, make_job(model, (name, options)).options)
 
 
@@ -96,17 +104,15 @@ def explain_together(
     """Explain images by several methods at once; those that read the shared pass cost one forward and one backward.
 
     images: (B,3,H,W) float32 in [0, 1] at the model's size. Returns method name -> AttributionMap. The target is fixed
-    on the clean images and is the same for all methods. Raises UnsupportedMethodError before anything runs.
+    on the clean images and is the same for all methods. The first time that a model is recorded in some way, one more
+    forward pass checks that recording leaves its logits as they are. Raises UnsupportedMethodError before anything runs.
 
     >>> import attncompare as ac
     >>> maps = ac.explain_together(ac.load_model("demo/cnn"), ["layer_cam", "saliency"], torch.rand(1, 3, 64, 64))
     >>> {name: tuple(m.values.shape) for name, m in maps.items()}
     {'layer_cam': (1, 8, 8), 'saliency': (1, 64, 64)}
     """
-    images = check_images(model, images)
-    found = _explain(model, [make_job(model, request) for request in listed(requests)], images, target, 1)
-    prompts = prompts_of(target, len(images))
-    return {name: replace(shown, prompts=prompts) for name, shown in found.items()}
+    return _explain(model, requests, check_images(model, images), target)
 
 
 def explain_targets(
@@ -129,148 +135,82 @@ def explain_targets(
     flat = getattr(targets, "ndim", 1) == 1 and hasattr(targets, "__len__") and not isinstance(targets, str)
     if not flat or not len(targets):
         raise SpecError(f"targets {targets!r}: a sequence of class indices or strings is needed")
-    found = _explain(model, [make_job(model, request) for request in listed(requests)], image, targets, len(targets))
-    prompts = prompts_of(targets, len(targets))
-    return {name: replace(shown, prompts=prompts) for name, shown in found.items()}
+    return _explain(model, requests, image, targets, len(targets))
 
 
 def _explain(
-    model: ModelAdapter, jobs: Sequence[Job], images: Tensor, target: Target, repeat: int
+    model: ModelAdapter, requests: Sequence[Request], images: Tensor, target: Target, repeat: int = 1
 ) -> dict[str, AttributionMap]:
-    """The maps of all jobs: the shared pass first, then those with passes of their own."""
+    """The maps of all methods: the shared pass first, then those with passes of their own."""
+    jobs = [_bind(model, method, options, target) for method, options in requested(methods, requests)]
     if len({job.method.name for job in jobs}) != len(jobs):
         raise SpecError("a method is asked for twice; run them in two calls")
     with LOCK, torch.inference_mode(False):
-        return _explained(model, jobs, images, target, repeat)
-
-
-def _explained(
-    model: ModelAdapter, jobs: Sequence[Job], images: Tensor, target: Target, repeat: int
-) -> dict[str, AttributionMap]:
-    """As `_explain`, by the one thread that may."""
-    reference = _resolve(model, images, target, jobs, repeat)
-    copies = images.expand(repeat, -1, -1, -1) if repeat > 1 else images
-    found = {}
-    for job in jobs:
-        recorded = _recorded(model, job, target)
-        given = Given(
-            {need.signal: reference.signals[need] for need in recorded},
-            [reference.flat[need] for need in recorded if need in reference.flat],
-            float(any(need.signal not in FREE for need in recorded)) / repeat,
-            float(any(need.signal in GRADIENTS for need in recorded)),
-        )
-        if job.method.own_passes:
-            given.open = target is None and _chooses_itself(model, jobs)
-            found[job.method.name] = _run_alone(model, job, copies, reference, given, repeat)
-        else:
-            result = job.method.compute(*(given.signals[one] for one in job.method.needs), **job.own_options())
-            found[job.method.name] = _as_map(model, job, result, reference, given)
-    return found
-
-
-@dataclass
-class Given:
-    """What a method got: its signals, (B,) flags of flat gradients, and the passes per image that were made for them.
-
-    open: whether its first pass is to fix the target.
-    """
-
-    signals: dict[Signal, object]
-    flats: list[Tensor]
-    forward: float
-    backward: float
-    open: bool = False
-
-
-def _recorded(model: ModelAdapter, job: Job, target: Target) -> list[Need]:
-    """What a method takes from the shared pass."""
-    needs = [job.need(signal) for signal in job.method.needs if signal not in OWN_PASSES]
-    return needs + [one for s in job.method.needs if s in ALTERED for one in prerequisites(model, job.need(s), target)]
-
-
-def _chooses_itself(model: ModelAdapter, jobs: Sequence[Job]) -> bool:
-    """Whether the one method asked for reads its target only after its first pass, which is over the clean images."""
-    return len(jobs) == 1 and not model.embedding and jobs[0].method.first_pass_is_clean
-
-
-def _resolve(model: ModelAdapter, images: Tensor, target: Target, jobs: Sequence[Job], repeat: int) -> Capture:
-    """The shared pass; skipped when nothing needs it and the targets are given."""
-    needs = [need for job in jobs for need in _recorded(model, job, target)]
-    if target is None and _chooses_itself(model, jobs):
-        target = torch.zeros(len(images), dtype=torch.int64, device=images.device)  # filled in by that pass
-    if (
-        isinstance(target, Tensor)
-        and target.ndim == 1
-        and not model.embedding
-        and all(need.signal in FREE for need in needs)
-    ):
-        checked = TargetScore.of(model, images.new_empty(len(target), model.anatomy.outputs), target)
+        recorded = shared_pass(model, images, [need for job in jobs for need in job.shared], target, repeat)
         images = images.expand(repeat, -1, -1, -1) if repeat > 1 else images
-        with preserve_state(model.model):
-            found = {need: free_signal(model, need, images, checked) for need in needs}
-        return Capture(images.new_empty(0), checked, found, {})
-    return capture(model, images, needs, target, repeat)
+        return {job.method.name: _explain_by(job, model, images, recorded) for job in jobs}
 
 
-def _run_alone(
-    model: ModelAdapter, job: Job, images: Tensor, reference: Capture, given: Given, repeat: int
-) -> AttributionMap:
-    """A method with passes of its own, on the frozen model with its passes counted."""
-    counted = CountedForward(model, reference.scored)
-    counted.clean = images if given.open else None
-    given.signals |= {Signal.FORWARD: counted, Signal.TARGET_SCORE: counted.target_score}
+def _explain_by(job: Job, model: ModelAdapter, images: Tensor, recorded: Capture) -> AttributionMap:
+    """The map of one method: of what was recorded alone, or with passes of its own, which are counted."""
+    signals = {need.signal: recorded.signals[need] for need in job.shared}
+    if not job.method.own_passes:
+        return _as_map(job, model, recorded, job.compute(signals))
+    counted = CountedForward(model, recorded.scored)
+    signals |= {Signal.FORWARD: counted, Signal.TARGET_SCORE: counted.target_score}
     with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(preserve_state(model.model))
+        stack.enter_context(frozen_eval(model.model, graph=True))
         try:
-            for signal in ALTERED & set(job.method.needs):
-                value, forward, backward = altered(model, images, reference, job.need(signal))
-                given.signals[signal] = value
-                given.forward, given.backward = given.forward + forward, given.backward + backward
-            if Signal.FEATURE_LAYER in job.method.needs:
-                path = str(job.options.get("layer") or model.anatomy.feature_layer)
-                tap = Tap(path, model.size, model.sequences, counted.watch, repeat)
+            for signal in ALTERED & job.needs.keys():
+                signals[signal], *passes = altered(model, images, recorded, job.needs[signal])
+                counted.add(*passes)
+            if Signal.FEATURE_LAYER in job.needs:
+                tap = Tap(
+                    layer_of(model, job.needs[Signal.FEATURE_LAYER]),
+                    model.size,
+                    model.sequences,
+                    counted.watch,
+                    recorded.repeat,
+                )
                 stack.enter_context(tapped(model.model, tap))
-                given.signals[Signal.FEATURE_LAYER], counted.trunk_once = tap.identity, repeat > 1
-            result = job.method.compute(*(given.signals[one] for one in job.method.needs), **job.own_options())
+                signals[Signal.FEATURE_LAYER], counted.trunk_once = tap.identity, recorded.repeat > 1
+            result = job.compute(signals)
         except RuntimeError as error:
             if "does not require grad" in str(error) or "not have been used in the graph" in str(error):
                 raise CaptureError(f"{job.method.name}: no gradient of the score reaches it in {model.name}") from error
             raise
-    given.forward += counted.seen_forward / len(images)
-    given.backward += counted.seen_backward / len(images)
-    unmoved = counted.flat(len(images))
-    given.flats += [] if unmoved is None else [unmoved]
-    return _as_map(model, job, result, reference, given)
+    return _as_map(job, model, recorded, result, counted)
 
 
 def _as_map(
-    model: ModelAdapter,
-    job: Job,
-    result: Tensor | tuple[Tensor, dict[str, Tensor]],
-    reference: Capture,
-    given: Given,
+    job: Job, model: ModelAdapter, recorded: Capture, result: Any, counted: CountedForward | None = None
 ) -> AttributionMap:
-    """Check what a method returned and say who made it."""
+    """Check what a method returned and say who made it, of what, in how many passes."""
     values, detail = result if isinstance(result, tuple) else (result, {})
-    values = values.detach().float()
-    name = job.method.name
-    if given.flats and bool((flat := torch.stack(given.flats).any(dim=0)).any()):
+    values, name, scored = values.detach().float(), job.method.name, recorded.scored
+    flat = [recorded.flat[need] for need in job.shared if need in recorded.flat]
+    forward = any(need.signal not in FREE for need in job.shared) / recorded.repeat
+    backward = float(any(need.signal in GRADIENTS for need in job.shared))
+    if counted is not None:
+        images = len(scored.target)
+        flat += [] if counted.reached is None else [counted.reached[:images] == 0]
+        forward, backward = forward + counted.seen_forward / images, backward + counted.seen_backward / images
+    if flat and bool((zero := torch.stack(flat).any(dim=0)).any()):
         raise CaptureError(
-            f"{name}: the gradient of the score is zero at rounding level for image {int(flat.nonzero()[0])}; "
+            f"{name}: the gradient of the score is zero at rounding level for image {int(zero.nonzero()[0])}; "
             f"the map would be noise ({model.name})"
         )
     if not bool(torch.isfinite(values).all()):
         raise CaptureError(f"{name} gave non-finite values on {model.name}")
     return AttributionMap(
         values,
-        reference.target if reference.scored.function is None else torch.full_like(reference.target, -1),
+        scored.target if scored.function is None else torch.full_like(scored.target, -1),
         model=model.name,
         method=name,
         options=dict(job.options),
         detail=detail,
-        probability=reference.probability,
-        passes_forward=given.forward,
-        passes_backward=given.backward,
+        prompts=scored.prompts,
+        probability=recorded.probability,
+        passes_forward=forward,
+        passes_backward=backward,
     )

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, ClassVar, Generic, TypeVar, get_args
 
 from attncompare.errors import SpecError, unknown_name
 
 T = TypeVar("T")
+A = TypeVar("A", bound="Asked")
 Request = str | tuple[str, Mapping[str, object]]
 """The name of a method or metric, or (name, options)."""
 
@@ -26,11 +27,6 @@ def split_request(request: Request) -> tuple[str, Mapping[str, object]]:
     if len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], Mapping):
         raise SpecError(f"{request!r} is neither a name nor (name, options)")
     return pair[0], pair[1]
-
-
-def listed(requests: Request | Sequence[Request]) -> list[Request]:
-    """The requests as a list, where one name may stand for a list of one."""
-    return [requests] if isinstance(requests, str) else list(requests)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -96,19 +92,34 @@ def _kind(annotation: object, default: object) -> type:
     return found[0] if found and isinstance(found[0], type) else type(default)
 
 
-def resolve(kind: str, owner: str, options: Sequence[Option], given: Mapping[str, object]) -> dict[str, object]:
-    """All options with their values; an unknown one or a wrong value is an error that says what is allowed.
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A pure function that asks for what it needs by parameter name; its keyword-only parameters are its options.
 
-    >>> resolve("method", "blur", [Option("width", 3, None, "of the kernel", int, (1, 99))], {"width": 5})
-    {'width': 5}
+    version: part of every result's key; raise it when values change.
     """
-    known = {option.name: option for option in options}
-    for name in given:
-        if name not in known:
-            if not known:
-                raise SpecError(f"{kind} {owner} has no options; {name!r} was given")
-            raise unknown_name(f"option of {owner}", name, known)
-    return {name: option.check(owner, given.get(name, option.default)) for name, option in known.items()}
+
+    kind: ClassVar[str]
+    name: str
+    compute: Callable[..., Any]
+    options: tuple[Option, ...]
+    reference: str
+    version: int = 1
+
+    @property
+    def summary(self) -> str:
+        """The first line of its docstring."""
+        return summary_of(self.compute)
+
+    def resolve(self, given: Mapping[str, object]) -> dict[str, object]:
+        """All options with their values; an unknown one or a wrong value is an error that says what is allowed."""
+        known = {option.name: option for option in self.options}
+        for name in given:
+            if name not in known:
+                if not known:
+                    raise SpecError(f"{self.kind} {self.name} has no options; {name!r} was given")
+                raise unknown_name(f"option of {self.name}", name, known)
+        return {name: option.check(self.name, given.get(name, option.default)) for name, option in known.items()}
 
 
 def report_function(name: str) -> Any:
@@ -167,7 +178,8 @@ class Registry(Generic[T]):
 
     def get(self, name: str) -> T:
         """The member of that name, or an UnknownNameError that suggests one."""
-        self.load()
+        if not self._loaded:
+            self.load()
         if name not in self._members:
             raise unknown_name(self.kind, name, self._members)
         return self._members[name]
@@ -180,3 +192,11 @@ class Registry(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         self.load()
         return iter([self._members[name] for name in self.names()])
+
+
+def requested(registry: Registry[A], requests: Request | Sequence[Request]) -> list[tuple[A, dict[str, object]]]:
+    """The members that are asked for, each with all its options resolved; one name may stand for a list of one."""
+    several: Sequence[Request] = [requests] if isinstance(requests, str) else requests  # type: ignore[assignment]
+    pairs = [split_request(request) for request in several]
+    members = [(registry.get(name), given) for name, given in pairs]
+    return [(member, member.resolve(given)) for member, given in members]

@@ -348,6 +348,16 @@ def test_the_shared_methods_cost_one_forward_and_one_backward_pass_in_all(fresh,
     assert (len(forward), len(backward)) == (1, 1)
 
 
+def test_grad_cam_joins_the_one_forward_and_the_one_backward_pass(fresh, pictures):
+    model = fresh("vit")
+    images, names = pictures(model), ["gradient_rollout", "grad_cam", "saliency"]
+    forward, backward = count_passes(model)
+    ac.explain_together(model, names, images)
+    assert (len(forward), len(backward)) == (2, 1)  # the first time, one more forward pass checks the logits
+    ac.explain_together(model, names, images)
+    assert (len(forward), len(backward)) == (3, 2)
+
+
 def test_methods_without_gradients_run_no_backward_pass(fresh, pictures):
     model = fresh("vit")
     forward, backward = count_passes(model)

@@ -113,43 +113,43 @@ class ModelAdapter:
     derived: Derived = field(default_factory=Derived, init=False, repr=False, compare=False)
     """What was made from the network on request and once, by whoever made it."""
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The name it was loaded by."""
         return self.source.name
 
-    @property
+    @cached_property
     def model(self) -> nn.Module:
         """The wrapped module, as its library made it."""
         return self.source.model
 
-    @property
+    @cached_property
     def family(self) -> Family:
         """cnn, vit (global attention over tokens) or hierarchical."""
         return self.anatomy.family
 
-    @property
+    @cached_property
     def size(self) -> tuple[int, int]:
         """Input (H, W)."""
         return self.source.preprocessing.size
 
-    @property
+    @cached_property
     def tokens(self) -> TokenLayout | None:
         """How its tokens lie on the image, None for CNNs."""
         return self.anatomy.tokens
 
-    @property
+    @cached_property
     def attention_tokens(self) -> TokenLayout | None:
         """How the rows and columns of its attention lie on the image; with a place for a query that pools the tokens."""
         return self.anatomy.attention_tokens or self.anatomy.tokens
 
-    @property
+    @cached_property
     def sequences(self) -> tuple[TokenLayout, ...]:
         """Every way in which a sequence of tokens inside it lies on the image."""
         others = self.anatomy.sequences
         return others if self.tokens is None else (self.tokens, *others)
 
-    @property
+    @cached_property
     def embedding(self) -> bool:
         """Whether the output is an embedding rather than class logits."""
         return self.source.embedding

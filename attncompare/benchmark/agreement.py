@@ -11,7 +11,7 @@ from attncompare.errors import SpecError
 from attncompare.maps import AttributionMap, resize_map
 from attncompare.metrics._base import Evidence
 from attncompare.metrics._base import metrics as all_metrics
-from attncompare.registry import listed, split_request
+from attncompare.registry import requested
 
 PAIRWISE = ("rank_correlation", "ssim", "top_k_overlap")
 
@@ -54,11 +54,10 @@ def compare_maps(
     )
     shown = sha256(b"".join(one.contiguous().numpy().tobytes() for one in both)).hexdigest()
     records = []
-    for request in listed(metrics):
-        name, given = split_request(request)
-        metric = all_metrics.get(name).with_options(given)
+    for found, options in requested(all_metrics, metrics):
+        metric = found.with_options(options)
         if not metric.pairwise:
-            raise SpecError(f"metric {name} scores one map; use attncompare.score")
+            raise SpecError(f"metric {metric.name} scores one map; use attncompare.score")
         values = metric.values({Evidence.MAPS: both[0], Evidence.OTHER_MAPS: both[1]})
         key = cell_key({"kind": "pair", "metric": metric.describe(), "size": size, "maps": shown})
         names = [str(i) for i in range(len(values))]

@@ -19,7 +19,7 @@ from attncompare.metrics._base import CURVES, Evidence, Metric
 from attncompare.metrics._base import metrics as all_metrics
 from attncompare.metrics.perturbation import perturbation_curves
 from attncompare.metrics.protocols import Protocol
-from attncompare.registry import Request, listed, split_request
+from attncompare.registry import Request, requested
 
 MetricRequest = Request
 
@@ -27,9 +27,8 @@ MetricRequest = Request
 def choose_metrics(requests: Sequence[MetricRequest], protocol: Protocol) -> list[Metric]:
     """Look up metrics and check their options; SpecError for one of two maps or whose curve the protocol lacks."""
     chosen = []
-    for request in listed(requests):
-        name, given = split_request(request)
-        metric = all_metrics.get(name).with_options(given)
+    for found, options in requested(all_metrics, requests):
+        metric, name = found.with_options(options), found.name
         if metric.pairwise:
             raise SpecError(f"metric {name} compares two maps; use attncompare.compare_maps(first, second)")
         if Evidence.INSERTION_CURVE in metric.needs and protocol.insertion is None:

@@ -31,6 +31,12 @@ class Listener(Protocol):
         ...
 
 
+class BlockListener(Listener, Protocol):
+    """A listener that knows which declared blocks are running, by their indices, the innermost last."""
+
+    running: list[int]
+
+
 class AttentionCalls(TorchFunctionMode):
     """While active, `listener` stands in for every fused attention call and hears of every unfused one.
 
@@ -123,6 +129,13 @@ def current_block(model: nn.Module, blocks: Iterable[str], running: list[int]) -
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def hearing(listener: BlockListener, model: nn.Module, blocks: Iterable[str]) -> Iterator[None]:
+    """Let a listener hear the attention of the declared blocks, and know which one runs."""
+    with current_block(model, blocks, listener.running), AttentionCalls(listener):
+        yield
 
 
 def _one_per_head(shared: Tensor, query: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.capture.attention import AttentionCalls, current_block
 from attncompare.capture.capture import Capture
 from attncompare.capture.recorders import AttentionRecorder, Need
 from attncompare.capture.replay import Replay
@@ -42,16 +41,11 @@ def block_gradients(
     through its own block only: the gradient of their sum would add to A_l what later blocks owe to it.
     """
     blocks = adapter.anatomy.token_blocks
-    running: list[int] = []
-    recorder = AttentionRecorder(adapter, [Need(Signal.ATTENTION_GRADIENTS)], running)
+    recorder = AttentionRecorder(adapter, [Need(Signal.ATTENTION_GRADIENTS)])
     outputs: list[Tensor] = []
     replay = Replay(adapter, blocks[-1])
-    with ExitStack() as stack:
-        stack.enter_context(disable_mha_fastpath())
-        stack.enter_context(_cut_between(adapter.model, blocks, outputs))
-        stack.enter_context(current_block(adapter.model, adapter.anatomy.attention_blocks, running))
-        with AttentionCalls(recorder):
-            logits = replay.record(images)
+    with disable_mha_fastpath(), _cut_between(adapter.model, blocks, outputs), recorder.active():
+        logits = replay.record(images)
     with disable_mha_fastpath():
         replay.verify(logits.detach())
         attention = recorder.listed(recorder.blocks)

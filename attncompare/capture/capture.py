@@ -1,18 +1,17 @@
 """One forward and at most one backward pass that records every signal the methods of a run ask for."""
 
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.capture.listening import Recorders, layer_of, listening, tapped_features
+from attncompare.capture.listening import listening
 from attncompare.capture.recorders import Need
-from attncompare.capture.state import LOCK, preserve_state
+from attncompare.capture.state import frozen_eval, preserve_state
 from attncompare.capture.targets import Target, TargetScore
-from attncompare.capture.values import repeated, value_of
+from attncompare.capture.values import free_signal, gradient_sources, repeated, value_of
 from attncompare.errors import CaptureError
 from attncompare.signals import FREE, GRADIENTS, Signal
 
@@ -25,26 +24,71 @@ ZERO_GRADIENT = 1e-9  # |gradient . signal| below this share of |score| is round
 class Capture:
     """What one shared pass recorded; detached, so no graph outlives the call.
 
-    logits: (B,K). scored: the score that was explained, so that methods with passes of their own explain the same one.
-    flat: per gradient need (B,) bool, whether it is zero at rounding level.
+    scored: the score that was explained, so that methods with passes of their own explain the same one. logits: (B,K), and
+    probability: (B,) of the target (or similarity, or value of the function); both None where no pass was made. flat: per
+    gradient need (B,) bool, whether it is zero at rounding level. repeat: how many targets of one image were explained.
     """
 
-    logits: Tensor
     scored: TargetScore
     signals: Mapping[Need, object]
-    flat: Mapping[Need, Tensor]
+    logits: Tensor | None = None
+    probability: Tensor | None = None
+    flat: Mapping[Need, Tensor] = field(default_factory=dict)
+    repeat: int = 1
 
     @property
     def target(self) -> Tensor:
         """(B,) int64, which of the score's outputs belongs to each image."""
         return self.scored.target
 
-    @property
-    def probability(self) -> Tensor | None:
-        """(B,) probability (similarity, value of the function) of the target; None where no pass was made."""
-        if not self.logits.numel():
-            return None
-        return self.scored.probability(self.logits, torch.arange(len(self.logits), device=self.logits.device)).float()
+
+def capture(adapter: ModelAdapter, images: Tensor, needs: Iterable[Need], target: Target = None) -> Capture:
+    """The shared pass for other images than a caller's checked ones; UnsupportedMethodError for what the model lacks."""
+    needs = list(dict.fromkeys(needs))
+    adapter.require(frozenset(need.signal for need in needs), "capture")
+    return shared_pass(adapter, images.to(adapter.device), needs, target)
+
+
+def shared_pass(
+    adapter: ModelAdapter, images: Tensor, needs: Sequence[Need], target: Target = None, repeat: int = 1
+) -> Capture:
+    """Run the model once (and once backward if a gradient is needed) and return what `needs` ask for.
+
+    images: (B,3,H,W) float32 in [0, 1] on the model's device. repeat: how many targets are explained of the one image: one
+    forward and as many backward passes; all signals then have that many rows. No pass is made where the classes are given
+    and nothing needs one. The first time that a model is recorded in some way, one more forward pass checks that recording
+    leaves the logits as they are. Raises CaptureError when what was recorded is not what the model declares.
+    """
+    if isinstance(target, Tensor) and target.ndim == 1 and not adapter.embedding and {n.signal for n in needs} <= FREE:
+        return _without_pass(adapter, images, needs, target, repeat)
+    images = images.detach().requires_grad_(any(need.signal is Signal.IMAGE_GRADIENTS for need in needs))
+    graph = any(need.signal in GRADIENTS for need in needs)
+    with frozen_eval(adapter.model, graph=graph), listening(adapter, needs) as heard:
+        logits = adapter.forward(images)
+        if not bool(torch.isfinite(logits).all()):
+            raise CaptureError(f"{adapter.name} returned non-finite logits; its weights or the images are not usable")
+        outputs = logits.expand(repeat, -1) if repeat > 1 else logits
+        scored = TargetScore.of(adapter, outputs, target)
+        score, heard.logits = scored.score(outputs), outputs.detach()
+        probability = scored.probability(heard.logits, torch.arange(len(outputs), device=outputs.device)).float()
+        sources = gradient_sources(needs, images, heard)
+        gradients = _backward(adapter, score, sources, repeat) if sources else {}
+        flat = {need: _is_flat(need, group, gradients[need], score.detach()) for need, group in sources.items()}
+        found = {need: value_of(adapter, need, images, scored, heard, gradients) for need in needs}
+    found = {need: repeated(value, repeat) for need, value in found.items()} if repeat > 1 else found
+    recording = str(sorted(str(need) for need in needs if need.signal not in UNRECORDED))
+    if recording not in adapter.verified:
+        _verify_logits(adapter, images, logits.detach())
+        adapter.verified.add(recording)
+    return Capture(scored, found, heard.logits, probability, flat, repeat)
+
+
+def _without_pass(adapter: ModelAdapter, images: Tensor, needs: Sequence[Need], target: Tensor, repeat: int) -> Capture:
+    """What is known of the images and the classes alone."""
+    scored = TargetScore.of_indices(adapter, target, len(images) * repeat)
+    images = images.expand(repeat, -1, -1, -1) if repeat > 1 else images
+    with preserve_state(adapter.model):
+        return Capture(scored, {need: free_signal(adapter, need, images, scored) for need in needs}, repeat=repeat)
 
 
 def _is_flat(need: Need, sources: Iterable[Tensor], gradients: Iterable[Tensor], score: Tensor) -> Tensor:
@@ -59,45 +103,6 @@ def _is_flat(need: Need, sources: Iterable[Tensor], gradients: Iterable[Tensor],
         scale = source.detach().abs().flatten(1).amax(1) if need.signal is Signal.FEATURE_GRADIENTS else 1.0
         effect = effect + reach * scale
     return effect <= ZERO_GRADIENT * score.abs()
-
-
-def capture(
-    adapter: ModelAdapter, images: Tensor, needs: Iterable[Need], target: Target = None, repeat: int = 1
-) -> Capture:
-    """Run the model once (and once backward if a gradient is needed) and return what `needs` ask for.
-
-    images: (B,3,H,W) float32 in [0, 1]. repeat: how many targets are explained of the one image: one forward and as many
-    backward passes; all signals then have that many rows. Raises CaptureError when what was recorded is not what the model
-    declares.
-    """
-    needs = list(dict.fromkeys(needs))
-    adapter.require(frozenset(need.signal for need in needs), "capture")
-    images = images.detach().to(adapter.device)
-    if any(need.signal is Signal.IMAGE_GRADIENTS for need in needs):
-        images = images.requires_grad_(True)
-    with ExitStack() as stack:
-        stack.enter_context(LOCK)
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.set_grad_enabled(any(need.signal in GRADIENTS for need in needs)))
-        stack.enter_context(preserve_state(adapter.model))
-        heard = stack.enter_context(listening(adapter, needs))
-        logits = adapter.forward(images)
-        if not bool(torch.isfinite(logits).all()):
-            raise CaptureError(f"{adapter.name} returned non-finite logits; its weights or the images are not usable")
-        outputs = logits.expand(repeat, -1) if repeat > 1 else logits
-        scored = TargetScore.of(adapter, outputs, target)
-        score = scored.score(outputs)
-        wanted = _gradient_sources(adapter, needs, images, heard)
-        gradients = _backward(adapter, score, wanted, repeat) if wanted else {}
-        flat = {need: _is_flat(need, group, gradients[need], score.detach()) for need, group in wanted.items()}
-        heard = replace(heard, logits=outputs.detach())
-        found = {n: value_of(adapter, n, images, scored, heard, gradients) for n in needs}
-        found = {n: repeated(value, repeat) for n, value in found.items()} if repeat > 1 else found
-    recording = str(sorted(str(need) for need in needs if need.signal not in UNRECORDED))
-    if recording not in adapter.verified:  # once per model and kind of recording: one more forward pass
-        _verify_logits(adapter, images, logits.detach())
-        adapter.verified.add(recording)
-    return Capture(outputs.detach(), scored, found, flat)
 
 
 def _verify_logits(adapter: ModelAdapter, images: Tensor, recorded: Tensor) -> None:
@@ -135,18 +140,3 @@ def _backward(
     ]
     filled = iter(found)
     return {need: [next(filled) for _ in group] for need, group in wanted.items()}
-
-
-def _gradient_sources(
-    adapter: ModelAdapter, needs: list[Need], images: Tensor, heard: Recorders
-) -> dict[Need, list[Tensor]]:
-    """The tensors that each gradient need is taken with respect to."""
-    sources: dict[Need, list[Tensor]] = {}
-    for need in needs:
-        if need.signal is Signal.IMAGE_GRADIENTS:
-            sources[need] = [images]
-        elif need.signal is Signal.FEATURE_GRADIENTS:
-            sources[need] = [tapped_features(heard.taps[layer_of(adapter, need)])]
-        elif need.signal is Signal.ATTENTION_GRADIENTS:
-            sources[need] = heard.attention.listed(heard.attention.blocks)
-    return sources

@@ -58,7 +58,7 @@ def run_up_to(adapter: ModelAdapter, path: str) -> Iterator[Callable[[Tensor], T
 
     The model is in evaluation mode with frozen parameters inside the block, and left as found after it.
 
-    >>> import attncompare as ac
+    >>> import torch; import attncompare as ac
     >>> with run_up_to(ac.load_model("demo/vit"), "blocks.2") as features:
     ...     features(torch.rand(1, 3, 64, 64)).shape
     torch.Size([1, 65, 128])

@@ -2,40 +2,42 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.capture.attention import AttentionCalls, current_block
 from attncompare.capture.features import Tap, tapped
 from attncompare.capture.recorders import AttentionRecorder, Need, OutputRecorder, WindowRecorder
-from attncompare.capture.state import disable_mha_fastpath
-from attncompare.errors import CaptureError, UnknownNameError
+from attncompare.errors import UnknownNameError
 from attncompare.signals import Signal
 
 ATTENTION_SIGNALS = frozenset(
     {Signal.ATTENTION, Signal.ATTENTION_GRADIENTS, Signal.FUSED_ATTENTION, Signal.CLASS_ATTENTION}
 )
 WINDOW_SIGNALS = frozenset({Signal.WINDOW_ATTENTION, Signal.ATTENTION_HIERARCHY})
+GATE_SIGNALS = frozenset({Signal.CHANNEL_ATTENTION, Signal.GATED_FEATURES})
 
 
-@dataclass(frozen=True)
+@dataclass
 class Recorders:
-    """Everything that listens during one shared pass."""
+    """What listens during one shared pass, as far as it is asked for; and the logits, when they are there.
 
-    taps: Mapping[str, Tap]
-    outputs: OutputRecorder
-    attention: AttentionRecorder
-    windows: WindowRecorder
+    taps: by the need that reads them; those of one layer are one.
+    """
+
+    taps: Mapping[Need, Tap]
+    outputs: OutputRecorder = field(default_factory=OutputRecorder)
+    attention: AttentionRecorder | None = None
+    windows: WindowRecorder | None = None
     logits: Tensor | None = None
 
 
 def layer_of(adapter: ModelAdapter, need: Need) -> str:
     """The module path of a need's feature layer."""
-    path = need.option("layer") or adapter.anatomy.feature_layer
-    return resolve_layer(adapter, str(path))
+    given = dict(need.options).get("layer")
+    return str(adapter.anatomy.feature_layer) if given is None else resolve_layer(adapter, str(given))
 
 
 def resolve_layer(adapter: ModelAdapter, path: str) -> str:
@@ -60,40 +62,28 @@ def gate_index(adapter: ModelAdapter, need: Need) -> int:
     return number % len(gates)
 
 
-def tapped_features(tap: Tap) -> Tensor:
-    """What a tap saw, or CaptureError."""
-    if tap.features is None:
-        raise CaptureError(f"layer {tap.path!r} did not run in the forward pass")
-    return tap.features
-
-
-def _taps(adapter: ModelAdapter, needs: Sequence[Need]) -> dict[str, Tap]:
-    paths = [layer_of(adapter, n) for n in needs if n.signal in (Signal.FEATURES, Signal.FEATURE_GRADIENTS)]
-    if adapter.anatomy.classifier and any(n.signal is Signal.POOLED_FEATURES for n in needs):
-        paths.append(adapter.anatomy.classifier.features)
-    return {path: Tap(path, adapter.size, adapter.sequences) for path in paths}
+def _taps(adapter: ModelAdapter, needs: Sequence[Need]) -> dict[Need, Tap]:
+    """One tap for each layer whose features or gradients are needed."""
+    paths = {n: layer_of(adapter, n) for n in needs if n.signal in (Signal.FEATURES, Signal.FEATURE_GRADIENTS)}
+    if classifier := adapter.anatomy.classifier:
+        paths |= {need: classifier.features for need in needs if need.signal is Signal.POOLED_FEATURES}
+    taps = {path: Tap(path, adapter.size, adapter.sequences) for path in dict.fromkeys(paths.values())}
+    return {need: taps[path] for need, path in paths.items()}
 
 
 @contextmanager
 def listening(adapter: ModelAdapter, needs: Sequence[Need]) -> Iterator[Recorders]:
     """Hooks and modes for what `needs` ask for, for the length of the block."""
-    anatomy, running = adapter.anatomy, list[int]()
-    outputs = OutputRecorder()
-    heard = Recorders(
-        _taps(adapter, needs), outputs, AttentionRecorder(adapter, needs, running), WindowRecorder(adapter, running)
-    )
-    gates = {gate_index(adapter, n) for n in needs if n.signal in (Signal.CHANNEL_ATTENTION, Signal.GATED_FEATURES)}
-    attends, windowed = (any(n.signal in kind for n in needs) for kind in (ATTENTION_SIGNALS, WINDOW_SIGNALS))
-    blocks = tuple(block.path for block in anatomy.windows) if windowed else anatomy.attention_blocks if attends else ()
+    heard, signals = Recorders(_taps(adapter, needs)), {need.signal for need in needs}
     with ExitStack() as stack:
-        stack.enter_context(disable_mha_fastpath())
-        for tap in heard.taps.values():
+        for tap in dict.fromkeys(heard.taps.values()):
             stack.enter_context(tapped(adapter.model, tap))
-        for gate in (anatomy.gates[index] for index in gates):
-            layer, values = (adapter.model.get_submodule(path) for path in (gate.layer, gate.values))
-            stack.callback(layer.register_forward_pre_hook(outputs.input_hook(gate.layer)).remove)
-            stack.callback(values.register_forward_hook(outputs.output_hook(gate.values)).remove)
-        stack.enter_context(current_block(adapter.model, blocks, running))
-        if attends or windowed:  # no model supplies both
-            stack.enter_context(AttentionCalls(heard.windows if windowed else heard.attention))
+        for gate in {gate_index(adapter, n) for n in needs if n.signal in GATE_SIGNALS}:
+            stack.enter_context(heard.outputs.of_gate(adapter.model, adapter.anatomy.gates[gate]))
+        if signals & ATTENTION_SIGNALS:
+            heard.attention = AttentionRecorder(adapter, needs)
+            stack.enter_context(heard.attention.active())
+        if signals & WINDOW_SIGNALS:  # no model supplies both
+            heard.windows = WindowRecorder(adapter)
+            stack.enter_context(heard.windows.active())
         yield heard

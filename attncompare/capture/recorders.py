@@ -1,13 +1,15 @@
 """What listens during a pass: the attention recorders, and plain input and output hooks."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from attncompare.adapters.anatomy import Gate
 from attncompare.adapters.base import ModelAdapter
-from attncompare.capture.attention import attention_rows, explicit_attention, kernel, on_all_tokens
+from attncompare.capture.attention import attention_rows, explicit_attention, hearing, kernel, on_all_tokens
 from attncompare.errors import CaptureError
 from attncompare.signals import Signal, WindowAttention
 
@@ -34,8 +36,8 @@ class AttentionRecorder:
     there are some, the score's attention rows are theirs.
     """
 
-    def __init__(self, adapter: ModelAdapter, needs: Iterable[Need], running: list[int]) -> None:
-        self.adapter, self.running = adapter, running
+    def __init__(self, adapter: ModelAdapter, needs: Iterable[Need]) -> None:
+        self.adapter, self.running = adapter, list[int]()
         wanted = {need.signal for need in needs}
         self.fusions = {str(need.option("fusion", "mean")) for need in needs if need.signal is Signal.FUSED_ATTENTION}
         self.full = bool(wanted & {Signal.ATTENTION, Signal.ATTENTION_GRADIENTS})
@@ -46,6 +48,10 @@ class AttentionRecorder:
         self.blocks: dict[int, Tensor] = {}
         self.fused: dict[str, dict[int, Tensor]] = {fusion: {} for fusion in self.fusions}
         self.class_rows: dict[int, Tensor] = {}
+
+    def active(self) -> AbstractContextManager[object]:
+        """Hears the declared blocks for the length of the block."""
+        return hearing(self, self.adapter.model, self.adapter.anatomy.attention_blocks)
 
     def kernel(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Stand in for the fused kernel."""
@@ -166,9 +172,13 @@ def verify_rows(probabilities: Tensor, block: int) -> None:
 class WindowRecorder:
     """Keeps the attention inside the windows of every declared block."""
 
-    def __init__(self, adapter: ModelAdapter, running: list[int]) -> None:
-        self.adapter, self.running = adapter, running
+    def __init__(self, adapter: ModelAdapter) -> None:
+        self.adapter, self.running = adapter, list[int]()
         self.blocks: dict[int, Tensor] = {}
+
+    def active(self) -> AbstractContextManager[object]:
+        """Hears the declared blocks for the length of the block."""
+        return hearing(self, self.adapter.model, [block.path for block in self.adapter.anatomy.windows])
 
     def kernel(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Stand in for the fused kernel."""
@@ -201,12 +211,25 @@ class WindowRecorder:
         return [WindowAttention(windows.split(self.blocks[i]), windows.geometry) for i, windows in enumerate(declared)]
 
 
+@dataclass(frozen=True)
 class OutputRecorder:
-    """Keeps the inputs and outputs of plain modules (gates, pooled features)."""
+    """Keeps the inputs and outputs of plain modules: gates and what they multiply."""
 
-    def __init__(self) -> None:
-        self.inputs: dict[str, Tensor] = {}
-        self.outputs: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+    @contextmanager
+    def of_gate(self, model: nn.Module, gate: Gate) -> Iterator[None]:
+        """Listen to a gate and to the layer that it multiplies, for the length of the block."""
+        handles = (
+            model.get_submodule(gate.layer).register_forward_pre_hook(self.input_hook(gate.layer)),
+            model.get_submodule(gate.values).register_forward_hook(self.output_hook(gate.values)),
+        )
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def output_hook(self, path: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         """A forward hook that keeps copies: what comes after may write in place."""

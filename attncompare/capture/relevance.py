@@ -19,7 +19,6 @@ from torch.autograd import Function
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.capture.attention import AttentionCalls, current_block
 from attncompare.capture.backward_rules import GATES, out_of_place
 from attncompare.capture.capture import Capture
 from attncompare.capture.multi_head import multi_head_attention
@@ -258,8 +257,7 @@ def attention_relevance(
 
 def _pass(adapter: ModelAdapter, images: Tensor) -> tuple[Tensor, list[Tensor], AttentionRecorder]:
     """Outputs (B,K) and every block's attention in the graph of one pass under the rules."""
-    running: list[int] = []
-    recorder = AttentionRecorder(adapter, [Need(Signal.ATTENTION_GRADIENTS)], running)
+    recorder = AttentionRecorder(adapter, [Need(Signal.ATTENTION_GRADIENTS)])
     first = adapter.model.get_submodule(adapter.anatomy.token_blocks[0])
 
     def start(module: object, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -268,8 +266,7 @@ def _pass(adapter: ModelAdapter, images: Tensor) -> tuple[Tensor, list[Tensor], 
     with ExitStack() as stack:
         stack.enter_context(disable_mha_fastpath())
         stack.callback(first.register_forward_pre_hook(start).remove)
-        stack.enter_context(current_block(adapter.model, adapter.anatomy.attention_blocks, running))
         stack.enter_context(RelevanceRules())
-        stack.enter_context(AttentionCalls(recorder))
+        stack.enter_context(recorder.active())
         raw = adapter.forward(images)
     return raw, recorder.listed(recorder.blocks), recorder

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.state import disable_mha_fastpath
-from attncompare.errors import CaptureError, SpecError
+from attncompare.errors import SpecError
 
 Target = int | str | Sequence[int] | Sequence[str] | Tensor | Callable[[Tensor], Tensor] | None
 """None: the argmax on the clean image. int, sequence or (B,) tensor: class indices. "class:NAME": a class by name.
@@ -66,11 +66,10 @@ def _is_own(target: Target, count: int) -> bool:
 
 def _indices(target: object, count: int, device: torch.device) -> Tensor:
     """(B,) int64 from one class index or one per image; SpecError for anything else."""
-    refused = SpecError(f"target {target!r} is not known here; {ALLOWED}")
     try:
         index = torch.as_tensor(target, device=device)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise refused from error
+        raise SpecError(f"target {target!r} is not known here; {ALLOWED}") from error
     if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
         raise SpecError(f"targets are class indices, not {index.dtype}")
     index = index.clone() if index.is_inference() else index  # a gradient may need it
@@ -154,7 +153,9 @@ class TargetScore:
     @staticmethod
     def of(adapter: ModelAdapter, clean: Tensor, target: Target) -> "TargetScore":
         """Fix the target on the clean images' outputs (B,K); errors name what is allowed."""
-        count, classes = clean.shape
+        if target is None and not adapter.embedding:
+            return TargetScore(clean.detach().argmax(dim=1))
+        count, width = clean.shape
         if callable(target):
             _check_function(target, clean.detach())
             return TargetScore(torch.zeros(count, dtype=torch.int64, device=clean.device), function=target)
@@ -162,8 +163,8 @@ class TargetScore:
         _check_words(words)
         if _all_start(words, TEXT):
             directions = text_directions(adapter, words).to(clean.device)
-            if directions.shape[1] != classes:
-                raise SpecError(f"{adapter.name} embeds images in {classes} dimensions, text in {directions.shape[1]}")
+            if directions.shape[1] != width:
+                raise SpecError(f"{adapter.name} embeds images in {width} dimensions, text in {directions.shape[1]}")
             return TargetScore(torch.arange(count, device=clean.device), directions, words)
         if adapter.embedding or (isinstance(target, str) and target == "embedding"):
             if not _is_own(target, count):
@@ -172,14 +173,17 @@ class TargetScore:
                 raise SpecError(f"target 'embedding': {adapter.name} has a classifier; give a class index or none")
             clean = clean.detach()
             return TargetScore(torch.arange(count, device=clean.device), F.normalize(clean, dim=1))
-        if target is None:
-            return TargetScore(clean.detach().argmax(dim=1))
         if _all_start(words, RANK):
             return TargetScore(_of_rank(clean.detach(), words))
         if words and not _all_start(words, CLASS):
             raise SpecError(f"target {target!r} is not known here; {ALLOWED}")
         chosen = [adapter.class_index(word.removeprefix(CLASS)) for word in words] if words else target
-        index = _indices(chosen, count, clean.device)
+        return TargetScore.of_indices(adapter, chosen, count)
+
+    @staticmethod
+    def of_indices(adapter: ModelAdapter, target: object, count: int) -> "TargetScore":
+        """Class indices for `count` images, for which no output need be known; SpecError for one out of range."""
+        index, classes = _indices(target, count, adapter.device), adapter.anatomy.outputs
         if bool(((index < 0) | (index >= classes)).any()):
             raise SpecError(f"target {index.tolist()} out of range: {adapter.name} has classes 0 to {classes - 1}")
         return TargetScore(index)
@@ -218,7 +222,6 @@ class CountedForward(nn.Module):
     def __init__(self, adapter: ModelAdapter, scored: TargetScore) -> None:
         super().__init__()
         self.adapter, self.scored = adapter, scored
-        self.clean: Tensor | None = None  # images whose pass, the first, says which target is the model's own choice
         self.trunk_once = False  # the images are copies of one, and a tap makes copies of its features
         self.seen_forward = 0
         self.seen_backward = 0
@@ -229,11 +232,6 @@ class CountedForward(nn.Module):
         with disable_mha_fastpath():
             images = images[:1] if self.trunk_once else images
             outputs = self.scored.outputs(self.adapter.forward(images))
-        if self.clean is not None:
-            if images.data_ptr() != self.clean.data_ptr():
-                raise CaptureError("the first pass of a method that fixes its own target was not over the clean images")
-            self.scored.target.copy_(outputs.detach().argmax(dim=1))
-            self.clean = None
         self.seen_forward += len(images)
         if images.requires_grad:
             images.register_hook(self.watch)  # type: ignore[no-untyped-call]
@@ -248,16 +246,17 @@ class CountedForward(nn.Module):
         self.seen_forward += len(images)
         return self.scored.probability(raw, which)
 
+    def add(self, forward: float, backward: float) -> None:
+        """Count passes that were made elsewhere, per image."""
+        self.seen_forward += round(forward * len(self.scored.target))
+        self.seen_backward += round(backward * len(self.scored.target))
+
     def watch(self, gradient: Tensor) -> None:
         """Note for which images a gradient arrives; copies of B images come as rows b, b + B, b + 2 B, ..."""
         count = len(self.scored.target)
         reach = gradient.detach().abs().flatten(1).sum(1)
         reach = reach.reshape(-1, count).sum(0) if len(reach) % count == 0 else reach.sum().expand(count)
         self.reached = reach if self.reached is None else self.reached + reach
-
-    def flat(self, count: int) -> Tensor | None:
-        """(B,) whether no gradient at all arrived for an image; None when none was asked for."""
-        return None if self.reached is None else self.reached[:count] == 0
 
     def _count(self, gradient: Tensor) -> None:
         self.seen_backward += len(gradient)

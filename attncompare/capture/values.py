@@ -1,12 +1,13 @@
 """What each need gets of what one shared pass recorded."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from torch import Tensor
 
 from attncompare.adapters.base import ModelAdapter
-from attncompare.capture.listening import Recorders, gate_index, layer_of, tapped_features
+from attncompare.capture.features import Tap
+from attncompare.capture.listening import Recorders, gate_index
 from attncompare.capture.recorders import Need
 from attncompare.capture.superpixels import superpixels
 from attncompare.capture.targets import TargetScore
@@ -30,6 +31,27 @@ def free_signal(adapter: ModelAdapter, need: Need, images: Tensor, scored: Targe
     raise CaptureError(f"{need.signal} needs a pass")
 
 
+def tapped_features(tap: Tap) -> Tensor:
+    """What a tap saw, or CaptureError."""
+    if tap.features is None:
+        raise CaptureError(f"layer {tap.path!r} did not run in the forward pass")
+    return tap.features
+
+
+def gradient_sources(needs: Iterable[Need], images: Tensor, heard: Recorders) -> dict[Need, list[Tensor]]:
+    """The tensors that each gradient need is taken with respect to."""
+    sources: dict[Need, list[Tensor]] = {}
+    for need in needs:
+        if need.signal is Signal.IMAGE_GRADIENTS:
+            sources[need] = [images]
+        elif need.signal is Signal.FEATURE_GRADIENTS:
+            sources[need] = [tapped_features(heard.taps[need])]
+        elif need.signal is Signal.ATTENTION_GRADIENTS:
+            assert heard.attention is not None
+            sources[need] = heard.attention.listed(heard.attention.blocks)
+    return sources
+
+
 def value_of(
     adapter: ModelAdapter,
     need: Need,
@@ -39,7 +61,7 @@ def value_of(
     gradients: Mapping[Need, list[Tensor]],
 ) -> object:
     """What one need gets of what was recorded."""
-    anatomy = adapter.anatomy
+    anatomy, attention = adapter.anatomy, heard.attention
     match need.signal:
         case free if free in FREE:
             return free_signal(adapter, need, images, scored)
@@ -51,22 +73,27 @@ def value_of(
             assert heard.logits is not None
             return scored.outputs(heard.logits)
         case Signal.FEATURES:
-            return tapped_features(heard.taps[layer_of(adapter, need)]).detach()
+            return tapped_features(heard.taps[need]).detach()
         case Signal.POOLED_FEATURES:
             assert anatomy.classifier is not None
-            pooled = tapped_features(heard.taps[anatomy.classifier.features]).detach()
+            pooled = tapped_features(heard.taps[need]).detach()
             return pooled.relu() if anatomy.classifier.rectified else pooled
         case Signal.FEATURE_GRADIENTS | Signal.IMAGE_GRADIENTS:
             return gradients[need][0]
         case Signal.ATTENTION_GRADIENTS:
-            return heard.attention.gradients(gradients[need])
+            assert attention is not None
+            return attention.gradients(gradients[need])
         case Signal.ATTENTION:
-            return heard.attention.attention()
+            assert attention is not None
+            return attention.attention()
         case Signal.FUSED_ATTENTION:
-            return heard.attention.listed(heard.attention.fused[str(need.option("fusion", "mean"))])
+            assert attention is not None
+            return attention.listed(attention.fused[str(need.option("fusion", "mean"))])
         case Signal.CLASS_ATTENTION:
-            return heard.attention.rows_read()
+            assert attention is not None
+            return attention.rows_read()
         case Signal.WINDOW_ATTENTION | Signal.ATTENTION_HIERARCHY:
+            assert heard.windows is not None
             return heard.windows.listed()
         case Signal.CLASSIFIER_WEIGHTS:
             assert anatomy.classifier is not None

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from attncompare.registry import Option, Registry, own_options, resolve, summary_of
+from attncompare.registry import Asked, Registry, own_options
 
 metrics: "Registry[Metric]" = Registry("metric", "attncompare.metrics")
 
@@ -43,23 +43,19 @@ FROM_METHOD = frozenset({Evidence.EXPLAIN, Evidence.RANDOMISED_MAPS})
 """Evidence for which the method itself must be run again."""
 
 
-@dataclass(frozen=True)
-class Metric:
+@dataclass(frozen=True, kw_only=True)
+class Metric(Asked):
     """What the harness knows of a metric.
 
     undefined: why a value may be NaN; it becomes a failed record with that reason, never a NaN in a mean. bounds: the
-    lowest and highest value there can be. options: those it takes. given: their values, where some were set.
+    lowest and highest value there can be. given: the values of its options, where some were set.
     """
 
-    name: str
-    compute: Callable[..., Tensor]
+    kind = "metric"
     needs: tuple[Evidence, ...]
     better: Direction
-    reference: str
     undefined: str
     bounds: tuple[float, float] = (float("-inf"), float("inf"))
-    version: int = 1
-    options: tuple[Option, ...] = ()
     given: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -82,14 +78,9 @@ class Metric:
         """Whether it compares two maps rather than scoring one."""
         return Evidence.OTHER_MAPS in self.needs
 
-    @property
-    def summary(self) -> str:
-        """The first line of its docstring."""
-        return summary_of(self.compute)
-
     def with_options(self, given: Mapping[str, object]) -> "Metric":
         """The same metric with some options set; an unknown one or a wrong value is an error that says what is allowed."""
-        return replace(self, given=resolve("metric", self.name, self.options, given))
+        return replace(self, given=self.resolve(given))
 
     @property
     def setting(self) -> str:
@@ -104,7 +95,8 @@ class Metric:
 
     def values(self, evidence: Mapping[Evidence, object]) -> Tensor:
         """(B,) the metric of what it needs; NaN where it is undefined."""
-        return self.compute(*(evidence[need] for need in self.needs), **self.given)
+        found: Tensor = self.compute(*(evidence[need] for need in self.needs), **self.given)
+        return found
 
     def describe(self) -> list[object]:
         """Name, version and all options as they enter a result's key."""
@@ -131,7 +123,18 @@ def metric(
         needs = tuple(Evidence(one.name) for one in parameters if one.kind is not one.KEYWORD_ONLY)
         options = own_options(compute, meaning or {}, {}, limits or {})
         name = compute.__name__
-        metrics.add(name, Metric(name, compute, needs, better, reference, undefined, bounds, version, options))
+        made = Metric(
+            name=name,
+            compute=compute,
+            needs=needs,
+            options=options,
+            better=better,
+            reference=reference,
+            undefined=undefined,
+            bounds=bounds,
+            version=version,
+        )
+        metrics.add(name, made)
         return compute
 
     return register

@@ -9,7 +9,7 @@ from torch import nn
 import attncompare as ac
 from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
-from attncompare.capture.targets import CountedForward, TargetScore
+from attncompare.capture.targets import TargetScore
 from attncompare.errors import CaptureError, SpecError, UnsupportedMethodError
 from attncompare.signals import Signal
 
@@ -537,12 +537,3 @@ def test_the_only_logit_of_a_model_is_a_probability_by_the_sigmoid():
     raw = torch.tensor([[-1.0], [0.0], [2.0]])
     scored = TargetScore(torch.zeros(1, dtype=torch.int64))
     torch.testing.assert_close(scored.probability(raw, torch.zeros(3, dtype=torch.int64)), raw[:, 0].sigmoid())
-
-
-def test_a_method_that_fixes_its_own_target_must_begin_with_the_clean_images(tiny, pictures):
-    model = tiny("cnn")
-    images = pictures(model)
-    counted = CountedForward(model, TargetScore(torch.zeros(len(images), dtype=torch.int64)))
-    counted.clean = images
-    with pytest.raises(CaptureError, match="not over the clean images"):
-        counted(images * 0)
