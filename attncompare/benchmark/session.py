@@ -1,60 +1,21 @@
 """What one process needs to work on a spec: the data opened, the models loaded, the folder of the results."""
 
-import platform
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 from typing import Any
-
-import torch
 
 from attncompare import tuning
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.openvino import openvino_forward
 from attncompare.benchmark.plan import Chunk, check_target, chunk_names, read_chunk
 from attncompare.benchmark.spec import BenchmarkSpec
-from attncompare.benchmark.timing.device import gpu_name
 from attncompare.benchmark.timing.timed import time_model
 from attncompare.benchmark.worker import Worker
 from attncompare.data.datasets import Dataset
+from attncompare.environment import environment
 from attncompare.loading import load_model
 from attncompare.metrics.user_protocols import get_protocol
-
-LIBRARIES = ("torch", "torchvision", "timm", "transformers", "captum", "numpy", "scipy", "pyarrow", "openvino")
-
-
-def environment(device: str) -> dict[str, Any]:
-    """What else decides a number: versions, machine, threads."""
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    return {
-        "versions": versions,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()} {platform.processor()}".strip(),
-        "device": device,
-        "gpu": gpu_name(device),
-        "threads": torch.get_num_threads(),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "tuning": tuning.describe(),
-    }
-
-
-@contextmanager
-def thread_count(threads: int | None) -> Iterator[None]:
-    """Run with a fixed number of threads; the previous number is restored."""
-    before = torch.get_num_threads()
-    if threads:
-        torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -79,7 +40,7 @@ class Session:
         """What run.json says about where and with which models the numbers were made."""
         return {
             "protocol": get_protocol(self.spec.protocol).describe(),
-            "environment": environment(self.spec.device),
+            "environment": environment(self.spec.device) | {"tuning": tuning.describe()},
             "models": {m.name: m.describe() | {"weights_hash": m.weights_hash} for m in self.models},
         }
 

@@ -18,9 +18,10 @@ def doctor(
     Example: attncompare doctor timm/vit_tiny_patch16_224@random
     """
     if model is None:
-        from attncompare.benchmark.session import environment
+        from attncompare import tuning
+        from attncompare.environment import environment
 
-        found: dict[str, Any] = environment(device)
+        found: dict[str, Any] = environment(device) | {"tuning": tuning.describe()}
     else:
         from attncompare.loading import load_model
         from attncompare.methods._base import methods

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from attncompare.benchmark.session import thread_count
 from attncompare.benchmark.timing.device import open_device
 from attncompare.benchmark.timing.latency import time_interleaved
+from attncompare.environment import thread_count
 from attncompare.errors import SpecError
 from attncompare.progress import Progress, Tick
 from attncompare.studies.gate_effects import ablation, gate_values

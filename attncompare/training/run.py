@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from attncompare import __version__
+from attncompare import __version__, tuning
 from attncompare.adapters.base import ModelAdapter, Preprocessing, output_tensor
-from attncompare.benchmark.session import environment, thread_count
+from attncompare.environment import environment, thread_count
 from attncompare.errors import ResultFormatError
 from attncompare.loading import check_device, load_model
 from attncompare.progress import Progress, Tick
@@ -184,7 +184,7 @@ def finish(spec: TrainSpec, data: TrainingData, out: Path) -> Training:
         "validation_accuracy": float(history.accuracy[best]),
         "test_accuracy": tested,
         "seconds_per_epoch": float(history.seconds.diff().fillna(history.seconds).median()),
-        "environment": environment(spec.device),
+        "environment": environment(spec.device) | {"tuning": tuning.describe()},
     }
     write_atomically(out / WEIGHTS, save(stored(source.model.state_dict())))
     write_atomically(out / HISTORY, history.to_csv(index=False).encode())

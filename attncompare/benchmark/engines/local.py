@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from attncompare.benchmark.session import Session, thread_count
+from attncompare.benchmark.session import Session
 from attncompare.benchmark.worker import Worker
 from attncompare.data.datasets import Dataset
+from attncompare.environment import thread_count
 
 
 class LocalEngine:

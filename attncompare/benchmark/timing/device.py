@@ -41,11 +41,6 @@ def open_device(device: torch.device) -> Device:
     return _mps() if device.type == "mps" else _cpu()
 
 
-def gpu_name(device: str) -> str:
-    """What a CUDA device calls itself, "" for others."""
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
-
-
 def peak_of(job: Callable[[], object], device: Device) -> int | None:
     """Bytes that a job takes at most, beyond those in use before it; None where the system does not tell."""
     if device.start_peak is None or device.peak is None:

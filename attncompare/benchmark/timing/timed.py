@@ -13,7 +13,6 @@ from attncompare.benchmark.explained import explain_cells, maps_of
 from attncompare.benchmark.plan import Cell, Chunk, chosen_methods, options_of, support
 from attncompare.benchmark.records import Variant, cell_key
 from attncompare.benchmark.spec import BenchmarkSpec
-from attncompare.benchmark.timing.device import gpu_name
 from attncompare.benchmark.timing.isolated import measure_apart
 from attncompare.benchmark.timing.measured import as_timing_records, reasons
 from attncompare.benchmark.timing.process import Request
@@ -22,6 +21,7 @@ from attncompare.benchmark.worker import Worker
 from attncompare.capture.state import preserve_state
 from attncompare.capture.targets import Target, TargetScore
 from attncompare.data.images import fit_image, to_tensor
+from attncompare.environment import gpu_name
 from attncompare.errors import AttnCompareError, reason_of
 
 PROTOCOL_VERSION = 1

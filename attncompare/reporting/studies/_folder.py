@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from attncompare import __version__
+from attncompare import __version__, tuning
 from attncompare.adapters.base import ModelAdapter
-from attncompare.benchmark.session import environment
+from attncompare.environment import environment
 from attncompare.reporting.figures import save_figure
 from attncompare.reporting.spreadsheet import frame_as_csv
 from attncompare.storage.folder import write_atomically
@@ -36,7 +36,7 @@ def save_study(
         "attncompare": __version__,
         "settings": dict(settings),
         "models": {model.name: model.describe() | {"weights_hash": model.weights_hash} for model in models},
-        "environment": environment(device),
+        "environment": environment(device) | {"tuning": tuning.describe()},
     }
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / "study.json", *(out / f"{name}.csv" for name in tables)]
