@@ -209,6 +209,28 @@ def test_tables_and_figures_come_from_the_run_folder(tmp_path):
         assert first == (tmp_path / "again.pdf").read_bytes()
 
 
+@pytest.mark.parametrize(("source", "shown"), [("", ""), ("0123456789ab+dirty", " (commit 0123456789ab+dirty)")])
+def test_the_version_is_printed_with_the_commit_where_there_is_one(monkeypatch, source, shown):
+    monkeypatch.setattr("attncompare.cli.commit", lambda: source)
+    found = run("--version")
+    assert (found.returncode, found.stdout, found.stderr) == (0, f"attncompare {ac.__version__}{shown}\n", "")
+
+
+def test_the_version_is_printed_without_torch():
+    code = "import sys; from attncompare.cli import main; sys.argv = ['attncompare', '--version']; main()"
+    code = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"attncompare {ac.__version__}") and done.stdout.endswith("\nFalse\n")
+
+
+def test_the_doctor_says_which_versions_and_settings_are_in_force(monkeypatch):
+    monkeypatch.setattr("attncompare.environment.commit", lambda: "0123456789ab")
+    found = json.loads(run("doctor", "--json").stdout)
+    assert (found["versions"]["attncompare"], found["commit"]) == (ac.__version__, "0123456789ab")
+    assert found["tuning"]["layout"] == "auto"
+    assert f"  attncompare: {ac.__version__}\n" in run("doctor").stdout
+
+
 def test_list_and_doctor_print_json(tmp_path):
     assert [row["name"] for row in json.loads(run("list", "models", "demo/*", "--json").stdout)] == [
         "demo/cnn", "demo/se_cnn", "demo/vit",

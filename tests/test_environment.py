@@ -3,7 +3,8 @@ import json
 import pytest
 import torch
 
-from attncompare.environment import LIBRARIES, environment, gpu_name, thread_count
+import attncompare as ac
+from attncompare.environment import LIBRARIES, commit, environment, gpu_name, thread_count
 
 
 def test_the_environment_is_what_json_can_hold_and_names_every_library():
@@ -21,6 +22,11 @@ def test_a_library_that_is_not_installed_is_named_as_such(monkeypatch):
 def test_only_cuda_devices_are_asked_for_their_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"name of {device}")
     assert (gpu_name("cpu"), gpu_name("mps"), gpu_name("cuda:1")) == ("", "", "name of cuda:1")
+
+
+def test_the_package_names_its_own_version_and_commit():
+    found = environment("cpu")
+    assert (found["versions"]["attncompare"], found["commit"]) == (ac.__version__, commit())
 
 
 @pytest.mark.parametrize("threads", [None, 1, 3])

@@ -1,7 +1,10 @@
 """The command line: one file per command; the heavy imports sit inside the functions, so that help is quick."""
 
+from typing import Annotated
+
 import typer
 
+from attncompare import __version__
 from attncompare.cli.bench import bench
 from attncompare.cli.demo import demo
 from attncompare.cli.doctor import doctor
@@ -14,6 +17,7 @@ from attncompare.cli.running import EXIT_INTERRUPTED, EXIT_WRONG
 from attncompare.cli.study import study
 from attncompare.cli.table import table
 from attncompare.cli.train import train
+from attncompare.environment import commit
 from attncompare.errors import AttnCompareError
 
 app = typer.Typer(
@@ -22,6 +26,24 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(asked: bool) -> None:
+    """Print the version, with the commit where the source has one, and stop."""
+    if asked:
+        source = commit()
+        typer.echo(f"attncompare {__version__}" + (f" (commit {source})" if source else ""))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version, and exit.")
+    ] = False,
+) -> None:
+    """Options of the program itself, which stand before a command."""
+
 
 for command in (
     demo,

@@ -3,13 +3,16 @@ import csv
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import attncompare as ac
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.errors import ResultFormatError, UnknownNameError
@@ -119,6 +122,21 @@ def test_report_holds_every_map_and_reason(folder):
 
 def test_the_same_run_gives_the_same_page(folder):
     assert write_report(folder).read_bytes() == write_report(folder).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"), [({"commit": "0123456789ab"}, " (commit 0123456789ab), "), ({"commit": ""}, ", "), ({}, ", ")]
+)
+def test_the_page_says_which_version_of_the_package_made_the_numbers(folder, tmp_path, source, shown):
+    """Runs of an installed package have no commit, those of earlier versions do not even name one."""
+    copy = Path(shutil.copytree(folder, tmp_path / "run"))
+    manifest = json.loads((copy / "run.json").read_text())
+    assert manifest["environment"]["versions"]["attncompare"] == ac.__version__
+    del manifest["environment"]["commit"]
+    manifest["environment"] |= source
+    (copy / "run.json").write_text(json.dumps(manifest))
+    versions = re.search("<dt>versions</dt><dd>(.*)</dd>", write_report(copy).read_text())[1]
+    assert f", attncompare {ac.__version__}{shown}captum " in versions
 
 
 def test_the_policy_names_every_script_of_the_page_and_no_other(folder):
