@@ -167,3 +167,7 @@ def test_every_public_name_loads():
 
     for name in attncompare.__all__:
         assert getattr(attncompare, name) is not None
+
+
+def test_type_checkers_read_the_packages_types():
+    assert (PACKAGE / "py.typed").read_text() == ""
