@@ -1,11 +1,15 @@
 """Names to models: random weights, checkpoints, suggestions and patterns."""
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 import attncompare as ac
 from attncompare.errors import AttnCompareError, UnknownNameError
+from attncompare.training.models import build
+from attncompare.training.spec import TrainSpec
 
 RANDOM = [
     "demo/cnn@random",
@@ -31,6 +35,38 @@ def test_building_random_weights_leaves_the_random_state(name):
     before = torch.get_rng_state()
     ac.load_model(name)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def wrapped():
+    return ac.wrap_model(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3600, 2)), size=(32, 32))
+
+
+LOADS = {
+    "demo": lambda: ac.load_model("demo/cnn"),
+    "random": lambda: ac.load_model("demo/vit@random"),
+    "random of timm": lambda: ac.load_model("timm/test_vit@random"),
+    "random of torchvision": lambda: ac.load_model("torchvision/squeezenet1_1@random"),
+    "wrapped": wrapped,
+    "built for training": lambda: build(TrainSpec(model="demo/se_cnn@random"), ("a", "b")),
+    "built with gates": lambda: build(TrainSpec(squeeze_excite={"layers": ["block1"]}), ("a", "b")),
+}
+
+
+@pytest.mark.parametrize("kind", LOADS)
+def test_loading_seeds_the_generator_of_no_other_device(monkeypatch, kind):
+    """Nothing would restore them, so that a user's GPU would draw from a seed that is not the user's."""
+
+    def refuse(seed):
+        raise AssertionError("torch.manual_seed seeds the generators of all devices")
+
+    for place in (torch, torch.random):
+        monkeypatch.setattr(place, "manual_seed", refuse)
+    LOADS[kind]()
+
+
+def test_a_seed_may_be_a_numpy_integer():
+    hashes = [ac.load_model("demo/cnn@random", seed=seed).weights_hash for seed in (3, np.int64(3), 4)]
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_random_weights_are_not_the_trained_ones():

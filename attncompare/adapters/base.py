@@ -23,9 +23,12 @@ WEIGHT_SEED: ContextVar[int] = ContextVar("WEIGHT_SEED", default=0)
 
 @contextmanager
 def seeded_weights() -> Iterator[None]:
-    """What is drawn inside depends on WEIGHT_SEED alone, and leaves the generator of the process as it was."""
+    """What is drawn inside depends on WEIGHT_SEED alone, and leaves the generator of the process as it was.
+
+    Only the CPU's generator is seeded, as only that is restored: `torch.manual_seed` seeds those of all devices.
+    """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(WEIGHT_SEED.get())
+        torch.default_generator.manual_seed(int(WEIGHT_SEED.get()))  # a NumPy integer too
         yield
 
 

@@ -40,11 +40,11 @@ def build(spec: TrainSpec, class_names: Sequence[str]) -> Source:
 
     Raises UnknownNameError and UnsupportedModelError as load_model and insert do.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.seed)
+    with torch.random.fork_rng(devices=[]):  # of the CPU's generator, so no other may be seeded
+        torch.default_generator.manual_seed(spec.seed)
         source = _plain(spec, len(class_names))
         if spec.squeeze_excite is not None:
-            torch.manual_seed(spec.seed + GATES_SEED)
+            torch.default_generator.manual_seed(spec.seed + GATES_SEED)
             gates, size = spec.squeeze_excite, source.preprocessing.size
             source = replace(source, model=insert(source.model, gates.layers, gates.reduction, size=size))
     return replace(source, class_names=tuple(class_names), known={})
