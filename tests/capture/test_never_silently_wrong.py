@@ -163,6 +163,17 @@ def test_an_output_that_depends_on_chance_or_on_other_images_is_refused(kind):
         wrapped(built(kind))
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_chance_is_refused_whatever_the_seed_of_the_process(seed):
+    model = built(Chance)
+    with (
+        torch.random.fork_rng(devices=[]),
+        pytest.raises(UnsupportedModelError, match="another output in another pass"),
+    ):
+        torch.manual_seed(seed)
+        wrapped(model)
+
+
 class Gated(nn.Module):
     def __init__(self, gate, twice=False):
         super().__init__()
