@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 
 from attncompare.methods._base import method
+from attncompare.methods.cancelling import channel_mean
+
+UNTOLD = "the sign of the first principal direction cannot be told because "
 
 
 @method(
@@ -14,10 +17,11 @@ from attncompare.methods._base import method
 def eigen_cam(features: Tensor, *, centred: bool = False) -> Tensor:
     """Projection of the features at each place onto their first principal direction over the image.
 
-    A singular vector has no sign of its own: the one is taken that agrees with the channel mean of the features.
+    A singular vector has no sign of its own: the one is taken that agrees with the channel mean of the features. Where
+    that mean is rounding (LayerNorm), UnsupportedMethodError is raised.
     """
+    mean = channel_mean(features, "eigen_cam", UNTOLD).flatten(1)  # (B,hw)
     places = features.flatten(2).transpose(1, 2)  # (B,hw,C)
-    mean = places.mean(dim=2)
     places = places - places.mean(dim=1, keepdim=True) if centred else places
     direction: Tensor = torch.linalg.svd(places, full_matrices=False).Vh[:, 0]
     projected = (places @ direction[:, :, None])[:, :, 0]

@@ -19,6 +19,8 @@ SHARED_VIT = (
     "layer_cam hires_cam eigen_cam class_attention attention_rollout attention_x_gradient gradient_rollout "
     "saliency input_x_gradient"
 )
+ELSEWHERE = {"eigen_cam": {"layer": "blocks.10"}}
+"""Options on an untrained ViT: behind the LayerNorm that is its feature layer Eigen-CAM has no sign, and is refused."""
 
 
 @dataclass
@@ -80,10 +82,11 @@ def together(bench: Bench) -> None:
         for parameter in parameters:
             parameter.requires_grad_(True)
 
-    names = (SHARED_CNN if model.family == "cnn" else SHARED_VIT).split()
+    names, options = (SHARED_CNN.split(), {}) if model.family == "cnn" else (SHARED_VIT.split(), ELSEWHERE)
+    asked = [(name, options.get(name, {})) for name in names]
     reference = "(forward + backward)"
     bench.jobs.append(Job(reference, forward_and_backward))
-    run = lambda: explain_together(model, names, bench.images, bench.target)  # noqa: E731
+    run = lambda: explain_together(model, asked, bench.images, bench.target)  # noqa: E731
     bench.add(f"{OURS}, {len(names)} methods", run, 1.3, reference=reference)
 
 

@@ -1,5 +1,7 @@
 """The CAM family and plain activations, each derived again with loops in float64 or with plain torch hooks."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from attncompare.errors import UnsupportedMethodError
 from attncompare.methods.activation import activation
 from attncompare.methods.cam import cam
 from attncompare.methods.channel_attention import channel_attention
+from attncompare.methods.eigen_cam import eigen_cam
 from attncompare.methods.hires_cam import hires_cam
 from attncompare.methods.layer_cam import layer_cam
 from attncompare.methods.se_activation import se_activation
@@ -80,22 +83,44 @@ def test_activation_is_the_channel_mean():
     np.testing.assert_allclose(activation(features), cell_by_cell(value), atol=1e-12)
 
 
-def test_activation_refuses_channels_that_cancel_in_any_image():
+READ_THE_MEAN = {
+    "activation": (activation, "activation: the channels of this layer cancel to zero, as after a LayerNorm"),
+    "eigen_cam": (
+        eigen_cam,
+        "eigen_cam: the sign of the first principal direction cannot be told because the channels",
+    ),
+    "eigen_cam, centred": (partial(eigen_cam, centred=True), "eigen_cam: the sign .* as after a LayerNorm"),
+}
+
+
+@pytest.mark.parametrize("kind", READ_THE_MEAN)
+def test_channels_that_cancel_in_any_image_are_refused(kind):
+    compute, reason = READ_THE_MEAN[kind]
     features = tensors(0, 2, 4, 2, 3).float()
+    assert compute(features).isfinite().all()
     features[1] = torch.nn.functional.layer_norm(features[1].permute(1, 2, 0), (4,)).permute(2, 0, 1)
-    with pytest.raises(UnsupportedMethodError, match="cancel"):
-        activation(features)
+    with pytest.raises(UnsupportedMethodError, match=f"^{reason}.*; name another layer$"):
+        compute(features)
 
 
-def test_activation_of_a_fresh_norm_is_refused_and_another_layer_works(build, pictures):
+@pytest.mark.parametrize("kind", READ_THE_MEAN)
+def test_a_layer_that_is_silent_in_an_image_cancels_nothing(kind):
+    features = tensors(0, 2, 4, 2, 3)
+    features[1] = 0
+    found = READ_THE_MEAN[kind][0](features)
+    assert found[0].std() > 0 and not found[1].any()
+
+
+@pytest.mark.parametrize("method", ["activation", "eigen_cam"])
+def test_the_mean_behind_a_fresh_norm_is_refused_and_another_layer_works(build, pictures, method):
     module = build("vit")
     with torch.no_grad():
         module.blocks[2].norm1.weight.fill_(1)
         module.blocks[2].norm1.bias.fill_(0)
     model = ac.wrap_model(module, size=(32, 32))
     with pytest.raises(UnsupportedMethodError, match="name another layer"):
-        ac.make_explainer(model, "activation").explain(pictures(model))
-    elsewhere = ac.make_explainer(model, "activation", layer="blocks.1").explain(pictures(model))
+        ac.make_explainer(model, method).explain(pictures(model))
+    elsewhere = ac.make_explainer(model, method, layer="blocks.1").explain(pictures(model))
     assert elsewhere.values.shape == (2, 4, 4)
     assert elsewhere.values.std() > 0
 
