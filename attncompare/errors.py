@@ -2,8 +2,11 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import ClassVar
 
 LONGEST = 2000  # characters of a message; a value that someone gave may be longer
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+"""What CUDA and MPS, torch's CPU allocator (two ways) and cuBLAS say; they have no class in common."""
 
 
 def one_line(text: str) -> str:
@@ -17,7 +20,13 @@ def one_line(text: str) -> str:
 
 
 class AttnCompareError(Exception):
-    """Base of all errors raised on purpose; the message is one line that says what to change."""
+    """Base of all errors raised on purpose; the message is one line that says what to change.
+
+    kind: a word for the cause. retry: whether the same call may go well another time.
+    """
+
+    kind: ClassVar[str] = "error"
+    retry: ClassVar[bool] = True
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
@@ -26,33 +35,57 @@ class AttnCompareError(Exception):
 class UnknownNameError(AttnCompareError):
     """A model, method, metric, protocol or option that does not exist."""
 
+    kind, retry = "unknown_name", False
+
 
 class UnsupportedModelError(AttnCompareError):
     """A model that cannot be wrapped."""
+
+    kind, retry = "unsupported_model", False
 
 
 class UnsupportedMethodError(AttnCompareError):
     """A method that asks for something the model cannot supply."""
 
+    kind, retry = "unsupported", False
+
 
 class CaptureError(AttnCompareError):
     """What was recorded during a pass is not what the model declared."""
+
+    kind, retry = "capture", False
 
 
 class SpecError(AttnCompareError):
     """A benchmark spec or an option value that is not allowed."""
 
+    kind, retry = "spec", False
+
 
 class ImageError(AttnCompareError):
     """An image file that cannot be read safely."""
+
+    kind, retry = "image", False
 
 
 class ResultFormatError(AttnCompareError):
     """A run folder or record file that cannot be read."""
 
+    kind = "format"
+
 
 class StorageError(AttnCompareError):
     """Results that cannot be written."""
+
+    kind = "storage"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that host or device memory ran out."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(one in text for one in OUT_OF_MEMORY)
+    )
 
 
 def reason_of(error: BaseException) -> str:

@@ -36,3 +36,16 @@ def test_an_unknown_name_is_of_its_own_kind():
 def test_every_error_is_caught_as_the_packages_own():
     assert len(KINDS) >= 8
     assert all(issubclass(kind, AttnCompareError) for kind in KINDS)
+
+
+OWN = {
+    "AttnCompareError": ("error", True), "UnknownNameError": ("unknown_name", False),
+    "UnsupportedModelError": ("unsupported_model", False), "UnsupportedMethodError": ("unsupported", False),
+    "CaptureError": ("capture", False), "SpecError": ("spec", False), "ImageError": ("image", False),
+    "ResultFormatError": ("format", True), "StorageError": ("storage", True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_error_has_its_kind_and_says_whether_to_try_again(kind):
+    assert (kind.kind, kind.retry) == OWN[kind.__name__]

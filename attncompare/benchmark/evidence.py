@@ -15,15 +15,13 @@ from attncompare.benchmark.randomised import randomised_maps
 from attncompare.benchmark.records import Backend, Dtype
 from attncompare.capture.state import preserve_state
 from attncompare.capture.targets import Target, TargetScore
-from attncompare.errors import CaptureError, SpecError
+from attncompare.errors import CaptureError, SpecError, is_out_of_memory
 from attncompare.maps import resize_map
 from attncompare.metrics._base import Evidence, Explain, Metric, Score
 from attncompare.metrics.protocols import ScoreKind
 from attncompare.tuning import applied, check_deviation
 
 T = TypeVar("T")
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
-"""What CUDA and MPS, torch's CPU allocator (two ways) and cuBLAS say."""
 IMAGES_AT_ONCE = 8
 """As many as the methods of many passes take, where nobody asks for another number."""
 CPU_IMAGES = 4
@@ -169,12 +167,6 @@ def with_smaller_batches(run: Callable[[int], T], batch_size: int) -> T:
             if batch_size == 1 or not is_out_of_memory(error):
                 raise
             batch_size //= 2
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that host or device memory ran out."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(sign in text for sign in OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True)
