@@ -1,6 +1,7 @@
 """Every error a user can meet: each names the thing, what was found and what is allowed."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import ClassVar
 
@@ -89,12 +90,33 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    r"""The kind of an error and the first line of what it says.
+    r"""The first line of what an error says; behind it its type, unless it is one of ours.
 
-    >>> reason_of(ValueError("no\nyes")), reason_of(MemoryError())
-    ('ValueError: no', 'MemoryError: no message')
+    >>> reason_of(ValueError("no\nyes")), reason_of(MemoryError()), reason_of(SpecError("no"))
+    ('no (ValueError)', 'no message (MemoryError)', 'no')
     """
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    line = next(iter(str(error).strip().splitlines()), "no message")
+    return line if isinstance(error, AttnCompareError) else f"{line} ({type(error).__name__})"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no value. kind: a word for the cause. retry: whether a later run tries again."""
+
+    kind: str
+    reason: str
+    retry: bool = False
+
+    @classmethod
+    def of(cls, error: BaseException) -> "Failure":
+        """What an error comes to; one that is not ours may not come up again.
+
+        >>> Failure.of(ValueError("no")), Failure.of(SpecError("no"))
+        (Failure(kind='error', reason='no (ValueError)', retry=True), Failure(kind='spec', reason='no', retry=False))
+        """
+        if isinstance(error, AttnCompareError):
+            return cls(error.kind, reason_of(error), error.retry)
+        return cls("memory" if is_out_of_memory(error) else "error", reason_of(error), True)
 
 
 def _plain(name: str) -> str:

@@ -1,7 +1,7 @@
 import pytest
 
 from attncompare import errors
-from attncompare.errors import AttnCompareError, UnknownNameError, unknown_name
+from attncompare.errors import AttnCompareError, Failure, UnknownNameError, unknown_name
 
 NAMES = ["grad_cam", "saliency", "attention_rollout", "gradient_rollout"]
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
@@ -47,5 +47,22 @@ OWN = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_error_has_its_kind_and_says_whether_to_try_again(kind):
-    assert (kind.kind, kind.retry) == OWN[kind.__name__]
+def test_what_our_errors_come_to_is_told_by_their_class(kind):
+    word, retry = OWN[kind.__name__]
+    assert Failure.of(kind("ValueError: no")) == Failure(word, "ValueError: no", retry)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "reason"),
+    [
+        (ValueError("sizes do not match\nat all"), "error", "sizes do not match (ValueError)"),
+        (ValueError(), "error", "no message (ValueError)"),
+        (RuntimeError("CaptureError: no"), "error", "CaptureError: no (RuntimeError)"),
+        (MemoryError(), "memory", "no message (MemoryError)"),
+        (RuntimeError("CUDA out of memory. Tried"), "memory", "CUDA out of memory. Tried (RuntimeError)"),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), "memory", "CUBLAS_STATUS_ALLOC_FAILED (RuntimeError)"),
+        (ValueError("out of memory"), "error", "out of memory (ValueError)"),
+    ],
+)
+def test_an_error_from_elsewhere_may_not_come_up_again(error, kind, reason):
+    assert Failure.of(error) == Failure(kind, reason, retry=True)

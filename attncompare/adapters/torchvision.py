@@ -96,4 +96,4 @@ def _opened(kind: Any, root: Path, **options: Any) -> Any:
         return kind(root, **options)
     except (RuntimeError, OSError, ImportError) as error:
         hint = "" if options.get("download") else "; give its root, or download = true"
-        raise SpecError(f"torchvision:{kind.__name__} is not in {root}{hint} ({reason_of(error)})") from error
+        raise SpecError(f"torchvision:{kind.__name__} is not in {root}{hint}: {reason_of(error)}") from error

@@ -11,13 +11,13 @@ from attncompare.benchmark.evidence import Passes, Scene, scoring_deviation, wit
 from attncompare.benchmark.explained import Explained, explain_cells, maps_of
 from attncompare.benchmark.forwarding import way_in_use
 from attncompare.benchmark.plan import Cell, Chunk, chosen_metrics
-from attncompare.benchmark.records import Record, Status
+from attncompare.benchmark.records import Record
 from attncompare.benchmark.scoring import Scored, again_of, as_records, score_maps
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.capture.state import preserve_state
 from attncompare.capture.targets import TEXT, Target, TargetScore
 from attncompare.data.images import fit_image, fit_mask, to_tensor
-from attncompare.errors import AttnCompareError, UnsupportedMethodError, reason_of
+from attncompare.errors import AttnCompareError, CaptureError, Failure
 from attncompare.maps import AttributionMap
 from attncompare.metrics.user_protocols import get_protocol
 
@@ -62,14 +62,10 @@ class ChunkScorer:
         self.deviation: dict[str, float] = {}
         self.dtype_deviation: dict[str, dict[str, float]] = {}
 
-    def without_value(
-        self, model: ModelAdapter, cell: Cell, names: Sequence[str], status: Status, detail: str
-    ) -> list[Record]:
-        """The same status for every measure of some images."""
+    def without_value(self, model: ModelAdapter, cell: Cell, names: Sequence[str], failure: Failure) -> list[Record]:
+        """The same reason for every measure of some images."""
         return [
-            Record(
-                model.name, cell.method.name, name, -1, measure, self._protocol(measure), None, status, detail, cell.key
-            )
+            Record.failed((model.name, cell.method.name, name, -1, measure, self._protocol(measure)), failure, cell.key)
             for measure in (CLEAN_SCORE, *self.spec.metrics)
             for name in names
         ]
@@ -104,7 +100,7 @@ class ChunkScorer:
             raise
         except Exception as error:
             if len(names) == 1:
-                return Part({c.key: self.without_value(model, c, names, "failed", reason_of(error)) for c in work})
+                return Part({c.key: self.without_value(model, c, names, Failure.of(error)) for c in work})
         part = self.compute(model, chunk.only(names[: len(names) // 2]), work)
         part.add(self.compute(model, chunk.only(names[len(names) // 2 :]), work))
         return part
@@ -124,11 +120,10 @@ class ChunkScorer:
         scene = Scene(images, target, _masks(chunk, model))
         fixed: Target = "embedding" if model.embedding else target.target
         explained = explain_cells(model, work, images, self.spec.target if target.prompts else fixed, self.tick)
+        nothing = Failure.of(CaptureError(f"{model.name} returned non-finite outputs for this image"))
         for i in (~torch.isfinite(outputs).all(dim=1)).nonzero()[:, 0].tolist():
-            for (
-                values
-            ) in explained.values():  # also of methods that never look at the model: there is nothing to explain
-                values[i] = f"CaptureError: {model.name} returned non-finite outputs for this image"
+            for values in explained.values():  # also of methods that never look at the model
+                values[i] = nothing
         part = Part({c.key: self._clean_rows(model, c, names, target, clean, explained[c.key]) for c in work})
         maps = maps_of(explained)
         if self.spec.metrics:
@@ -148,14 +143,13 @@ class ChunkScorer:
         names: Sequence[str],
         target: TargetScore,
         clean: Tensor,
-        found: Sequence[Explained | str],
+        found: Sequence[Explained | Failure],
     ) -> list[Record]:
         """The clean score of every explained image and what its method reports; for the others the reason."""
         rows: list[Record] = []
         for i, one in enumerate(found):
-            if isinstance(one, str):
-                status: Status = "unsupported" if one.startswith(UnsupportedMethodError.__name__) else "failed"
-                rows += self.without_value(model, cell, [names[i]], status, one)
+            if isinstance(one, Failure):
+                rows += self.without_value(model, cell, [names[i]], one)
                 continue
             owner = (model.name, cell.method.name, names[i], int(target.target[i]))
             numbers = {CLEAN_SCORE: float(clean[i]), **one.detail}
@@ -175,7 +169,7 @@ class ChunkScorer:
         work: Sequence[Cell],
         names: Sequence[str],
         scene: Scene,
-        explained: Mapping[str, Sequence[Tensor | str]],
+        explained: Mapping[str, Sequence[Tensor | Failure]],
     ) -> dict[str, list[Record]]:
         """Records of all metrics; cells whose maps cover the same images share one stream of batches."""
         rows: dict[str, list[Record]] = {cell.key: [] for cell in work}
@@ -190,7 +184,7 @@ class ChunkScorer:
                 elif metric.needs_mask and scene.masks is None:
                     reason = f"the data {self.spec.data!r} has no object masks"
                 if reason:
-                    refused = self.without_value(model, cell, [""], "unsupported", reason)
+                    refused = self.without_value(model, cell, [""], Failure("unsupported", reason))
                     rows[cell.key] += [row for row in refused if row.measure == metric.name]
             if good and cell.method.space == "image":
                 groups.setdefault(good, []).append(cell)
@@ -206,7 +200,7 @@ class ChunkScorer:
                     self.dtype_deviation[model.name] = self._dtype_deviation(model, few, maps, scored)
             except (AttnCompareError, RuntimeError, MemoryError) as error:
                 for cell in cells:
-                    failed = self.without_value(model, cell, kept, "failed", reason_of(error))
+                    failed = self.without_value(model, cell, kept, Failure.of(error))
                     rows[cell.key] += [row for row in failed if row.measure != CLEAN_SCORE]
                 continue
             for cell in cells:

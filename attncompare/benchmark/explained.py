@@ -8,7 +8,7 @@ from torch import Tensor
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.plan import Cell
 from attncompare.capture.targets import Target
-from attncompare.errors import reason_of
+from attncompare.errors import Failure
 from attncompare.explainer import explain_together
 from attncompare.maps import AttributionMap
 
@@ -23,10 +23,10 @@ class Explained:
 
 def explain_cells(
     model: ModelAdapter, cells: Sequence[Cell], images: Tensor, target: Target, tick: Callable[[int, str], None]
-) -> dict[str, list[Explained | str]]:
+) -> dict[str, list[Explained | Failure]]:
     """Key -> per image its map or the reason why there is none; what shares the pass is explained together."""
     together = [cell for cell in cells if not cell.method.own_passes]
-    found: dict[str, list[Explained | str]] = {}
+    found: dict[str, list[Explained | Failure]] = {}
     groups = [together] if together else []
     groups += [[cell] for cell in cells if cell.method.own_passes]
     for group in groups:
@@ -37,7 +37,7 @@ def explain_cells(
 
 def _explain_group(
     model: ModelAdapter, cells: Sequence[Cell], images: Tensor, target: Target
-) -> dict[str, list[Explained | str]]:
+) -> dict[str, list[Explained | Failure]]:
     """Explain; on a fault split first by method, then by halves of the images, down to the one that is at fault."""
     try:
         maps = explain_together(model, [(cell.method.name, cell.options) for cell in cells], images, target)
@@ -52,11 +52,11 @@ def _explain_group(
                 for piece in (slice(0, middle), slice(middle, None))
             ]
             return {cells[0].key: halves[0][cells[0].key] + halves[1][cells[0].key]}
-        return {cells[0].key: [reason_of(error)]}
+        return {cells[0].key: [Failure.of(error)]}
     return {cell.key: _image_by_image(maps[cell.method.name]) for cell in cells}
 
 
-def _image_by_image(maps: AttributionMap) -> list[Explained | str]:
+def _image_by_image(maps: AttributionMap) -> list[Explained | Failure]:
     details = {name: numbers.tolist() for name, numbers in maps.detail.items()}
     return [
         Explained(values, {name: numbers[i] for name, numbers in details.items()})
@@ -64,6 +64,6 @@ def _image_by_image(maps: AttributionMap) -> list[Explained | str]:
     ]
 
 
-def maps_of(found: Mapping[str, Sequence[Explained | str]]) -> dict[str, list[Tensor | str]]:
+def maps_of(found: Mapping[str, Sequence[Explained | Failure]]) -> dict[str, list[Tensor | Failure]]:
     """Key -> per image the map (h,w) alone, or the reason."""
-    return {key: [one if isinstance(one, str) else one.values for one in rows] for key, rows in found.items()}
+    return {key: [one if isinstance(one, Failure) else one.values for one in rows] for key, rows in found.items()}

@@ -13,12 +13,11 @@ from torch import Tensor
 from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import with_smaller_batches
 from attncompare.benchmark.saved import DAMAGE
-from attncompare.benchmark.store import ACCIDENT
 from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
 from attncompare.data.datasets import Sample
 from attncompare.data.images import fit_image, to_tensor
-from attncompare.errors import CaptureError, ResultFormatError, reason_of
+from attncompare.errors import CaptureError, Failure, ResultFormatError
 from attncompare.signals import Signal
 from attncompare.storage.folder import CellFiles, Location, RunFolder, npz_of
 
@@ -126,7 +125,7 @@ class SavedLayers:
 
     model: str
     images: dict[str, list[LayerMap]]
-    refused: str = ""
+    refused: Failure | None = None
 
 
 class LayerArchive:
@@ -140,16 +139,17 @@ class LayerArchive:
         return self.files.exists(key)
 
     def holds(self, key: str) -> bool:
-        """Whether the layers of a chunk are there and readable; what was refused by accident is tried again."""
+        """Whether the layers of a chunk are there and readable; a failure may be one to be tried again."""
         try:
-            return not ACCIDENT.match(self.read(key).refused)
+            refused = self.read(key).refused
+            return refused is None or not refused.retry
         except ResultFormatError:
             return False
 
     def write(self, key: str, saved: SavedLayers) -> None:
         """Save the layers of a chunk; every image has the same ones."""
         arrays: dict[str, NDArray[np.generic]] = {
-            "who": np.array([saved.model, saved.refused], dtype=np.str_),
+            "who": np.array([saved.model, saved.refused.reason if saved.refused else ""], dtype=np.str_),
             "images": np.array(list(saved.images), dtype=np.str_),
         }
         layers = list(zip(*saved.images.values(), strict=True))
@@ -157,13 +157,17 @@ class LayerArchive:
         for number, same in enumerate(layers):
             arrays[f"index{number}"] = np.stack([one.index for one in same])
             arrays[f"maps{number}"] = np.stack([one.maps for one in same])
+        if saved.refused:
+            arrays["failure"] = np.array([saved.refused.kind, "retry" * saved.refused.retry], dtype=np.str_)
         self.files.write(key, npz_of(arrays))
 
     def read(self, key: str) -> SavedLayers:
         """Load the layers of a chunk; ResultFormatError when the file is missing or damaged."""
         try:
             with np.load(io.BytesIO(self.files.read(key)), allow_pickle=False) as stored:
-                model, refused = (str(word) for word in stored["who"])
+                model, reason = (str(word) for word in stored["who"])
+                kind, retry = stored.get("failure", ("error", "retry"))  # an earlier file says neither
+                refused = Failure(str(kind), reason, retry == "retry") if reason else None
                 found: dict[str, list[LayerMap]] = {str(name): [] for name in stored["images"]}
                 for number, (layer, kind) in enumerate(stored["layers"]):
                     rows = zip(found.values(), stored[f"index{number}"], stored[f"maps{number}"], strict=True)
@@ -187,7 +191,7 @@ def keep_layers(
         layers = record_layers(model, images.to(model.device), batch_size)
         saved = SavedLayers(model.name, {one.name: found for one, found in zip(samples, layers, strict=True)})
     except Exception as error:  # whatever a model does wrong must not end the run: its maps and scores do not need this
-        saved = SavedLayers(model.name, {}, reason_of(error))
+        saved = SavedLayers(model.name, {}, Failure.of(error))
     archive.write(key, saved)
 
 
@@ -209,4 +213,4 @@ class LayerMaps:
 
     def refused(self, model: str) -> str:
         """Why a model has no layers, or ""."""
-        return next((one.refused for one in self.chunks if one.model == model and one.refused), "")
+        return next((one.refused.reason for one in self.chunks if one.model == model and one.refused), "")

@@ -93,5 +93,5 @@ def _converted(model: ModelAdapter, library: Any, threads: int) -> _Compiled:
             return _Compiled(library.Core().compile_model(network, "CPU", settings).create_infer_request())
     except Exception as error:  # whatever the export, the converter or the plug-in says
         raise UnsupportedModelError(
-            f"{model.name} cannot be converted for backend openvino ({reason_of(error)}); use backend torch"
+            f"{model.name} cannot be converted for backend openvino: {reason_of(error)}; use backend torch"
         ) from error

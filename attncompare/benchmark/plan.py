@@ -16,7 +16,7 @@ from attncompare.benchmark.scoring import MetricRequest, choose_metrics
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.capture.targets import CLASS, TargetScore, prompts_of, text_key
 from attncompare.data.datasets import Dataset, Sample
-from attncompare.errors import AttnCompareError, ImageError, SpecError, UnsupportedMethodError
+from attncompare.errors import AttnCompareError, Failure, ImageError, SpecError
 from attncompare.explainer import make_job
 from attncompare.methods._base import Method, methods
 from attncompare.metrics._base import Metric, metrics
@@ -28,7 +28,7 @@ class Chunk:
     """Some images of a data set: the readable ones, and the reasons why the others are not."""
 
     samples: tuple[Sample, ...]
-    unreadable: Mapping[str, str]
+    unreadable: Mapping[str, Failure]
 
     def only(self, names: Container[str]) -> "Chunk":
         """The readable images of some names."""
@@ -123,7 +123,7 @@ def read_chunk(dataset: Dataset, names: Sequence[str]) -> Chunk:
         try:
             samples.append(dataset.load(name))
         except ImageError as error:
-            unreadable[name] = str(error)
+            unreadable[name] = Failure.of(error)
     return Chunk(tuple(samples), unreadable)
 
 
@@ -131,7 +131,7 @@ def support(model: ModelAdapter, method: Method, options: Mapping[str, object]) 
     """Why a model cannot be explained by a method, or "". A layer the model lacks counts as such a reason."""
     try:
         make_job(model, (method.name, options))
-    except (UnsupportedMethodError, AttnCompareError) as error:
+    except AttnCompareError as error:
         return str(error)
     return ""
 

@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from attncompare.errors import Failure, UnsupportedMethodError
+
 SCHEMA_VERSION = 1
 Status = Literal["ok", "unsupported", "failed"]
 Variant = Literal["fp32", "bf16", "compile"]
 """What models are timed as."""
+Owner = tuple[str, str, str, int, str, str]
+"""What a record is of: its fields from model to protocol."""
 Dtype = Literal["float32", "bf16"]
 Backend = Literal["torch", "openvino"]
 """What altered images are scored with."""
@@ -41,6 +45,7 @@ class Record:
 
     image: the sample's name, "" for measures of a method as a whole. target: the explained output, -1 if not resolved.
     curve: the score at x = k/n for deletion and insertion. key: the cell it was computed in. detail: reason or note.
+    kind: a word for the reason, "" where there is a value. retry: whether a later run tries again.
     """
 
     model: str
@@ -55,6 +60,17 @@ class Record:
     key: str
     curve: list[float] | None = None
     degenerate: bool = False
+    kind: str = ""
+    retry: bool = False
+
+    @classmethod
+    def failed(
+        cls, owner: Owner, failure: Failure, key: str, curve: list[float] | None = None, degenerate: bool = False
+    ) -> "Record":
+        """A row with a reason in place of its value."""
+        status: Status = "unsupported" if failure.kind == UnsupportedMethodError.kind else "failed"
+        more = (failure.reason, key, curve, degenerate, failure.kind, failure.retry)
+        return cls(*owner, None, status, *more)
 
 
 def cell_key(content: Mapping[str, object]) -> str:

@@ -11,7 +11,7 @@ from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import Again, Passes, Scene, Witness, measure, target_scorer, with_smaller_batches
 from attncompare.benchmark.records import Record
 from attncompare.capture.state import preserve_state
-from attncompare.errors import SpecError, reason_of
+from attncompare.errors import Failure, SpecError
 from attncompare.explainer import Explainer, explain_together
 from attncompare.maps import AttributionMap, resize_map
 from attncompare.methods._base import methods
@@ -54,13 +54,13 @@ def again_of(
 class Scored:
     """Values of one map under one metric: (B,), NaN where undefined; and the curve they come from.
 
-    reason: why there are no values at all, "" where there are.
+    failure: why there are no values at all, None where there are.
     """
 
     metric: Metric
     values: Tensor
     curve: Tensor | None
-    reason: str = ""
+    failure: Failure | None = None
 
 
 def score_maps(
@@ -97,17 +97,17 @@ def _score_one(
     evidence: Mapping[Evidence, object],
     made: Mapping[Evidence, Callable[[], object]],
     count: int,
-    fault: str,
+    fault: Failure | None,
 ) -> Scored:
-    """One metric on one map; what goes wrong is a reason, not an end. fault: why there are no curves, ""."""
-    reason = fault if metric.curves else ""
+    """One metric on one map; what goes wrong is a reason, not an end. fault: why there are no curves, or None."""
+    failure = fault if metric.curves else None
     try:
-        if not reason:
+        if not failure:
             curve = evidence[metric.curve] if metric.curve else None
             return Scored(metric, measure(metric, evidence, made), curve if isinstance(curve, Tensor) else None)
     except Exception as error:  # every fault of a metric becomes a record
-        reason = reason_of(error)
-    return Scored(metric, torch.full((count,), torch.nan), None, reason)
+        failure = Failure.of(error)
+    return Scored(metric, torch.full((count,), torch.nan), None, failure)
 
 
 def _curves(
@@ -117,12 +117,12 @@ def _curves(
     wanted: Sequence[Metric],
     protocol: Protocol,
     passes: Passes,
-) -> tuple[dict[str, dict[Evidence, Tensor]], str]:
+) -> tuple[dict[str, dict[Evidence, Tensor]], Failure | None]:
     """The curves that the metrics summarise, of all maps; or the reason why there are none."""
     curves = [curve for curve in CURVES if any(curve in metric.curves for metric in wanted)]
     nothing: dict[str, dict[Evidence, Tensor]] = {name: {} for name in maps}
     if not curves or not maps:
-        return nothing, ""
+        return nothing, None
     score = target_scorer(model, scene.target, scene.rows, protocol.score, passes)
     mean = model.source.preprocessing.mean
     try:
@@ -132,45 +132,36 @@ def _curves(
                     score, scene.images, maps, protocol, curves, mean=mean, batch_size=size, seed=passes.seed
                 ),
                 passes.batch_size,
-            ), ""
+            ), None
     except Exception as error:  # whatever a model makes of altered images
-        return nothing, reason_of(error)
+        return nothing, Failure.of(error)
 
 
 def as_records(
     scored: Scored, names: Sequence[str], attribution: AttributionMap, protocol: str, key: str
 ) -> list[Record]:
     """One record per image; an undefined value is a failed record with the metric's reason."""
-    model, method, target = attribution.model, attribution.method, attribution.target
-    degenerate = is_degenerate(attribution.values)
+    metric, degenerate = scored.metric, is_degenerate(attribution.values)
+    setting = protocol if metric.curves else metric.setting
     records = []
     for i, name in enumerate(names):
+        owner = (attribution.model, attribution.method, name, int(attribution.target[i]), metric.name, setting)
+        curve = None if scored.curve is None else [round(float(v), 6) for v in scored.curve[i]]
+        more = (key, curve, bool(degenerate[i]))
         value = float(scored.values[i])
-        ok = isfinite(value)
         records.append(
-            Record(
-                model,
-                method,
-                name,
-                int(target[i]),
-                scored.metric.name,
-                protocol if scored.metric.curves else scored.metric.setting,
-                value if ok else None,
-                "ok" if ok else "failed",
-                "" if ok else why_undefined(scored, i),
-                key,
-                None if scored.curve is None else [round(float(v), 6) for v in scored.curve[i]],
-                bool(degenerate[i]),
-            )
+            Record(*owner, value, "ok", "", *more)
+            if isfinite(value)
+            else Record.failed(owner, why_undefined(scored, i), *more)
         )
     return records
 
 
-def why_undefined(scored: Scored, image: int) -> str:
+def why_undefined(scored: Scored, image: int) -> Failure:
     """Why there is no value for an image."""
     if scored.curve is not None and not bool(torch.isfinite(scored.curve[image]).all()):
-        return "the model's score of an altered image is not finite"
-    return scored.reason or scored.metric.undefined
+        return Failure("undefined", "the model's score of an altered image is not finite")
+    return scored.failure or Failure("undefined", scored.metric.undefined)
 
 
 def is_degenerate(values: Tensor) -> Tensor:

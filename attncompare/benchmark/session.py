@@ -14,6 +14,7 @@ from attncompare.benchmark.timing.timed import time_model
 from attncompare.benchmark.worker import Worker
 from attncompare.data.datasets import Dataset
 from attncompare.environment import environment
+from attncompare.errors import Failure
 from attncompare.loading import load_model
 from attncompare.metrics.user_protocols import get_protocol
 
@@ -44,7 +45,7 @@ class Session:
             "models": {m.name: m.describe() | {"weights_hash": m.weights_hash} for m in self.models},
         }
 
-    def read(self, index: int, unreadable: Mapping[str, str] = MappingProxyType({})) -> Chunk:
+    def read(self, index: int, unreadable: Mapping[str, Failure] = MappingProxyType({})) -> Chunk:
         """The images of a chunk. unreadable: those that must not be tried, with the reason."""
         names = chunk_names(self.spec, self.dataset, index)
         chunk = read_chunk(self.dataset, [name for name in names if name not in unreadable])

@@ -1,7 +1,6 @@
 """The records of a run: run.json, and one sealed Parquet file per finished cell, written atomically."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
@@ -28,6 +27,8 @@ SCHEMA = pa.schema(
         ("key", pa.string()),
         ("curve", pa.list_(pa.float32())),
         ("degenerate", pa.bool_()),
+        ("kind", pa.string()),
+        ("retry", pa.bool_()),
         ("device", pa.string()),
         ("threads", pa.int32()),
         ("batch_size", pa.int32()),
@@ -35,14 +36,10 @@ SCHEMA = pa.schema(
     ]
 )
 
-# Failures that another try may not meet, such as memory running out; the project's own errors are for good.
-ACCIDENT = re.compile(r"(?!CaptureError|Unsupported|ImageError|SpecError|UnknownName)\w*(Error|Exception)\w*: ")
 
-
-def is_final(records: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether a cell with these rows is done: it has some, and none that failed by accident."""
-    rows = list(records)
-    return bool(rows) and not any(row["status"] == "failed" and ACCIDENT.match(row["detail"]) for row in rows)
+def is_final(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a cell is done: it has rows, and none to be tried again, as failures from before `retry` was kept are."""
+    return bool(rows) and not any(row.get("retry", row["status"] == "failed") for row in rows)
 
 
 class ResultStore:
@@ -67,8 +64,7 @@ class ResultStore:
     def held(self, keys: Sequence[str]) -> set[str]:
         """Those of some cells that are finished; every byte of their files is checked.
 
-        A damaged file is set aside in quarantine/ and counts as missing. So does a cell that failed by accident: it is
-        tried again.
+        A damaged file is set aside in quarantine/ and counts as missing. So does a cell with a failure to be tried again.
         """
         names = {self.cells.name(key): key for key in keys}
         done = set()
@@ -76,7 +72,7 @@ class ResultStore:
             try:
                 final = seal.state(content, names[name])
                 if final is None:
-                    final = is_final(seal.read_unsealed(content).select(["status", "detail"]).to_pylist())
+                    final = is_final(seal.read_unsealed(content).select(["status"]).to_pylist())
             except (OSError, pa.ArrowException) as error:
                 self._set_aside(name, str(error))
                 continue
@@ -125,7 +121,10 @@ class ResultStore:
                     f"{self.path(key)} cannot be read: {error}; run the benchmark again to replace it"
                 ) from error
         # columns that an earlier schema lacks are empty
-        return pa.concat_tables([SCHEMA.empty_table(), *tables], promote_options="default")
+        table = pa.concat_tables([SCHEMA.empty_table(), *tables], promote_options="default")
+        for name, nothing in (("kind", ""), ("retry", False)):
+            table = table.set_column(table.column_names.index(name), name, table[name].fill_null(nothing))
+        return table
 
     def read(self, keys: Sequence[str] | None = None) -> pd.DataFrame:
         """All records (or those of some cells) as one frame, in a fixed order."""
@@ -154,4 +153,4 @@ class ResultStore:
         return found
 
 
-assert [field.name for field in fields(Record)][:10] == SCHEMA.names[:10]
+assert [field.name for field in fields(Record)] == SCHEMA.names[: len(fields(Record))]

@@ -15,6 +15,7 @@ from attncompare.benchmark.saved import MapArchive, save_image
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.store import ResultStore
 from attncompare.data.images import fit_image
+from attncompare.errors import Failure
 from attncompare.progress import Progress, Tick
 
 
@@ -88,7 +89,7 @@ class Worker:
         self,
         model: ModelAdapter,
         chunk: Chunk,
-        lost: Mapping[str, str] = MappingProxyType({}),
+        lost: Mapping[str, Failure] = MappingProxyType({}),
         pieces: Sequence[Sequence[str]] | None = None,
     ) -> None:
         """Compute the missing cells of one model on one chunk.
@@ -106,9 +107,9 @@ class Worker:
             return
         whole = [[sample.name for sample in chunk.samples if sample.name not in lost]]
         result = Part({cell.key: [] for cell in work})
-        for name, reason in (*chunk.unreadable.items(), *lost.items()):
+        for name, failure in (*chunk.unreadable.items(), *lost.items()):
             for cell in work:
-                result.rows[cell.key] += self.scorer.without_value(model, cell, [name], "failed", reason)
+                result.rows[cell.key] += self.scorer.without_value(model, cell, [name], failure)
         for piece in filter(None, whole if pieces is None else pieces):
             result.add(self.scorer.compute(model, chunk.only(piece), work))
         for cell in work:
@@ -130,7 +131,8 @@ class Worker:
         self.tally.reused += len(cells) - len(missing)
         self.tick((len(cells) - len(missing)) * size, model.name)
         for cell in [cell for cell in missing if cell.unsupported]:
-            self.finish(cell.key, self.scorer.without_value(model, cell, [""], "unsupported", cell.unsupported))
+            refused = Failure("unsupported", cell.unsupported)
+            self.finish(cell.key, self.scorer.without_value(model, cell, [""], refused))
             self.tick(size, model.name)
         return [cell for cell in missing if not cell.unsupported]
 

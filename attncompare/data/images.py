@@ -118,7 +118,7 @@ def _named(name: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: far too many pixels; at most {MAX_PIXELS} are read") from error
     except Exception as error:  # decoders raise anything on a damaged file
-        raise ImageError(f"{name}: cannot be read as an image ({reason_of(error)})") from error
+        raise ImageError(f"{name}: cannot be read as an image: {reason_of(error)}") from error
 
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]

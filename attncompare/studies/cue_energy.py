@@ -14,7 +14,7 @@ from attncompare.benchmark.explained import explain_cells, maps_of
 from attncompare.benchmark.plan import Cell
 from attncompare.benchmark.statistics import cliffs_delta, mean_interval, paired_p
 from attncompare.capture.targets import Target
-from attncompare.errors import SpecError, UnsupportedMethodError
+from attncompare.errors import Failure, SpecError, UnsupportedMethodError
 from attncompare.explainer import make_job
 from attncompare.maps import resize_map
 from attncompare.methods._base import methods as known_methods
@@ -55,7 +55,7 @@ class OnCue:
     """
 
     energies: Mapping[str, NDArray[np.float64]]
-    maps: Mapping[str, list[Tensor | str]]
+    maps: Mapping[str, list[Tensor | Failure]]
     failed: Mapping[str, str]
 
 
@@ -66,7 +66,7 @@ def energy_on(model: ModelAdapter, images: Tensor, target: Target, mask: Tensor,
     """
     masks = mask.expand(len(images), *mask.shape[-2:])
     cells = [Cell(known_methods.get(name), make_job(model, name).options, name) for name in methods]
-    maps: dict[str, list[Tensor | str]] = {name: [] for name in methods}
+    maps: dict[str, list[Tensor | Failure]] = {name: [] for name in methods}
     for start in range(0, len(images), BATCH):
         part = slice(start, start + BATCH)
         aim = target[part] if isinstance(target, Tensor) else target
@@ -78,15 +78,15 @@ def energy_on(model: ModelAdapter, images: Tensor, target: Target, mask: Tensor,
     return OnCue(kept, {name: maps[name][:SHOWN] for name in kept}, failed)
 
 
-def _energy(values: Tensor | str, mask: Tensor) -> float:
-    if isinstance(values, str):
+def _energy(values: Tensor | Failure, mask: Tensor) -> float:
+    if isinstance(values, Failure):
         return float("nan")
     size = (int(mask.shape[0]), int(mask.shape[1]))
     return float(energy_inside(resize_map(values[None], size), mask[None].cpu()))
 
 
-def _why(maps: Sequence[Tensor | str]) -> str:
-    return next((one for one in maps if isinstance(one, str)), "no map has a positive value")
+def _why(maps: Sequence[Tensor | Failure]) -> str:
+    return next((one.reason for one in maps if isinstance(one, Failure)), "no map has a positive value")
 
 
 def cue_energies(

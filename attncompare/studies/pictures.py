@@ -76,7 +76,7 @@ def _of_dataset(model: ModelAdapter, dataset: Dataset) -> Pictures:
         tuple(sample.name for sample in chunk.samples),
         tuple(_class_of(dataset, sample) for sample in chunk.samples),
         torch.stack(masks) if masks else torch.empty(0, *model.size, dtype=torch.bool),
-        chunk.unreadable,
+        {name: failure.reason for name, failure in chunk.unreadable.items()},
     )
 
 

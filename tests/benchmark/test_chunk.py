@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from attncompare.adapters.base import ModelAdapter
+from attncompare.benchmark import explained
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.session import Session
 from attncompare.benchmark.spec import BenchmarkSpec
@@ -14,6 +15,7 @@ from attncompare.benchmark.store import ResultStore
 from attncompare.benchmark.worker import Worker
 from attncompare.data.datasets import open_dataset
 from attncompare.data.shapes import render_shape
+from attncompare.errors import CaptureError, Failure
 from attncompare.reporting.gallery import Gallery
 
 TEXT = ["model", "method", "image", "target", "measure", "protocol", "status", "detail", "key"]
@@ -48,7 +50,7 @@ def test_pieces_of_a_chunk_come_to_the_same_as_the_whole(tmp_path):
 def test_an_image_that_is_given_up_has_the_reason_and_the_others_their_values(tmp_path):
     whole = run_benchmark(plan(methods=("cam",)), tmp_path / "run").records()
     given_up = whole.image[0]
-    rows = work_on(plan(methods=("cam",)), tmp_path / "other", lost={given_up: "it kills"})
+    rows = work_on(plan(methods=("cam",)), tmp_path / "other", lost={given_up: Failure("process", "it kills")})
     gone = rows.image == given_up
     assert set(rows[gone].measure) == {"target_score", "deletion"}
     assert set(rows[gone].status) == {"failed"} and set(rows[gone].detail) == {"it kills"}
@@ -64,7 +66,9 @@ def test_a_model_that_fails_on_one_image_is_explained_on_the_others(tmp_path, mo
     spec = plan(methods=("cam",), data=str(folder), limit=None, save_maps=False)
     Image.new("RGB", (64, 64), "white").save(folder / "c.png")
     # the same pieces: a batch of another size may rank two pixels that are nearly tied the other way round
-    whole = work_on(spec, tmp_path / "whole", lost={"c.png": "nothing"}, pieces=[["a.png", "b.png"], ["d.png"]])
+    whole = work_on(
+        spec, tmp_path / "whole", lost={"c.png": Failure("process", "nothing")}, pieces=[["a.png", "b.png"], ["d.png"]]
+    )
     forward = ModelAdapter.forward
 
     def faulty(model, images):
@@ -75,9 +79,26 @@ def test_a_model_that_fails_on_one_image_is_explained_on_the_others(tmp_path, mo
     monkeypatch.setattr(ModelAdapter, "forward", faulty)
     rows = run_benchmark(spec, tmp_path / "run").records()
     gone = rows.image == "c.png"
-    assert set(rows[gone].detail) == {f"{type(error).__name__}: {error}"} and len(rows[gone]) == 2
+    assert set(rows[gone].detail) == {f"{error} ({type(error).__name__})"} and len(rows[gone]) == 2
     pd.testing.assert_frame_equal(rows[~gone][TEXT], whole[whole.image != "c.png"][TEXT])
     np.testing.assert_allclose(rows[~gone].value, whole[whole.image != "c.png"].value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "retry"),
+    [(RuntimeError("CaptureError: no"), "error", True), (CaptureError("ValueError: no"), "capture", False)],
+)
+def test_what_is_tried_again_hangs_on_the_error_and_not_on_its_text(tmp_path, monkeypatch, error, kind, retry):
+    def broken(*given):
+        raise error
+
+    spec = plan(methods=("cam",), limit=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(explained, "explain_together", broken)
+        rows = run_benchmark(spec, tmp_path).records()
+    assert set(zip(rows.status, rows.kind, rows.retry, strict=True)) == {("failed", kind, retry)}
+    again = run_benchmark(spec, tmp_path)
+    assert again.computed == retry and set(again.records().status) == {"ok" if retry else "failed"}
 
 
 def test_the_report_finds_the_maps_of_a_chunk_worked_on_in_pieces(tmp_path):
@@ -109,5 +130,6 @@ def test_an_image_without_finite_outputs_has_no_value_under_any_method(tmp_path,
     bad = rows[rows.image == "shapes-test-00000"]
     assert set(bad.method) == {"random_map", "cam"} and set(bad.measure) == {"target_score", "deletion"}
     assert set(bad.status) == {"failed"} and bad.value.isna().all()
-    assert set(bad.detail) == {"CaptureError: demo/se_cnn returned non-finite outputs for this image"}
+    assert set(bad.kind) == {"capture"} and not bad.retry.any()
+    assert set(bad.detail) == {"demo/se_cnn returned non-finite outputs for this image"}
     assert set(rows[rows.image != "shapes-test-00000"].status) == {"ok"}

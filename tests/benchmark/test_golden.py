@@ -32,6 +32,7 @@ def test_every_record_reads_as_it_was_written(old):
     expected = pd.read_csv(GOLDEN / f"{old.name}.csv", keep_default_na=False, na_values={"value": [""]})
     assert list(found.columns) == SCHEMA.names
     pd.testing.assert_frame_equal(found[expected.columns], expected, check_dtype=False)
+    assert set(found.kind) == {""} and set(found.retry) == {False}
     curves = found[found.measure.isin(["deletion", "insertion"]) & (found.status == "ok")]
     for row in curves.itertuples():
         assert row.value == pytest.approx(

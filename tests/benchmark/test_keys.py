@@ -17,6 +17,7 @@ from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.timing import timed
 from attncompare.data.datasets import open_dataset
+from attncompare.errors import Failure
 from attncompare.metrics.user_protocols import get_protocol
 
 SPEC = BenchmarkSpec(
@@ -93,7 +94,9 @@ CHANGED = {
     "mask": lambda: key_of(chunk=first_sample(mask=~CHUNK.samples[0].mask)),
     "order of images": lambda: key_of(chunk=Chunk(CHUNK.samples[::-1], {})),
     "one image less": lambda: key_of(chunk=Chunk(CHUNK.samples[:1], {})),
-    "an image that is unreadable now": lambda: key_of(chunk=Chunk(CHUNK.samples[:1], {CHUNK.samples[1].name: "why"})),
+    "an image that is unreadable now": lambda: key_of(
+        chunk=Chunk(CHUNK.samples[:1], {CHUNK.samples[1].name: Failure("image", "why")})
+    ),
 }
 
 

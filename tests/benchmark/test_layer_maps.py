@@ -12,6 +12,7 @@ from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.data.datasets import open_dataset
 from attncompare.data.images import fit_image, to_tensor
 from attncompare.errors import CaptureError, ResultFormatError
+from attncompare.storage.folder import npz_of
 
 SPEC = BenchmarkSpec(
     models=("demo/cnn", "demo/vit"), methods=("cam", "center_map"), metrics=(), limit=3, chunk_size=2, timing=False,
@@ -106,7 +107,7 @@ def test_a_model_that_cannot_be_recorded_keeps_the_reason(tmp_path, monkeypatch)
     monkeypatch.setattr(layer_maps, "record_layers", refuse)
     run = run_benchmark(SPEC, tmp_path)
     assert run.failed == 0 and (run.records().status == "ok").any()
-    assert LayerMaps.open(tmp_path, run.records().key.unique()).refused("demo/vit") == "CaptureError: no such luck"
+    assert LayerMaps.open(tmp_path, run.records().key.unique()).refused("demo/vit") == "no such luck"
     monkeypatch.undo()
     run_benchmark(SPEC, tmp_path)  # a refusal is for good, an accident is not
     assert LayerMaps.open(tmp_path, run.records().key.unique()).refused("demo/vit")
@@ -117,6 +118,15 @@ def test_a_model_that_cannot_be_recorded_keeps_the_reason(tmp_path, monkeypatch)
     monkeypatch.undo()
     run_benchmark(SPEC, tmp_path)
     assert LayerMaps.open(tmp_path, run.records().key.unique()).refused("demo/vit") == ""
+
+
+def test_a_reason_that_says_no_more_is_tried_again(tmp_path):
+    """As in a folder of an earlier version."""
+    archive = layer_maps.LayerArchive(tmp_path)
+    names = {"images": np.array([], dtype=np.str_), "layers": np.empty((0, 2), dtype=np.str_)}
+    for reason in ("", "no such luck"):
+        archive.files.write("key", npz_of({"who": np.array(["demo/vit", reason]), **names}))
+        assert archive.holds("key") == (not reason)
 
 
 def test_nothing_is_kept_unless_maps_are(tmp_path):

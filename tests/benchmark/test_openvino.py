@@ -88,7 +88,7 @@ class Branching(nn.Module):
 def test_a_model_that_cannot_be_converted_is_refused():
     model = ac.wrap_model(Branching(), size=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3, name="branching")
     with pytest.raises(
-        UnsupportedModelError, match=r"branching cannot be converted for backend openvino .* use backend"
+        UnsupportedModelError, match=r"branching cannot be converted for backend openvino: .*; use backend"
     ):
         openvino_forward(model)
 

@@ -1,10 +1,12 @@
 import dataclasses
 import gc
 import hashlib
+import json
 import tracemalloc
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from attncompare.benchmark.records import SCHEMA_VERSION, Record, cell_key
@@ -52,6 +54,32 @@ def test_a_record_without_a_value_keeps_its_status_and_reason(tmp_path):
     row = store.read().iloc[0]
     assert pd.isna(row.value) and row.curve is None
     assert (row.status, row.detail) == ("failed", "=blank\nmap, 'ü'")
+
+
+def failing(retry: bool) -> Record:
+    return dataclasses.replace(some_records()[0], value=None, status="failed", detail="no", kind="error", retry=retry)
+
+
+@pytest.mark.parametrize("retry", [True, False])
+def test_a_cell_is_tried_again_where_one_row_says_so(tmp_path, retry):
+    store, key = ResultStore(tmp_path), key_of("x")
+    store.write(key, [*some_records(), failing(retry)], COLUMNS)
+    assert store.holds(key) is not retry
+    assert store.read()[["kind", "retry"]].values.tolist().count(["error", retry]) == 1
+
+
+def test_a_file_from_before_the_columns_is_read_and_its_failures_are_tried_again(tmp_path):
+    store = ResultStore(tmp_path)
+    for name, rows in {"good": some_records(), "bad": [*some_records(), failing(retry=False)]}.items():
+        columns = [field for field in SCHEMA.names if field not in ("kind", "retry")]
+        table = pa.Table.from_pylist([dataclasses.asdict(row) | COLUMNS for row in rows], schema=SCHEMA).select(columns)
+        content = json.dumps([table.column_names, table.to_pylist()], separators=(",", ":")).encode()
+        digest = hashlib.sha256(content).hexdigest()
+        store.path(key_of(name)).parent.mkdir(exist_ok=True)
+        pq.write_table(table.replace_schema_metadata({"attncompare.sha256": digest}), store.path(key_of(name)))
+    assert store.held([key_of("good"), key_of("bad")]) == {key_of("good")}
+    frame = store.read()
+    assert set(frame.kind) == {""} and set(frame.retry) == {False} and frame.retry.dtype == bool
 
 
 def test_every_field_of_a_record_is_stored():

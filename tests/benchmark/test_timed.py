@@ -17,8 +17,9 @@ from attncompare.benchmark.timing import process as timed_process
 from attncompare.benchmark.timing.device import Device
 from attncompare.benchmark.timing.isolated import measure_apart
 from attncompare.benchmark.timing.measured import changed_map
-from attncompare.benchmark.timing.process import PLAIN, Measured, Request, measure
+from attncompare.benchmark.timing.process import NO_METER, PLAIN, Measured, Request, measure
 from attncompare.benchmark.timing.variants import refusal
+from attncompare.errors import Failure
 from attncompare.methods._base import methods
 from attncompare.reporting.tables import table
 from attncompare.tuning import Tuning
@@ -69,8 +70,8 @@ def test_time_and_memory_can_be_measured_apart(tiny, pictures):
 def test_a_method_that_raises_is_left_out_of_the_rounds(tiny, pictures):
     model = tiny("vit")
     found, _ = measure(model, pictures(model, 1), request("saliency", "cam", "deep_lift"), fake_device(), print)
-    assert (found["cam"].status, found["deep_lift"].status) == ("unsupported", "unsupported")
-    assert found["deep_lift"].reason.startswith("UnsupportedMethodError: deep_lift: the score")
+    assert (found["cam"].failure.kind, found["deep_lift"].failure.kind) == ("unsupported", "unsupported")
+    assert found["deep_lift"].failure.reason.startswith("deep_lift: the score")
     assert found["deep_lift"].timing is None and found["saliency"].timing is not None
 
 
@@ -116,8 +117,8 @@ print("(plain forward)", flush=True)
 for name in request["jobs"]:
     print(name, flush=True)
     {fault}
-one = {{"timing": {{"seconds": [2.0] * 3, "device_seconds": []}}, "peak": 5, "peak_reason": "", "passes": [1, 0],
-       "status": "ok", "reason": "", "first": None, "last": None}}
+one = {{"timing": {{"seconds": [2.0] * 3, "device_seconds": []}}, "peak": 5, "no_peak": None, "passes": [1, 0],
+       "failure": None, "first": None, "last": None}}
 if not request["time"]:
     one["timing"] = None
 names = ["(plain forward)", *request["jobs"]]
@@ -142,22 +143,34 @@ def test_a_method_that_kills_its_process_is_named_and_the_others_are_measured(ch
     child('name == "cam" and os.kill(os.getpid(), 9)')
     said: list[str] = []
     found = measure_apart(request("saliency", "cam", "grad_cam"), torch.rand(1, 3, 64, 64), said.append)
-    assert found.measured["cam"].status == "failed"
-    assert found.measured["cam"].reason == (
-        "ChildProcessError: the timing process was killed by SIGKILL, most often for lack of memory, while it ran cam"
-    )
+    said_why = "the timing process was killed by SIGKILL, most often for lack of memory, while it ran cam"
+    assert found.measured["cam"].failure == Failure("process", said_why, retry=True)
     for name in ("saliency", "grad_cam"):
         assert (found.measured[name].timing.seconds, found.measured[name].peak) == ((2.0,) * 3, 5)
     assert said == [PLAIN, "saliency", "cam"] + [PLAIN, "saliency", "grad_cam"] * 2
+
+
+def test_a_failure_comes_out_of_the_process_as_it_was(tmp_path, monkeypatch):
+    failures = {"cam": Failure("unsupported", "no, 'ü'"), "saliency": Failure("memory", "none left", retry=True)}
+    found = {PLAIN: Measured(), **{name: Measured(failure=one, no_peak=one) for name, one in failures.items()}}
+    monkeypatch.setattr(timed_process, "measure", lambda *given: (found, 0.0))
+    monkeypatch.setattr(timed_process.os, "dup2", lambda *files: None)
+    monkeypatch.setattr(timed_process, "tune", lambda tuning: None)
+    asked = request(*failures, threads=torch.get_num_threads(), weights=ac.load_model(CNN).weights_hash)
+    (tmp_path / "request.json").write_text(json.dumps(vars(asked)))
+    np.save(tmp_path / "images.npy", torch.rand(1, 3, 64, 64).numpy())
+    timed_process.main(tmp_path)
+    read = isolated._read(tmp_path).measured
+    assert {name: (one.failure, one.no_peak) for name, one in read.items()} == {
+        PLAIN: (None, None), **{name: (one, one) for name, one in failures.items()}
+    }  # fmt: skip
 
 
 def test_a_method_that_runs_out_of_memory_when_it_is_measured_keeps_its_time(child):
     child('name == "cam" and not request["time"] and sys.exit("no room")')
     found = measure_apart(request("cam", "saliency"), torch.rand(1, 3, 64, 64), lambda name: None).measured
     assert found["cam"].timing is not None and found["cam"].peak is None
-    assert found["cam"].peak_reason == (
-        "ChildProcessError: the timing process ended with code 1 while it ran cam: no room"
-    )
+    assert found["cam"].no_peak.reason == "the timing process ended with code 1 while it ran cam: no room"
     assert found["saliency"].peak == 5
 
 
@@ -165,12 +178,12 @@ def test_a_system_that_does_not_tell_the_peak_says_so(child, monkeypatch):
     child("pass")
     monkeypatch.setattr(isolated, "_read", lambda folder, read=isolated._read: without_meter(read(folder)))
     found = measure_apart(request("cam"), torch.rand(1, 3, 64, 64), lambda name: None).measured["cam"]
-    assert (found.peak, found.peak_reason) == (None, "no meter")
+    assert (found.peak, found.no_peak) == (None, NO_METER)
 
 
 def without_meter(found):
     for one in found.measured.values():
-        one.peak, one.peak_reason = None, "no meter"
+        one.peak, one.no_peak = None, NO_METER
     return found
 
 
@@ -215,7 +228,7 @@ def test_a_process_of_its_own_times_what_is_missing_and_nothing_twice(tmp_path, 
 
     def broken(folder, request, *rest):
         asked.append([*request.jobs])
-        return "center_map", "broken"
+        return "center_map", Failure("process", "broken", retry=True)
 
     monkeypatch.setattr(isolated, "_run_child", broken)
     more = run_benchmark(small(methods=("cam", "center_map")), tmp_path)
@@ -229,9 +242,8 @@ def test_a_process_of_its_own_times_what_is_missing_and_nothing_twice(tmp_path, 
 
 def test_other_weights_than_those_of_the_run_are_not_timed():
     found = measure_apart(request("cam", weights="0" * 64), torch.rand(1, 3, 64, 64), lambda name: None)
-    assert found.measured["cam"].status == "failed"
-    assert "has other weights when it is loaded again" in found.measured["cam"].reason
-    assert "before it ran anything" in found.measured["cam"].reason
+    assert "has other weights when it is loaded again" in found.measured["cam"].failure.reason
+    assert "before it ran anything" in found.measured["cam"].failure.reason
 
 
 @pytest.mark.parametrize("name", ["cnn", "vit"])
@@ -242,7 +254,7 @@ def test_bf16_runs_the_model_in_bfloat16_and_says_what_that_changes(fresh, pictu
     found, deviation = measure(model, images, request("saliency", variant="bf16"), fake_device(), print)
     assert 1e-5 < deviation < 0.1
     one = found["saliency"]
-    assert (one.status, one.passes, one.last.dtype) == ("ok", (1, 1), torch.float32)
+    assert (one.failure, one.passes, one.last.dtype) == (None, (1, 1), torch.float32)
     assert 0 < float((one.last - plain.values).abs().max()) < 0.2 * float(plain.values.abs().max())
     assert torch.equal(one.first, one.last)
 
@@ -306,6 +318,6 @@ def test_a_model_that_cannot_be_run_at_the_timed_batch_is_recorded_and_the_other
     records = run_benchmark(spec, tmp_path).records()
     assert records.groupby("model").status.agg(set).to_dict() == {"demo/cnn": {"failed"}, "demo/se_cnn": {"ok"}}
     assert set(records[records.model == "demo/cnn"].detail) == {
-        "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes "
-        "(batch of 4 to be timed)"
+        "a batch of 4 cannot be run: "
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes (RuntimeError)"
     }

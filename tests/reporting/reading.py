@@ -4,7 +4,7 @@ import time
 
 HOSTILE = "<img src=x onerror=window.hacked=1>'\"&{{7*7}}.png"
 FAILED = ("demo/vit", "saliency", "a.png")
-REASON = "RuntimeError: </script><script>window.hacked=1</script>"
+REASON = "</script><script>window.hacked=1</script> (RuntimeError)"
 
 
 def until(page, expression, seconds=30):

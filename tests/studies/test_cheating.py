@@ -13,7 +13,7 @@ from torch import nn
 
 import attncompare as ac
 from attncompare.data.shapes import CUE_SIDE, render_shape
-from attncompare.errors import SpecError, UnsupportedMethodError, UnsupportedModelError
+from attncompare.errors import Failure, SpecError, UnsupportedMethodError, UnsupportedModelError
 from attncompare.studies import CueTraining, cheating, compare_energies, cue_energies
 from attncompare.studies.cheater import ROLES, _batches
 from attncompare.studies.cheating_models import Cheating, Pair
@@ -122,7 +122,7 @@ def invented():
     rng, methods = np.random.default_rng(0), [name for name in ac.list_methods() if name != "channel_attention"]
     images, pairs = torch.rand(2, 3, 64, 64), []
     for name in ("demo/cnn", "demo/vit"):
-        maps = {method: [torch.rand(8, 8), "it failed"] for method in methods}
+        maps = {method: [torch.rand(8, 8), Failure("error", "it failed")] for method in methods}
         found = {role: OnCue({method: rng.random(12) * 0.4 for method in methods}, maps, {}) for role in ROLES}
         pairs.append(Pair(name, dict.fromkeys(ROLES, ac.load_model(name)), images, torch.tensor([0, 6]), found))
     table = pd.concat([as_table({role: one.energies for role, one in pair.found.items()}, pair.name) for pair in pairs])

@@ -11,7 +11,7 @@ from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.store import ResultStore
 from attncompare.benchmark.worker import Tally, Worker
 from attncompare.data.datasets import open_dataset
-from attncompare.errors import SpecError
+from attncompare.errors import Failure, SpecError
 from attncompare.storage.folder import Location
 from attncompare.tuning import Tuning, tune
 
@@ -29,7 +29,11 @@ class ChunkActor:
         return self.session.describe()
 
     def run_chunk(
-        self, index: int, lost: Mapping[str, str], unreadable: Mapping[str, str], pieces: Sequence[Sequence[str]] | None
+        self,
+        index: int,
+        lost: Mapping[str, Failure],
+        unreadable: Mapping[str, Failure],
+        pieces: Sequence[Sequence[str]] | None,
     ) -> Tally:
         """Score a chunk; lost, pieces: see Worker.run_chunk. unreadable: images that must not even be read."""
         if not self.store.files.exists("run.json"):
@@ -47,7 +51,7 @@ class ChunkActor:
         """Read images and keep nothing, to see whether that can be lived."""
         read_chunk(self.session.dataset, names)
 
-    def probe(self, index: int, names: Sequence[str], unreadable: Mapping[str, str]) -> None:
+    def probe(self, index: int, names: Sequence[str], unreadable: Mapping[str, Failure]) -> None:
         """Work on some images of a chunk and keep nothing, to see whether that can be lived."""
         chunk = self.session.read(index, unreadable)
         for model in self.session.models:

@@ -21,7 +21,7 @@ from attncompare.benchmark.plan import chosen_methods, chunk_names
 from attncompare.benchmark.timing.timed import timing_steps
 from attncompare.benchmark.worker import Worker
 from attncompare.data.datasets import Dataset
-from attncompare.errors import AttnCompareError, SpecError
+from attncompare.errors import AttnCompareError, Failure, SpecError
 
 OBJECT_STORE = 80 * 2**20
 """Bytes; Ray's smallest is 75 MiB. Nothing but counts goes through it: actors write their results themselves."""
@@ -31,11 +31,11 @@ ANSWER_SECONDS = 5
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of an actor's call. death: why its process ended instead, "" when it lived."""
+    """What came of an actor's call. death: why its process ended instead, None when it lived."""
 
     task: int | str
     result: Any
-    death: str = ""
+    death: Failure | None = None
 
 
 class RayEngine:
@@ -91,7 +91,7 @@ class RayEngine:
             lost = found.lost | {name: answer.death for name in good if name not in found.lost}
             answer = self._call("run_chunk", index, lost, unreadable, [])
         if answer.death:
-            raise AttnCompareError(f"chunk {index} cannot be recorded: {answer.death}")
+            raise AttnCompareError(f"chunk {index} cannot be recorded: {answer.death.reason}")
         self._count(index, answer.result)
 
     def time(self) -> None:
@@ -101,7 +101,7 @@ class RayEngine:
         for i, name in enumerate(self.worker.spec.models):
             answer = self._call("time", i, self.threads)
             if answer.death:
-                raise AttnCompareError(f"timing {name}: {answer.death}; run again")
+                raise AttnCompareError(f"timing {name}: {answer.death.reason}; run again")
             self.worker.tally.add(answer.result)
             self.worker.tick(timing_steps(self.worker.spec), f"timing {name}")
 
@@ -138,23 +138,23 @@ class RayEngine:
             raise error.cause from None
         except self.ray.exceptions.RayError as error:
             self.ray.kill(actor)  # it may be out of reach and not dead
-            reason = cause_of_death(error)
-            self.worker.tally.deaths.append(reason)
+            death = cause_of_death(error)
+            self.worker.tally.deaths.append(death.reason)
             self.born_dead += task == OPENING
             if self.born_dead == DEATHS:
-                raise AttnCompareError(f"Ray workers die while they load the models: {reason}") from None
+                raise AttnCompareError(f"Ray workers die while they load the models: {death.reason}") from None
             self.hire(1)
-            return Answer(task, None, reason)
+            return Answer(task, None, death)
         self.idle.append(actor)
         self.born_dead = 0
         return Answer(task, result)
 
 
-def cause_of_death(error: Exception) -> str:
-    """One line from what Ray says about an actor that died."""
+def cause_of_death(error: Exception) -> Failure:
+    """What Ray says about an actor that died; by the time an image is given up it has been tried again."""
     text = " ".join(str(error).split())
     found = re.search(r"exit detail: ([^.]+)", text)
-    return f"its worker process died: {found[1] if found else text[:200]}"
+    return Failure("process", f"its worker process died: {found[1] if found else text[:200]}")
 
 
 @contextmanager

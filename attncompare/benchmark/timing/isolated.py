@@ -18,6 +18,7 @@ from torch import Tensor
 from attncompare.benchmark.timing.device import CHILD_ALLOCATOR
 from attncompare.benchmark.timing.latency import Timing
 from attncompare.benchmark.timing.process import PLAIN, Measured, Request
+from attncompare.errors import Failure
 
 COMMAND = (sys.executable, "-W", "ignore", "-m", "attncompare.benchmark.timing.process")
 NOT_FOR_MEMORY = "THP_MEM_ALLOC_ENABLE"  # huge pages, which would round every tensor up to 2 MiB
@@ -39,13 +40,13 @@ def measure_apart(request: Request, images: Tensor, tick: Callable[[str], None])
     if torch.device(request.device).type != "cpu":
         return _until_done(request, images, {}, tick)
     found = _until_done(replace(request, memory=False), images, {}, tick)
-    alive = {name: options for name, options in request.jobs.items() if found.measured[name].status == "ok"}
+    alive = {name: options for name, options in request.jobs.items() if not found.measured[name].failure}
     giving_back = dict(request.tuning) | {"keep_memory": False}
     apart = replace(request, time=False, jobs=alive, tuning=giving_back)
     weighed = _until_done(apart, images, CHILD_ALLOCATOR, tick).measured
     for name in alive:
         found.measured[name].peak = weighed[name].peak
-        found.measured[name].peak_reason = weighed[name].reason or weighed[name].peak_reason
+        found.measured[name].no_peak = weighed[name].failure or weighed[name].no_peak
     return found
 
 
@@ -58,20 +59,20 @@ def _until_done(
     while left:
         with TemporaryDirectory(prefix="attncompare-") as folder:
             one = replace(request, jobs=left)
-            running, reason = _run_child(Path(folder), one, images, environment, tick)
-            if not reason:
+            running, death = _run_child(Path(folder), one, images, environment, tick)
+            if not death:
                 done = _read(Path(folder))
                 return Outcome(found.measured | done.measured, done.deviation)
         for name in [running] if running in left else list(left):
-            found.measured[name] = Measured(status="failed", reason=reason)
+            found.measured[name] = Measured(failure=death)
             left.pop(name)
     return found
 
 
 def _run_child(
     folder: Path, request: Request, images: Tensor, environment: Mapping[str, str], tick: Callable[[str], None]
-) -> tuple[str, str]:
-    """Run one process to its end: what ran last, and why it died ("" when it did not)."""
+) -> tuple[str, Failure | None]:
+    """Run one process to its end: what ran last, and why it died (None when it did not)."""
     (folder / "request.json").write_text(json.dumps(asdict(request)))
     np.save(folder / "images.npy", images.cpu().numpy())
     inherited = {name: value for name, value in os.environ.items() if not (environment and name == NOT_FOR_MEMORY)}
@@ -94,19 +95,20 @@ def _run_child(
             child.kill()
             child.wait()
     if not code:
-        return running, ""
-    return running, _cause(code, running, (folder / "stderr.txt").read_text(errors="replace"))
+        return running, None
+    said = (folder / "stderr.txt").read_text(errors="replace")
+    return running, Failure("process", _cause(code, running, said), retry=True)
 
 
 def _cause(code: int, running: str, stderr: str) -> str:
-    """One line for a record; named after an error, so that a later run tries again."""
+    """Why a process ended, in one line."""
     during = f"while it ran {running}" if running else "before it ran anything"
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         hint = ", most often for lack of memory" if name == "SIGKILL" else ""
-        return f"ChildProcessError: the timing process was killed by {name}{hint}, {during}"
+        return f"the timing process was killed by {name}{hint}, {during}"
     last = (stderr.strip().splitlines() or ["no message"])[-1]
-    return f"ChildProcessError: the timing process ended with code {code} {during}: {last}"
+    return f"the timing process ended with code {code} {during}: {last}"
 
 
 def _read(folder: Path) -> Outcome:
@@ -116,7 +118,8 @@ def _read(folder: Path) -> Outcome:
     with np.load(folder / "maps.npz") as maps:
         for name, numbers in content["measured"].items():
             timing = numbers.pop("timing")
-            one = Measured(**numbers)
+            failures = {field: Failure(**numbers[field]) for field in ("failure", "no_peak") if numbers[field]}
+            one = Measured(**(numbers | failures))
             one.timing = timing and Timing(tuple(timing["seconds"]), tuple(timing["device_seconds"]))
             if name != PLAIN:
                 one.passes = tuple(numbers["passes"])

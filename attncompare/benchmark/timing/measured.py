@@ -3,32 +3,32 @@
 from torch import Tensor
 
 from attncompare.benchmark.plan import Cell
-from attncompare.benchmark.records import TIMING_MEASURES, Record, Status, Variant
+from attncompare.benchmark.records import TIMING_MEASURES, Record, Variant
 from attncompare.benchmark.timing.isolated import Outcome
 from attncompare.benchmark.timing.latency import UNSTABLE, Timing
 from attncompare.benchmark.timing.process import PLAIN, Measured
+from attncompare.errors import Failure
 
 SAME_MAP = 1e-3
 """Two maps are the same when no value differs by more than this share of the largest: rounding in another kernel or in
 another order costs 1e-7 to 1e-4 of it."""
 
 
-def reasons(model: str, cell: Cell, variant: Variant, status: Status, why: str) -> list[Record]:
-    """The same status for every measure of a timing."""
+def without_timing(model: str, cell: Cell, variant: Variant, failure: Failure) -> list[Record]:
+    """The same reason for every measure of a timing."""
     name = cell.method.name
-    return [Record(model, name, "", -1, one, variant, None, status, why, cell.key) for one in TIMING_MEASURES]
+    return [Record.failed((model, name, "", -1, one, variant), failure, cell.key) for one in TIMING_MEASURES]
 
 
 def as_timing_records(model: str, cell: Cell, variant: Variant, found: Outcome, scored: Tensor) -> list[Record]:
     """The records of one method. scored: (B,h,w) or (B,C) the maps that the scoring pass makes of the same images."""
     one = found.measured[cell.method.name]
-    if one.timing is None:
-        return reasons(model, cell, variant, "failed" if one.status != "unsupported" else "unsupported", one.reason)
     fault = changed_map(one, variant, scored)
-    if fault:
-        return reasons(model, cell, variant, "failed", fault)
+    failure = one.failure or (Failure("changed", fault) if fault else None)
+    if failure:
+        return without_timing(model, cell, variant, failure)
     plain = found.measured[PLAIN].timing
-    assert plain is not None  # it is timed whenever a method is
+    assert one.timing and plain  # it is timed whenever a method is
     values = latencies(one.timing, plain)
     spread = f"unstable: the IQR is {one.timing.iqr / one.timing.median:.0%} of the median, more than {UNSTABLE:.0%}"
     note = spread if one.timing.unstable else ""
@@ -39,13 +39,11 @@ def as_timing_records(model: str, cell: Cell, variant: Variant, found: Outcome, 
     ]
     if variant != "fp32" and found.deviation is not None:
         rows.append(_row(model, cell, variant, "logit_deviation", found.deviation))
-    if one.peak is not None:
-        return [*rows, _row(model, cell, variant, "peak_bytes", float(one.peak))]
-    status: Status = "failed" if "Error" in one.peak_reason else "unsupported"
-    return [
-        *rows,
-        Record(model, cell.method.name, "", -1, "peak_bytes", variant, None, status, one.peak_reason, cell.key),
-    ]
+    if one.no_peak:
+        peak = (model, cell.method.name, "", -1, "peak_bytes", variant)
+        return [*rows, Record.failed(peak, one.no_peak, cell.key)]
+    assert one.peak is not None
+    return [*rows, _row(model, cell, variant, "peak_bytes", float(one.peak))]
 
 
 def latencies(timing: Timing, plain: Timing) -> dict[str, float]:

@@ -24,13 +24,14 @@ from attncompare.benchmark.timing.latency import Job, Timing, time_interleaved
 from attncompare.benchmark.timing.variants import in_variant
 from attncompare.capture.state import preserve_state
 from attncompare.capture.targets import Target
-from attncompare.errors import AttnCompareError, UnsupportedMethodError
+from attncompare.errors import AttnCompareError, Failure
 from attncompare.explainer import explain_together
 from attncompare.loading import load_model
 from attncompare.maps import AttributionMap
 from attncompare.tuning import Tuning, tune
 
 PLAIN = "(plain forward)"
+NO_METER = Failure("unsupported", "this system does not tell the peak of a process")
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,17 @@ class Request:
 
 @dataclass
 class Measured:
-    """What was measured of one job; status and reason where the method raised at its first run.
+    """What was measured of one job; failure: why nothing was, such as an error at the method's first run.
 
-    peak: bytes; peak_reason: why there is none. passes: forward and backward, per image. first, last: (B,h,w) or (B,C) the
+    peak: bytes; no_peak: why there is none. passes: forward and backward, per image. first, last: (B,h,w) or (B,C) the
     maps of the first and of the last run.
     """
 
     timing: Timing | None = None
     peak: int | None = None
-    peak_reason: str = ""
+    no_peak: Failure | None = None
     passes: tuple[float, float] = (0.0, 0.0)
-    status: str = "ok"
-    reason: str = ""
+    failure: Failure | None = None
     first: Tensor | None = None
     last: Tensor | None = None
 
@@ -105,7 +105,7 @@ def measure(
             shown[name] = explain_together(model, [(name, options)], images, target)[name]
 
         found[name] = _first_run(name, job, shown, say)
-        if found[name].status == "ok":
+        if not found[name].failure:
             jobs[name] = job
     if request.time:
         sizes = {"repeats": request.repeats, "seconds": request.seconds}
@@ -114,7 +114,7 @@ def measure(
     for name, run in jobs.items() if request.memory else ():
         say(name)  # its first run has chosen kernels and made workspaces, which stay and are not counted
         found[name].peak = peak_of(run, device)
-        found[name].peak_reason = "" if device.peak else "this system does not tell the peak of a process"
+        found[name].no_peak = None if device.peak else NO_METER
     for name, one in shown.items():
         found[name].last = one.values
     return found, deviation
@@ -126,9 +126,7 @@ def _first_run(name: str, job: Job, shown: Mapping[str, AttributionMap], say: Ca
     try:
         job()
     except Exception as error:  # every fault of a method becomes a record
-        lines = str(error).splitlines() or ["no message"]
-        status = "unsupported" if isinstance(error, UnsupportedMethodError) else "failed"
-        return Measured(status=status, reason=f"{type(error).__name__}: {lines[0]}")
+        return Measured(failure=Failure.of(error))
     made = shown[name]
     return Measured(passes=(made.passes_forward, made.passes_backward), first=made.values)
 

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from attncompare.benchmark.plan import Cell, Chunk, chosen_methods, options_of, 
 from attncompare.benchmark.records import Variant, cell_key
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.timing.isolated import measure_apart
-from attncompare.benchmark.timing.measured import as_timing_records, reasons
+from attncompare.benchmark.timing.measured import as_timing_records, without_timing
 from attncompare.benchmark.timing.process import Request
 from attncompare.benchmark.timing.variants import refusal
 from attncompare.benchmark.worker import Worker
@@ -22,7 +22,7 @@ from attncompare.capture.state import preserve_state
 from attncompare.capture.targets import Target, TargetScore
 from attncompare.data.images import fit_image, to_tensor
 from attncompare.environment import gpu_name
-from attncompare.errors import AttnCompareError, reason_of
+from attncompare.errors import AttnCompareError, Failure
 
 PROTOCOL_VERSION = 1
 """Raised when a change of the pass changes what its numbers mean; part of every key."""
@@ -37,7 +37,7 @@ class Scene:
 
     images: Tensor
     target: list[int] | str
-    maps: dict[str, list[Tensor | str]]
+    maps: dict[str, list[Tensor | Failure]]
 
 
 def time_model(worker: Worker, model: ModelAdapter, sample: Chunk) -> None:
@@ -50,7 +50,7 @@ def time_model(worker: Worker, model: ModelAdapter, sample: Chunk) -> None:
         missing = [cell for cell in cells if not store.holds(cell.key)]
         worker.tally.reused += len(cells) - len(missing)
         for cell in [cell for cell in missing if cell.unsupported]:
-            refused = reasons(model.name, cell, variant, "unsupported", cell.unsupported)
+            refused = without_timing(model.name, cell, variant, Failure("unsupported", cell.unsupported))
             worker.finish(cell.key, refused, spec.timing_batch)
         work[variant] = [cell for cell in missing if not cell.unsupported]
     needed = {cell.method.name: cell for cells in work.values() for cell in cells}
@@ -79,15 +79,13 @@ def _time_cells(
     tick: Callable[[str], None],
 ) -> None:
     """Measure some methods under one variant; each becomes a finished cell."""
-    faults = {c.key: [one for one in scene.maps[c.method.name] if isinstance(one, str)] for c in cells}
+    faults = {c.key: [one for one in scene.maps[c.method.name] if isinstance(one, Failure)] for c in cells}
     alive = [cell for cell in cells if not faults[cell.key]]
     request = _request(worker.spec, model, scene, alive, variant)
     found = measure_apart(request, scene.images, tick)
     for cell in cells:
         if faults[cell.key]:
-            reason = faults[cell.key][0]
-            status = "unsupported" if reason.startswith("UnsupportedMethodError") else "failed"
-            records = reasons(model.name, cell, variant, status, reason)  # type: ignore[arg-type]
+            records = without_timing(model.name, cell, variant, faults[cell.key][0])
         else:
             maps = [one for one in scene.maps[cell.method.name] if isinstance(one, Tensor)]
             records = as_timing_records(model.name, cell, variant, found, torch.stack(maps))
@@ -119,8 +117,9 @@ def _scene_or_reason(spec: BenchmarkSpec, model: ModelAdapter, sample: Chunk, ce
     except AttnCompareError:  # a wrong spec
         raise
     except Exception as error:  # such as memory that runs out
-        reason = f"{reason_of(error)} (batch of {spec.timing_batch} to be timed)"
-        return Scene(torch.empty(0), "", {cell.method.name: [reason] for cell in cells})
+        failure = Failure.of(error)
+        failure = replace(failure, reason=f"a batch of {spec.timing_batch} cannot be run: {failure.reason}")
+        return Scene(torch.empty(0), "", {cell.method.name: [failure] for cell in cells})
 
 
 def _scene(spec: BenchmarkSpec, model: ModelAdapter, sample: Chunk, cells: Sequence[Cell]) -> Scene:

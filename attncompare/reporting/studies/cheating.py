@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from attncompare.errors import Failure
 from attncompare.reporting.figures._base import SMALLEST, styled, venue_of
 from attncompare.reporting.figures._looks import COLOURS, GREY
 from attncompare.reporting.figures._panels import Block, Cell, draw_blocks
@@ -92,5 +93,5 @@ def _row(pair: Pair, role: str, place: int, names: list[str]) -> list[Cell]:
     maps = [pair.found[role].maps[name][place] for name in names]
     return [
         Cell(picture, model.class_name(int(pair.labels[place]))),
-        *(Cell(None, one) if isinstance(one, str) else Cell(overlay(picture, one.numpy())) for one in maps),
+        *(Cell(None, one.reason) if isinstance(one, Failure) else Cell(overlay(picture, one.numpy())) for one in maps),
     ]

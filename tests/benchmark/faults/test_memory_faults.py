@@ -63,7 +63,8 @@ def test_where_not_even_one_fits_the_reason_is_recorded_and_the_run_goes_on(
     records = run_benchmark(small, tmp_path / "run").records()
     assert set(records[records.model == "demo/vit"].status) == {"ok"}
     failed = records[records.model == "demo/cnn"]
-    assert set(failed.status) == {"failed"} and set(failed.detail) == {f"RuntimeError: {LINUX}"}
+    assert set(failed.status) == {"failed"} and set(failed.detail) == {f"{LINUX} (RuntimeError)"}
+    assert set(failed.kind) == {"memory"} and failed.retry.all()
     assert set(failed.image) == {f"shapes-test-{i:05d}" for i in range(4)}
     assert set(failed.measure) == {
         "target_score",
