@@ -15,8 +15,9 @@ def query(
 ) -> None:
     """Ask a run's records by SQL (DuckDB); nothing in the run can be changed by it.
 
-    Columns: model, method, image, target, measure, protocol, value, status, detail, key, curve, degenerate, device,
-    threads, batch_size.
+    Columns: model, method, image, target, measure, protocol, value, status, detail, key, curve, degenerate, kind, retry,
+    device, threads, batch_size, scored_by. kind is a word for the reason in detail; retry says whether a later run tries
+    again.
 
     Example: attncompare query runs/first "select method, avg(value) from records where measure = 'insertion' group by 1"
     """
