@@ -6,46 +6,21 @@ worktree for as long as that takes; both score its maps. Exits 1 at any differen
 """
 
 import argparse
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from importlib import import_module
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable, Mapping
 
 import numpy as np
+from editions import ROOT, Edition, worktree
 
-ROOT = Path(__file__).parents[1]
 LIMIT = 1e-6  # of the range of a map, or of the scores of one metric on one model
-SWAPPED = ("attncompare", "golden")  # each edition has its own; the builders in tests/conftest.py serve both
 
 
-class Edition:
-    """The package as one checkout has it, with the golden models and values of this one."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.modules: dict[str, ModuleType] = {}
-
-    @contextmanager
-    def active(self) -> Iterator[Callable[[str], ModuleType]]:
-        """The edition's modules are those that an import finds, also one that comes late, inside a function."""
-        sys.path.insert(0, str(self.root))
-        sys.modules.update(self.modules)
-        try:
-            yield import_module
-        finally:
-            sys.path.remove(str(self.root))
-            mine = [name for name in sys.modules if name.partition(".")[0] in SWAPPED]
-            self.modules = {name: sys.modules.pop(name) for name in mine}
+class Golden(Edition):
+    """An edition with the golden models and values of this checkout."""
 
     def maps(self) -> dict:
         """Every method on every model, as an array or the kind of refusal."""
         with self.active() as load:
-            found = load("attncompare").__file__
-            assert Path(found).is_relative_to(self.root), f"{found} is not of {self.root}"
             return load("golden.values").all_maps()
 
     def scores(self, maps: Mapping) -> dict:
@@ -59,18 +34,6 @@ class Edition:
             models = load("golden.models")
             states = [models.model_of(name).model.state_dict() for name in models.MODELS]
         return [value.numpy() for state in states for value in state.values()]
-
-
-@contextmanager
-def worktree(commit: str) -> Iterator[Path]:
-    """The files of a commit in a folder of their own."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder).resolve() / "base"
-        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", path, commit], cwd=ROOT, check=True)
-        try:
-            yield path
-        finally:
-            subprocess.run(["git", "worktree", "remove", "--force", path], cwd=ROOT, check=True)
 
 
 def share(found: np.ndarray, expected: np.ndarray, span: float) -> float:
@@ -95,7 +58,7 @@ def report(kind: str, shares: Mapping, refusals: list[str]) -> int:
     """Print what was compared and all that differs; how much that is."""
     where = max(shares, key=shares.__getitem__)
     beyond = [f"{key}: {value:.1e}" for key, value in shares.items() if value > LIMIT]
-    print(f"{kind:<8}{len(shares):>9}{shares[where]:>13.1e}  {where if shares[where] else '-':<}")
+    print(f"{kind:<8}{len(shares):>9}{shares[where]:>13.1e}  {'/'.join(map(str, where)) if shares[where] else '-'}")
     for title, lines in ((f"beyond {LIMIT:.0e}", beyond), ("refused otherwise", refusals)):
         print(f"  {title}: {len(lines)}", *lines, sep="\n    ")
     return len(beyond) + len(refusals)
@@ -107,7 +70,7 @@ def main() -> None:
     base = parser.parse_args().base
     sys.path.insert(0, str(ROOT / "tests"))
     with worktree(base) as folder:
-        new, old = Edition(ROOT), Edition(folder)  # this one first: tests/conftest.py imports what it finds
+        new, old = Golden(ROOT), Golden(folder)  # this one first: tests/conftest.py imports what it finds
         maps = {"new": new.maps(), "old": old.maps()}
         if not all(np.array_equal(*pair) for pair in zip(old.weights(), new.weights(), strict=True)):
             raise SystemExit("the models of the two editions have other weights: their numbers cannot be compared")
