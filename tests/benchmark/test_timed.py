@@ -264,7 +264,7 @@ def test_a_compiled_model_is_not_read_from_inside():
     assert {"grad_cam", "attention_rollout", "legrad", "guided_backprop"} <= refused
     assert refused.isdisjoint({"saliency", "integrated_gradients", "occlusion", "rise", "random_map"})
     assert not any(refusal(variant, method) for variant in ("fp32", "bf16") for method in methods)
-    assert "grad_cam reads feature_layer inside the model" in refusal("compile", methods.get("grad_cam"))
+    assert "grad_cam reads feature_gradients, features inside the model" in refusal("compile", methods.get("grad_cam"))
 
 
 @pytest.mark.slow
