@@ -8,11 +8,11 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "AttributionMap": "maps",
     "BenchmarkSpec": "benchmark.spec",
-    "Classifier": "adapters.anatomy",
+    "Classifier": "models.structure",
     "Explainer": "explainer",
-    "Gate": "adapters.anatomy",
+    "Gate": "models.structure",
     "Meter": "benchmark.meter",
-    "ModelAdapter": "adapters.base",
+    "ModelAdapter": "models.adapter",
     "Record": "benchmark.records",
     "Run": "benchmark.run",
     "TokenLayout": "signals",
@@ -22,10 +22,10 @@ _PUBLIC = {
     "explain_together": "explainer",
     "list_methods": "catalogue",
     "list_metrics": "catalogue",
-    "list_models": "loading",
+    "list_models": "models.load",
     "list_protocols": "catalogue",
     "load_images": "data.images",
-    "load_model": "loading",
+    "load_model": "models.load",
     "load_trained": "training.run",
     "make_explainer": "explainer",
     "method": "methods._base",
@@ -35,7 +35,7 @@ _PUBLIC = {
     "score": "benchmark.single",
     "show_maps": "reporting.show",
     "train_model": "training.run",
-    "wrap_model": "loading",
+    "wrap_model": "models.load",
 }
 
 _MODULES = {"figures": "reporting.figures", "modules": "modules", "studies": "studies", "tables": "reporting.tables"}
@@ -58,9 +58,6 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from attncompare import modules as modules
     from attncompare import studies as studies
-    from attncompare.adapters.anatomy import Classifier as Classifier
-    from attncompare.adapters.anatomy import Gate as Gate
-    from attncompare.adapters.base import ModelAdapter as ModelAdapter
     from attncompare.benchmark.agreement import compare_maps as compare_maps
     from attncompare.benchmark.meter import Meter as Meter
     from attncompare.benchmark.records import Record as Record
@@ -77,11 +74,14 @@ if TYPE_CHECKING:
     from attncompare.explainer import explain_targets as explain_targets
     from attncompare.explainer import explain_together as explain_together
     from attncompare.explainer import make_explainer as make_explainer
-    from attncompare.loading import list_models as list_models
-    from attncompare.loading import load_model as load_model
-    from attncompare.loading import wrap_model as wrap_model
     from attncompare.maps import AttributionMap as AttributionMap
     from attncompare.methods._base import method as method
+    from attncompare.models.adapter import ModelAdapter as ModelAdapter
+    from attncompare.models.load import list_models as list_models
+    from attncompare.models.load import load_model as load_model
+    from attncompare.models.load import wrap_model as wrap_model
+    from attncompare.models.structure import Classifier as Classifier
+    from attncompare.models.structure import Gate as Gate
     from attncompare.reporting import figures as figures
     from attncompare.reporting import tables as tables
     from attncompare.reporting.show import show_maps as show_maps

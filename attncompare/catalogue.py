@@ -47,7 +47,7 @@ def _measured() -> dict[str, str]:
 @cache
 def _measured_by_file() -> dict[str, list[str]]:
     """Names of the measured architectures in each of timm's model files."""
-    from attncompare.adapters.timm import file_of
+    from attncompare.models.sources.timm import file_of
 
     found: dict[str, list[str]] = {}
     for name in _measured():
@@ -74,7 +74,7 @@ def capabilities(name: str) -> str:
     name = name.partition("@")[0].partition(".")[0] if name.startswith("timm/") else name.partition("@")[0]
     if name in _measured() or not name.startswith("timm/"):
         return _measured().get(name, "")
-    from attncompare.adapters.timm import file_of
+    from attncompare.models.sources.timm import file_of
 
     relatives = _measured_by_file().get(file_of(name.removeprefix("timm/")), [])
     if not relatives:

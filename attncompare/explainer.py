@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.altered import altered, prerequisites
 from attncompare.capture.arguments import check_images, check_model
 from attncompare.capture.capture import Capture, shared_pass
@@ -20,6 +19,7 @@ from attncompare.capture.targets import CountedForward, Target
 from attncompare.errors import CaptureError, SpecError
 from attncompare.maps import AttributionMap
 from attncompare.methods._base import Method, methods
+from attncompare.models.adapter import ModelAdapter
 from attncompare.registry import Request, requested
 from attncompare.signals import ALTERED, FREE, GRADIENTS, OWN_PASSES, SIGNAL_OPTIONS, Signal
 

@@ -34,7 +34,7 @@ from coverage_models import Case
 from coverage_table import CAPABILITIES, README, read_rows, summary, write_capabilities, write_readme, write_rows
 from torch import nn
 
-from attncompare.adapters import torchvision as torchvision_adapter
+from attncompare.models.sources import torchvision as torchvision_source
 
 HERE = Path(__file__).parent
 LIBRARIES = ("transformers", "torchvision", "timm")
@@ -109,7 +109,7 @@ def list_cases(library: str = "*", patterns: Sequence[str] = ("*",)) -> list[Cas
 def _torchvision_cases() -> list[Case]:
     from torchvision.models import get_model_builder
 
-    files = {name: get_model_builder(name).__module__.rpartition(".")[2] for name in torchvision_adapter.names()}
+    files = {name: get_model_builder(name).__module__.rpartition(".")[2] for name in torchvision_source.names()}
     return [Case("torchvision", name, file) for name, file in files.items()]
 
 

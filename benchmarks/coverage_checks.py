@@ -20,11 +20,11 @@ from coverage_models import Case, Subject, depth_of, matched, open_case, smooth_
 from torch import Tensor, nn
 
 import attncompare as ac
-from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
 from attncompare.errors import UnsupportedMethodError, UnsupportedModelError
 from attncompare.methods._base import methods
+from attncompare.models.adapter import ModelAdapter
 from attncompare.signals import Signal
 
 SAME = 1e-4  # largest share of a map's spread, or of the largest logit, by which two computations may differ

@@ -17,14 +17,14 @@ from random_weights import settle, stir
 from torch import Tensor, nn
 
 import attncompare as ac
-from attncompare.adapters import timm as timm_adapter
-from attncompare.adapters import torchvision as torchvision_adapter
-from attncompare.adapters.base import ModelAdapter, Source
-from attncompare.adapters.patches import KINDS as PATCHED
-from attncompare.adapters.patches import patch_side, read_images
 from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
-from attncompare.loading import _adapt
+from attncompare.models.adapter import ModelAdapter, Source
+from attncompare.models.load import _adapt
+from attncompare.models.sources import timm as timm_source
+from attncompare.models.sources import torchvision as torchvision_source
+from attncompare.models.sources.patches import KINDS as PATCHED
+from attncompare.models.sources.patches import patch_side, read_images
 from attncompare.signals import Signal
 
 
@@ -109,7 +109,7 @@ def _logits(source: Source, images: Tensor, mean: Sequence[float], std: Sequence
 def _open_timm(case: Case, folder: str) -> Subject:
     from timm.data import resolve_model_data_config
 
-    source = prepared(timm_adapter.load(case.name, random=True))
+    source = prepared(timm_source.load(case.name, random=True))
     images = smooth_images(2, source.preprocessing.size)
     config = resolve_model_data_config(source.model)
     bare = _logits(source, images, config["mean"], config["std"])
@@ -119,7 +119,7 @@ def _open_timm(case: Case, folder: str) -> Subject:
 def _open_torchvision(case: Case, folder: str) -> Subject:
     from torchvision.models import get_model_weights
 
-    source = prepared(torchvision_adapter.load(case.name, random=True))
+    source = prepared(torchvision_source.load(case.name, random=True))
     images = smooth_images(2, source.preprocessing.size)
     transform = get_model_weights(case.name).DEFAULT.transforms()
     bare = _logits(source, images, transform.mean, transform.std)
@@ -130,7 +130,7 @@ def _open_transformers(case: Case, folder: str) -> Subject:
     """A tiny model, which comes stirred and settled, from the folder that a user would have."""
     from tiny_transformers import BACKBONES, CLASSIFIERS, DUALS, save
 
-    from attncompare.adapters import huggingface
+    from attncompare.models.sources import huggingface
 
     built = {**CLASSIFIERS, **BACKBONES, **DUALS}[case.name]()
     save(built, Path(folder))

@@ -19,8 +19,8 @@ import pandas as pd
 import torch
 
 import attncompare as ac
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.forwarding import Way, forward_by, layer_counts, suitable_way
+from attncompare.models.adapter import ModelAdapter
 
 TORCHVISION = (
     "alexnet convnext_tiny densenet121 efficientnet_b0 googlenet inception_v3 maxvit_t mnasnet1_0 mobilenet_v2"

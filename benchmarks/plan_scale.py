@@ -27,13 +27,14 @@ import pyarrow as pa
 from torch import nn
 
 import attncompare as ac
-from attncompare.adapters.anatomy import Anatomy
-from attncompare.adapters.base import ModelAdapter, Preprocessing, Source
 from attncompare.benchmark import seal
 from attncompare.benchmark.plan import Chunk, ModelPlan
 from attncompare.benchmark.records import Record
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.store import SCHEMA, ResultStore
+from attncompare.models.adapter import ModelAdapter, Source
+from attncompare.models.preprocessing import Preprocessing
+from attncompare.models.structure import Anatomy
 from attncompare.signals import TokenLayout
 
 COLUMNS = {"device": "cpu", "threads": 1, "batch_size": 8}

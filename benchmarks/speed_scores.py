@@ -36,7 +36,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import attncompare as ac
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import Passes, images_a_pass, in_parts, target_scorer
 from attncompare.benchmark.forwarding import fast_forward, suitable_way
 from attncompare.benchmark.openvino import openvino_forward
@@ -46,6 +45,7 @@ from attncompare.metrics._base import Evidence
 from attncompare.metrics.imputation import SHARES, imputed_scores
 from attncompare.metrics.perturbation import area_under_curve, baseline_images, perturbation_curves
 from attncompare.metrics.protocols import Protocol
+from attncompare.models.adapter import ModelAdapter
 from attncompare.tuning import Tuning, applied, tune
 
 MODELS = ("torchvision/resnet18@random", "torchvision/resnet50@random", "timm/vit_tiny_patch16_224@random",

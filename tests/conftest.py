@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import attncompare as ac
-from attncompare.adapters.base import ModelAdapter
+from attncompare.models.adapter import ModelAdapter
 
 CLASSES = 5
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": CLASSES}

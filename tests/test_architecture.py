@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "attncompare"
 FLOORS = (
     "errors registry maps progress storage environment __version__",
     "inspection",
-    "models adapters loading",
+    "models",
     "backward",
     "capture",
     "signals",
@@ -32,16 +32,15 @@ FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names.spl
 SHOWS_ITSELF = ("registry", "reporting")
 """The one hook through which a map or a run finds what draws it: `registry.report_function`."""
 UPWARD = {
-    ("adapters", "signals"): "house 2: layouts and geometries go to inspection/",
-    ("loading", "signals"): "house 2: layouts and geometries go to inspection/",
+    ("models", "signals"): "house 2: layouts and geometries go to inspection/",
     ("capture", "signals"): "house 2: a signal is one file",
-    ("loading", "capture"): "house 2: inspection/ stands apart from capture/",
+    ("models", "capture"): "house 2: inspection/ stands apart from capture/",
 }
 """Imports that still point upward, and the step of the restructuring that ends each. The list only shrinks."""
 ONLY_IN = {
-    "timm": "adapters/timm.py",
-    "transformers": "adapters/huggingface.py",
-    "torchvision": "adapters/torchvision.py",
+    "timm": "models/sources/timm.py",
+    "transformers": "models/sources/huggingface.py",
+    "torchvision": "models/sources/torchvision.py",
     "matplotlib": "reporting/",
     "plotly": "reporting/",
     "jinja2": "reporting/",

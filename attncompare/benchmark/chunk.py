@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import Passes, Scene, scoring_deviation, with_smaller_batches
 from attncompare.benchmark.explained import Explained, explain_cells, maps_of
 from attncompare.benchmark.forwarding import way_in_use
@@ -20,6 +19,7 @@ from attncompare.data.images import fit_image, fit_mask, to_tensor
 from attncompare.errors import AttnCompareError, CaptureError, Failure
 from attncompare.maps import AttributionMap
 from attncompare.metrics.user_protocols import get_protocol
+from attncompare.models.adapter import ModelAdapter
 
 CHECKED = 2
 """Images of each model that are also scored in float32 where the spec asks for less."""

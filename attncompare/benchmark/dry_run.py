@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.execution import Execution
 from attncompare.benchmark.plan import (
     ModelPlan,
@@ -28,11 +27,12 @@ from attncompare.data.datasets import Dataset, open_dataset
 from attncompare.data.images import fit_image, to_tensor
 from attncompare.errors import AttnCompareError
 from attncompare.explainer import explain_together
-from attncompare.loading import load_model
 from attncompare.methods._base import Method
 from attncompare.metrics._base import FROM_METHOD, Evidence
 from attncompare.metrics.perturbation import ends_of
 from attncompare.metrics.user_protocols import get_protocol
+from attncompare.models.adapter import ModelAdapter
+from attncompare.models.load import load_model
 from attncompare.storage.folder import Location
 
 BACKWARD = 2.0

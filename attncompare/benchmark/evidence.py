@@ -8,7 +8,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.forwarding import fast_forward
 from attncompare.benchmark.openvino import openvino_forward
 from attncompare.benchmark.randomised import randomised_maps
@@ -19,6 +18,7 @@ from attncompare.errors import CaptureError, SpecError, is_out_of_memory
 from attncompare.maps import resize_map
 from attncompare.metrics._base import Evidence, Explain, Metric, Score
 from attncompare.metrics.protocols import ScoreKind
+from attncompare.models.adapter import ModelAdapter
 from attncompare.tuning import applied, check_deviation
 
 T = TypeVar("T")

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.plan import Cell
 from attncompare.capture.targets import Target
 from attncompare.errors import Failure
 from attncompare.explainer import explain_together
 from attncompare.maps import AttributionMap
+from attncompare.models.adapter import ModelAdapter
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.onednn import SMALLEST_PRODUCT, OneDNNLinear, onednn_is_faster
 from attncompare.capture.state import preserve_state
+from attncompare.models.adapter import ModelAdapter
 from attncompare.tuning import LARGEST_DEVIATION, applied
 
 Way = Literal["contiguous", "channels_last", "onednn"]

@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import with_smaller_batches
 from attncompare.benchmark.saved import DAMAGE
 from attncompare.capture.capture import capture
@@ -18,6 +17,7 @@ from attncompare.capture.recorders import Need
 from attncompare.data.datasets import Sample
 from attncompare.data.images import fit_image, to_tensor
 from attncompare.errors import CaptureError, Failure, ResultFormatError
+from attncompare.models.adapter import ModelAdapter
 from attncompare.signals import Signal
 from attncompare.storage.folder import CellFiles, Location, RunFolder, npz_of
 

@@ -8,8 +8,6 @@ from functools import cached_property
 
 import torch
 
-from attncompare.adapters.anatomy import Anatomy
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.execution import Execution
 from attncompare.benchmark.records import cell_key
 from attncompare.benchmark.scoring import MetricRequest, choose_metrics
@@ -21,6 +19,8 @@ from attncompare.explainer import make_job
 from attncompare.methods._base import Method, methods
 from attncompare.metrics._base import Metric, metrics
 from attncompare.metrics.user_protocols import get_protocol
+from attncompare.models.adapter import ModelAdapter
+from attncompare.models.structure import Anatomy
 
 
 @dataclass(frozen=True)

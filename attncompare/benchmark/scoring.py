@@ -7,7 +7,6 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import Again, Passes, Scene, Witness, measure, target_scorer, with_smaller_batches
 from attncompare.benchmark.records import Record
 from attncompare.capture.state import preserve_state
@@ -19,6 +18,7 @@ from attncompare.metrics._base import CURVES, Evidence, Metric
 from attncompare.metrics._base import metrics as all_metrics
 from attncompare.metrics.perturbation import perturbation_curves
 from attncompare.metrics.protocols import Protocol
+from attncompare.models.adapter import ModelAdapter
 from attncompare.registry import Request, requested
 
 MetricRequest = Request

@@ -6,7 +6,6 @@ from types import MappingProxyType
 from typing import Any
 
 from attncompare import tuning
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.openvino import openvino_forward
 from attncompare.benchmark.plan import Chunk, check_target, chunk_names, read_chunk
 from attncompare.benchmark.spec import BenchmarkSpec
@@ -15,8 +14,9 @@ from attncompare.benchmark.worker import Worker
 from attncompare.data.datasets import Dataset
 from attncompare.environment import environment
 from attncompare.errors import Failure
-from attncompare.loading import load_model
 from attncompare.metrics.user_protocols import get_protocol
+from attncompare.models.adapter import ModelAdapter
+from attncompare.models.load import load_model
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
-from attncompare.adapters.structure import bytes_of, structure_hash, weights_hash
 from attncompare.benchmark.evidence import Scene, clean_outputs
 from attncompare.benchmark.records import Record, cell_key
 from attncompare.benchmark.scoring import MetricRequest, again_of, as_records, choose_metrics, score_maps
@@ -20,6 +18,8 @@ from attncompare.maps import AttributionMap
 from attncompare.metrics._base import FROM_METHOD, Metric
 from attncompare.metrics.protocols import Protocol
 from attncompare.metrics.user_protocols import get_protocol
+from attncompare.models.adapter import ModelAdapter
+from attncompare.models.fingerprint import bytes_of, structure_hash, weights_hash
 
 
 def score(

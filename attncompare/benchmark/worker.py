@@ -6,7 +6,6 @@ from types import MappingProxyType
 
 import torch
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.chunk import ChunkScorer, Part
 from attncompare.benchmark.layer_maps import LayerArchive, keep_layers
 from attncompare.benchmark.plan import Cell, Chunk, ModelPlan
@@ -16,6 +15,7 @@ from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.store import ResultStore
 from attncompare.data.images import fit_image
 from attncompare.errors import Failure
+from attncompare.models.adapter import ModelAdapter
 from attncompare.progress import Progress, Tick
 
 

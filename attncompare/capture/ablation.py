@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.capture import Capture
 from attncompare.capture.features import find_layout, join_features, split_features
 from attncompare.capture.listening import resolve_layer
 from attncompare.capture.recorders import Need
 from attncompare.capture.replay import Replay
 from attncompare.errors import CaptureError
+from attncompare.models.adapter import ModelAdapter
 from attncompare.signals import Signal
 
 CHUNK = 32  # altered copies in one pass through the head

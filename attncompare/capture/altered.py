@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.ablation import LINEAR_HEAD, ablated_scores, has_linear_head
 from attncompare.capture.block_scores import block_gradients
 from attncompare.capture.capture import Capture
@@ -12,6 +11,7 @@ from attncompare.capture.recorders import Need
 from attncompare.capture.relevance import attention_relevance
 from attncompare.capture.targets import Target
 from attncompare.errors import CaptureError
+from attncompare.models.adapter import ModelAdapter
 from attncompare.signals import Signal
 
 PASSES = {

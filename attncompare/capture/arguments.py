@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.errors import SpecError
+from attncompare.models.adapter import ModelAdapter
 
 
 def check_model(model: ModelAdapter) -> None:

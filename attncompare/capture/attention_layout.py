@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from attncompare.adapters.anatomy import WindowBlock
-from attncompare.adapters.base import Source
 from attncompare.capture.graph import Graph
 from attncompare.capture.state import preserve_state
 from attncompare.capture.trace import BATCH, AttentionCall, Trace
 from attncompare.capture.windows import attends_to_tokens, find_windows
+from attncompare.models.adapter import Source
+from attncompare.models.structure import WindowBlock
 from attncompare.signals import Signal, TokenLayout
 
 FLOW = (

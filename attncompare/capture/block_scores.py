@@ -6,12 +6,12 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.capture import Capture
 from attncompare.capture.recorders import AttentionRecorder, Need
 from attncompare.capture.replay import Replay
 from attncompare.capture.state import disable_mha_fastpath
 from attncompare.errors import CaptureError
+from attncompare.models.adapter import ModelAdapter
 from attncompare.signals import Signal
 
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.listening import listening
 from attncompare.capture.recorders import Need
 from attncompare.capture.state import frozen_eval, preserve_state
 from attncompare.capture.targets import Target, TargetScore
 from attncompare.capture.values import free_signal, gradient_sources, repeated, value_of
 from attncompare.errors import CaptureError
+from attncompare.models.adapter import ModelAdapter
 from attncompare.signals import FREE, GRADIENTS, Signal
 
 LOGITS_TOLERANCE = 1e-5

@@ -3,11 +3,11 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attncompare.adapters.anatomy import Classifier
 from attncompare.capture.features import find_layout
 from attncompare.capture.graph import Graph
 from attncompare.capture.placement import Grid
 from attncompare.capture.trace import Call, Note, Trace, equal, marks_of
+from attncompare.models.structure import Classifier
 
 ROUNDING = 1e-5  # relative
 

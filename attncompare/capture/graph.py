@@ -9,10 +9,10 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from attncompare.adapters.anatomy import Anatomy
-from attncompare.adapters.base import ModelAdapter, Source
 from attncompare.capture.state import disable_mha_fastpath, preserve_state
 from attncompare.capture.trace import Call, Trace, first_tensor
+from attncompare.models.adapter import ModelAdapter, Source
+from attncompare.models.structure import Anatomy
 
 
 @dataclass(frozen=True)

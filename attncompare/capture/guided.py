@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.backward_rules import guided_relu, scores_under
 from attncompare.capture.capture import Capture
 from attncompare.capture.recorders import Need
 from attncompare.capture.targets import CountedForward
+from attncompare.models.adapter import ModelAdapter
 
 
 def guided_gradients(

@@ -5,11 +5,11 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from torch import Tensor, nn
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.listening import resolve_layer
 from attncompare.capture.state import frozen_eval
 from attncompare.capture.trace import first_tensor
 from attncompare.errors import CaptureError
+from attncompare.models.adapter import ModelAdapter
 
 
 class _Reached(BaseException):

@@ -7,10 +7,10 @@ from difflib import get_close_matches
 
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.features import Tap, tapped
 from attncompare.capture.recorders import AttentionRecorder, Need, OutputRecorder, WindowRecorder
 from attncompare.errors import UnknownNameError
+from attncompare.models.adapter import ModelAdapter
 from attncompare.signals import Signal
 
 ATTENTION_SIGNALS = frozenset(

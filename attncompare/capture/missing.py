@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from attncompare.adapters.anatomy import Gate
-from attncompare.adapters.base import Source
 from attncompare.capture.attention_layout import AttentionLayout
 from attncompare.capture.backward_rules import not_of_relus
 from attncompare.capture.trace import Trace
+from attncompare.models.adapter import Source
+from attncompare.models.structure import Gate
 from attncompare.signals import Signal
 
 GIVEN = {

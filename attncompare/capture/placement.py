@@ -6,11 +6,11 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from attncompare.adapters.anatomy import Anatomy
-from attncompare.adapters.base import ModelAdapter, Source
 from attncompare.capture.features import Layout, find_layout, token_grid
 from attncompare.capture.state import disable_mha_fastpath, preserve_state
 from attncompare.capture.trace import BATCH, Call, Trace, first_input, version_of
+from attncompare.models.adapter import ModelAdapter, Source
+from attncompare.models.structure import Anatomy
 from attncompare.signals import TokenLayout
 
 MOST_ADDED = 64  # prefix tokens before a grid

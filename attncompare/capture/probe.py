@@ -12,8 +12,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from attncompare.adapters.anatomy import Anatomy, Family, Gate
-from attncompare.adapters.base import ModelAdapter, Source
 from attncompare.capture.attention_layout import HEADS, NO_ATTENTION, AttentionLayout, find_attention
 from attncompare.capture.classifier import find_classifier, outermost
 from attncompare.capture.features import find_layout
@@ -23,6 +21,8 @@ from attncompare.capture.placement import Changes, Grid, find_sequences, grid_of
 from attncompare.capture.state import LOCK, disable_mha_fastpath, preserve_state
 from attncompare.capture.trace import BATCH, Call, Note, Trace, equal, trace
 from attncompare.errors import UnsupportedModelError, reason_of
+from attncompare.models.adapter import ModelAdapter, Source
+from attncompare.models.structure import Anatomy, Family, Gate
 from attncompare.signals import Signal, TokenLayout
 
 POOLERS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten)

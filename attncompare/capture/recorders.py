@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from attncompare.adapters.anatomy import Gate
-from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.attention import attention_rows, explicit_attention, hearing, kernel, on_all_tokens
 from attncompare.errors import CaptureError
+from attncompare.models.adapter import ModelAdapter
+from attncompare.models.structure import Gate
 from attncompare.signals import Signal, WindowAttention
 
 ROW_SUM_TOLERANCE = 1e-4

@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.backward_rules import GATES, out_of_place
 from attncompare.capture.capture import Capture
 from attncompare.capture.multi_head import multi_head_attention
 from attncompare.capture.recorders import AttentionRecorder, Need
 from attncompare.capture.state import disable_mha_fastpath
 from attncompare.errors import CaptureError, UnsupportedMethodError
+from attncompare.models.adapter import ModelAdapter
 from attncompare.signals import Signal
 
 EPSILON = 1e-15

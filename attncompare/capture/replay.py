@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.state import disable_mha_fastpath
 from attncompare.errors import CaptureError
+from attncompare.models.adapter import ModelAdapter
 
 TOLERANCE = 1e-5
 

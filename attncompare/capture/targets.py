@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.state import disable_mha_fastpath
 from attncompare.errors import SpecError
+from attncompare.models.adapter import ModelAdapter
 
 Target = int | str | Sequence[int] | Sequence[str] | Tensor | Callable[[Tensor], Tensor] | None
 """None: the argmax on the clean image. int, sequence or (B,) tensor: class indices. "class:NAME": a class by name.

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from attncompare.adapters.anatomy import Anatomy
-from attncompare.adapters.base import ModelAdapter, Source
 from attncompare.capture.attention import AttentionCalls, kernel
 from attncompare.capture.backward_rules import ActivationNames
 from attncompare.capture.state import disable_mha_fastpath, preserve_state
+from attncompare.models.adapter import ModelAdapter, Source
+from attncompare.models.structure import Anatomy
 
 BATCH = 2  # images in the probing pass
 TOLERANCE = 1e-4

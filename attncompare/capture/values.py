@@ -5,13 +5,13 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.features import Tap
 from attncompare.capture.listening import Recorders, gate_index
 from attncompare.capture.recorders import Need
 from attncompare.capture.superpixels import superpixels
 from attncompare.capture.targets import TargetScore
 from attncompare.errors import CaptureError, UnsupportedMethodError
+from attncompare.models.adapter import ModelAdapter
 from attncompare.signals import FREE, Signal, WindowAttention
 
 

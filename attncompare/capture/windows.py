@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from attncompare.adapters.anatomy import WindowBlock
 from attncompare.capture.attention import AttentionCalls, current_block, explicit_attention, kernel
 from attncompare.capture.features import find_layout
 from attncompare.capture.state import disable_mha_fastpath
 from attncompare.capture.trace import BATCH, AttentionCall, Call, Trace
+from attncompare.models.structure import WindowBlock
 from attncompare.signals import TokenLayout, WindowGeometry
 
 MOST_AROUND = 8  # readings of the modules around an attention that are tried

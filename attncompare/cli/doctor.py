@@ -23,8 +23,8 @@ def doctor(
 
         found: dict[str, Any] = environment(device) | {"tuning": tuning.describe()}
     else:
-        from attncompare.loading import load_model
         from attncompare.methods._base import methods
+        from attncompare.models.load import load_model
 
         adapter = load_model(model, device=device)
         found = adapter.describe()

@@ -14,8 +14,8 @@ from attncompare.errors import AttnCompareError, SpecError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from attncompare.adapters.base import ModelAdapter
     from attncompare.data.datasets import Dataset
+    from attncompare.models.adapter import ModelAdapter
 
 T = TypeVar("T")
 CHANNELS = 3
@@ -36,7 +36,7 @@ class Asked:
     def load(self) -> "tuple[list[ModelAdapter], Dataset]":
         """The models and the images."""
         from attncompare.data.datasets import open_dataset
-        from attncompare.loading import load_model
+        from attncompare.models.load import load_model
 
         dataset = open_dataset(tuple(str(path) for path in self.images))
         return [load_model(name, device=self.device) for name in self.models], dataset

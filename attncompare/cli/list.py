@@ -42,7 +42,7 @@ def list_(
 
 def _models(pattern: str) -> list[dict[str, Any]]:
     from attncompare.catalogue import capabilities
-    from attncompare.loading import list_models
+    from attncompare.models.load import list_models
 
     return [{"name": name, "about": capabilities(name)} for name in list_models(pattern or "*")]
 

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
-from attncompare.adapters.fitting import fit_image as fit_image
-from attncompare.adapters.fitting import fit_mask as fit_mask
-from attncompare.adapters.fitting import to_tensor as to_tensor
 from attncompare.errors import ImageError, reason_of
+from attncompare.models.adapter import ModelAdapter
+from attncompare.models.preprocessing import fit_image as fit_image
+from attncompare.models.preprocessing import fit_mask as fit_mask
+from attncompare.models.preprocessing import to_tensor as to_tensor
 
 MAX_PIXELS = 100_000_000
 ALPHA_COLOUR = (255, 255, 255)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attncompare.adapters.base import device_of
 from attncompare.capture.features import find_layout
 from attncompare.capture.state import preserve_state
 from attncompare.errors import SpecError, UnsupportedModelError, reason_of, unknown_name
+from attncompare.models.adapter import device_of
 from attncompare.modules.squeeze_excite import SqueezeExcite
 
 Size = tuple[int, int]

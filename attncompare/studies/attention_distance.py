@@ -7,12 +7,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import with_smaller_batches
 from attncompare.capture.arguments import check_model
 from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
 from attncompare.errors import UnsupportedModelError
+from attncompare.models.adapter import ModelAdapter
 from attncompare.signals import Signal, TokenLayout
 from attncompare.studies.pictures import Given, pictures_of
 

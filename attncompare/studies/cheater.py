@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.records import cell_key
 from attncompare.data.shapes import CLASS_NAMES
 from attncompare.errors import SpecError, UnsupportedModelError
+from attncompare.models.adapter import ModelAdapter
 from attncompare.storage.folder import write_atomically
 from attncompare.storage.names import slug
 from attncompare.studies.cued_pictures import CuedPictures, as_images, plant

@@ -9,11 +9,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.statistics import mean_interval
 from attncompare.capture.arguments import check_names
 from attncompare.errors import SpecError, UnsupportedMethodError
-from attncompare.loading import load_model
+from attncompare.models.adapter import ModelAdapter
+from attncompare.models.load import load_model
 from attncompare.progress import Progress, Tick
 from attncompare.studies.cheater import ROLES, CueTraining, train_on_cue
 from attncompare.studies.cue_energy import BATCH, SHOWN, OnCue, as_table, compare_energies, energy_on, supported

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.data.datasets import open_dataset
 from attncompare.data.images import Picture
 from attncompare.errors import SpecError
+from attncompare.models.adapter import ModelAdapter
 from attncompare.studies.pictures import pictures_of
 
 SETS = 10  # of random images: the spread of their scores is known with one degree of freedom less

@@ -15,11 +15,11 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.statistics import mean_interval
 from attncompare.capture.layer_output import layer_outputs
 from attncompare.capture.targets import TargetScore
 from attncompare.errors import CaptureError, SpecError
+from attncompare.models.adapter import ModelAdapter
 from attncompare.progress import Progress, Tick
 from attncompare.studies.concept_sets import Pictures, deal, read
 from attncompare.studies.concept_vectors import Question, score_pairs

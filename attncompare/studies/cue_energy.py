@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from statsmodels.stats.multitest import multipletests
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.explained import explain_cells, maps_of
 from attncompare.benchmark.plan import Cell
 from attncompare.benchmark.statistics import cliffs_delta, mean_interval, paired_p
@@ -19,6 +18,7 @@ from attncompare.explainer import make_job
 from attncompare.maps import resize_map
 from attncompare.methods._base import methods as known_methods
 from attncompare.metrics.energy_inside import energy_inside
+from attncompare.models.adapter import ModelAdapter
 
 BATCH = 16
 SHOWN = 4  # images whose maps are kept

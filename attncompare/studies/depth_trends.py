@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.layer_maps import record_layers
 from attncompare.benchmark.statistics import mean_interval
 from attncompare.capture.arguments import check_names
 from attncompare.data.datasets import Dataset, open_dataset
 from attncompare.errors import ImageError, SpecError
 from attncompare.metrics.ranks import spearman
+from attncompare.models.adapter import ModelAdapter
 from attncompare.progress import Progress, Tick
 from attncompare.signals import Signal
 from attncompare.studies.attention_distance import AttentionDistances, attends, attention_distances

@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.errors import SpecError, UnsupportedMethodError, UnsupportedModelError
 from attncompare.explainer import explain_targets, make_job
 from attncompare.maps import AttributionMap
+from attncompare.models.adapter import ModelAdapter
 from attncompare.registry import Request
 from attncompare.studies.pictures import Given, Pictures, pictures_of
 

@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
 from attncompare.capture.replay import Replay
 from attncompare.capture.state import preserve_state
+from attncompare.models.adapter import ModelAdapter
 from attncompare.modules.insertion import inserted
 from attncompare.signals import Signal
 from attncompare.training.data import Part, TrainingData

@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import with_smaller_batches
 from attncompare.benchmark.layer_maps import strongest_channels
 from attncompare.capture.arguments import check_model
@@ -17,6 +16,7 @@ from attncompare.capture.capture import Capture, capture
 from attncompare.capture.listening import resolve_layer
 from attncompare.capture.recorders import Need
 from attncompare.errors import CaptureError, SpecError
+from attncompare.models.adapter import ModelAdapter
 from attncompare.signals import Signal
 from attncompare.studies.layer_measures import measure_maps
 from attncompare.studies.pictures import Given, Pictures, pictures_of

@@ -13,13 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncompare.adapters.base import Preprocessing
-from attncompare.adapters.fitting import fit_image
-from attncompare.adapters.torchvision import image_set
 from attncompare.data.datasets import SUFFIXES
 from attncompare.data.images import read_image
 from attncompare.data.shapes import CLASS_NAMES, render_shape
 from attncompare.errors import SpecError
+from attncompare.models.preprocessing import Preprocessing, fit_image
+from attncompare.models.sources.torchvision import image_set
 from attncompare.training.spec import TrainSpec
 
 Item = tuple[NDArray[np.uint8], int]

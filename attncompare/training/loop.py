@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from attncompare.adapters.base import device_of, output_tensor
 from attncompare.errors import AttnCompareError, SpecError
+from attncompare.models.adapter import device_of, output_tensor
 from attncompare.training.checkpoint import Row, State, load_state, save_state, stored
 from attncompare.training.recipes import Recipe
 

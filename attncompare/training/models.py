@@ -9,10 +9,11 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from attncompare.adapters.base import Preprocessing, Source
 from attncompare.capture.state import preserve_state
 from attncompare.errors import UnsupportedModelError, reason_of
-from attncompare.loading import load_source
+from attncompare.models.adapter import Source
+from attncompare.models.load import load_source
+from attncompare.models.preprocessing import Preprocessing
 from attncompare.modules.insertion import insert
 from attncompare.training.spec import TUTORIAL_CNN, TrainSpec
 

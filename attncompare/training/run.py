@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from attncompare import __version__, tuning
-from attncompare.adapters.base import ModelAdapter, Preprocessing, output_tensor
 from attncompare.environment import environment, thread_count
 from attncompare.errors import ResultFormatError
-from attncompare.loading import check_device, load_model
+from attncompare.models.adapter import ModelAdapter, output_tensor
+from attncompare.models.load import check_device, load_model
+from attncompare.models.preprocessing import Preprocessing
 from attncompare.progress import Progress, Tick
 from attncompare.storage.folder import write_atomically
 from attncompare.training.checkpoint import Row, load_state, stored

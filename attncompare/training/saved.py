@@ -4,8 +4,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from attncompare.adapters.base import WEIGHT_SEED, Source
-from attncompare.adapters.checkpoint import load_checkpoint
+from attncompare.models.adapter import WEIGHT_SEED, Source
+from attncompare.models.checkpoint import load_checkpoint
 from attncompare.training.models import build
 from attncompare.training.run import WEIGHTS, read_training
 from attncompare.training.spec import TUTORIAL_CNN, TrainSpec

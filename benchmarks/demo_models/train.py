@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from attncompare.adapters.demo import BUILDERS, WEIGHTS
 from attncompare.data.shapes import render_shape
+from attncompare.models.sources.demo import BUILDERS, WEIGHTS
 from attncompare.training.loop import train
 from attncompare.training.recipes import WarmupCosine
 

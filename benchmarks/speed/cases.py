@@ -8,9 +8,9 @@ import torch
 from rounds import Job
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.explainer import explain_together
 from attncompare.methods._base import methods
+from attncompare.models.adapter import ModelAdapter
 
 PLAIN = "(plain forward)"
 OURS = "attncompare"

@@ -30,7 +30,7 @@ KEY = ["case", "model", "batch", "matmul"]
 RESULT = Path(__file__).parents[1] / "results" / "speed_methods.csv"
 
 
-def time_case(case: str, model: ac.adapters.base.ModelAdapter, batch: int, count: int) -> list[dict[str, object]]:
+def time_case(case: str, model: ac.models.adapter.ModelAdapter, batch: int, count: int) -> list[dict[str, object]]:
     """The rows of one case on one model and batch."""
     images = torch.rand(batch, 3, *model.size, generator=torch.Generator().manual_seed(0))
     bench = Bench(model, images, torch.arange(batch))
@@ -61,7 +61,7 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     torch.set_float32_matmul_precision(options.matmul)
     found = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame(columns=KEY)
-    models: dict[str, ac.adapters.base.ModelAdapter] = {}
+    models: dict[str, ac.models.adapter.ModelAdapter] = {}
     for case, name, batch in cells(options.only):
         key = (case, name, batch, options.matmul)
         held = (found[KEY] == key).all(axis=1)

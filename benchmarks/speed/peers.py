@@ -7,7 +7,7 @@ from io import StringIO
 import torch
 from torch import Tensor, nn
 
-from attncompare.adapters.base import ModelAdapter
+from attncompare.models.adapter import ModelAdapter
 
 
 def normalised(model: ModelAdapter, images: Tensor) -> Tensor:

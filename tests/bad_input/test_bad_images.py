@@ -12,11 +12,10 @@ import torch
 from PIL import Image, TiffImagePlugin
 
 import attncompare as ac
-from attncompare.adapters import fitting
-from attncompare.adapters.base import Preprocessing
-from attncompare.adapters.fitting import fit_image
 from attncompare.data.images import MAX_PIXELS, load_images, read_image
 from attncompare.errors import ImageError
+from attncompare.models import preprocessing
+from attncompare.models.preprocessing import Preprocessing, fit_image
 
 STORED = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 GREY = STORED[:, :, 0]
@@ -247,7 +246,7 @@ def test_a_very_thin_image_takes_no_more_memory_than_others(shape, monkeypatch):
         Image.Image, "resize", lambda self, size, *a, **k: asked.append(size) or resize(self, size, *a, **k)
     )
     found = fit_image(picture, Preprocessing((224, 224), crop=0.875))
-    assert found.shape == (224, 224, 3) and max(w * h for w, h in asked) <= fitting.LARGEST
+    assert found.shape == (224, 224, 3) and max(w * h for w, h in asked) <= preprocessing.LARGEST
 
 
 @pytest.mark.parametrize("shape", [(40, 300), (300, 40), (64, 64)])
@@ -261,7 +260,7 @@ def test_only_the_part_kept_is_resized_alike(shape, interpolation, monkeypatch):
     )
     how = Preprocessing((56, 56), crop=0.875, interpolation=interpolation)
     whole = fit_image(picture, how).astype(int)
-    monkeypatch.setattr(fitting, "LARGEST", 0)
+    monkeypatch.setattr(preprocessing, "LARGEST", 0)
     assert np.abs(fit_image(picture, how).astype(int) - whole).max() <= 2
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from PIL import Image
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark import explained
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.session import Session
@@ -16,6 +15,7 @@ from attncompare.benchmark.worker import Worker
 from attncompare.data.datasets import open_dataset
 from attncompare.data.shapes import render_shape
 from attncompare.errors import CaptureError, Failure
+from attncompare.models.adapter import ModelAdapter
 from attncompare.reporting.gallery import Gallery
 
 TEXT = ["model", "method", "image", "target", "measure", "protocol", "status", "detail", "key"]

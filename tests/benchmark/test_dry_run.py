@@ -7,7 +7,6 @@ import torch
 from typer.testing import CliRunner
 
 import attncompare as ac
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.dry_run import describe, dry_run
 from attncompare.benchmark.execution import Execution
 from attncompare.benchmark.forwarding import suitable_way
@@ -15,6 +14,7 @@ from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.cli import app
 from attncompare.errors import SpecError
+from attncompare.models.adapter import ModelAdapter
 
 
 def small(**changes):

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import attncompare as ac
-from attncompare.adapters.base import ModelAdapter
 from attncompare.capture.attention import AttentionCalls, attention_rows, explicit_attention
 from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
 from attncompare.capture.state import disable_mha_fastpath
 from attncompare.errors import CaptureError, UnsupportedModelError
+from attncompare.models.adapter import ModelAdapter
 from attncompare.signals import Signal, TokenLayout
 
 KERNEL = F.scaled_dot_product_attention

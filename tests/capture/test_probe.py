@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import attncompare as ac
-from attncompare.adapters.anatomy import Classifier, Gate
 from attncompare.errors import AttnCompareError, UnknownNameError, UnsupportedModelError
+from attncompare.models.structure import Classifier, Gate
 from attncompare.signals import Signal, TokenLayout
 
 TIMM_BLOCKS = ("blocks.0.attn", "blocks.1.attn", "blocks.2.attn")

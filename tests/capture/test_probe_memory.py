@@ -5,12 +5,13 @@ import gc
 import torch
 from torch import Tensor, nn
 
-from attncompare.adapters import timm as timm_adapter
-from attncompare.adapters.base import Preprocessing, Source
 from attncompare.capture.graph import Graph
 from attncompare.capture.placement import Changes
 from attncompare.capture.probe import _candidates
 from attncompare.capture.trace import BATCH, trace
+from attncompare.models.adapter import Source
+from attncompare.models.preprocessing import Preprocessing
+from attncompare.models.sources import timm as timm_source
 
 
 def _held() -> int:
@@ -37,7 +38,7 @@ def _returned(source: Source) -> int:
 
 
 def test_the_trace_and_the_changes_hold_a_small_share_of_what_went_through():
-    source = timm_adapter.load("resnet18", random=True)
+    source = timm_source.load("resnet18", random=True)
     total, before = _returned(source), _held()
     seen = trace(source)
     assert len(seen.calls) > 60
@@ -48,7 +49,7 @@ def test_the_trace_and_the_changes_hold_a_small_share_of_what_went_through():
 
 
 def test_the_graph_is_that_of_one_image_and_agrees_with_the_trace():
-    source = timm_adapter.load("test_vit", random=True)
+    source = timm_source.load("test_vit", random=True)
     seen = trace(source)
     with torch.enable_grad():
         graph = Graph(source, seen)

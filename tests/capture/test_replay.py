@@ -6,8 +6,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import attncompare as ac
-from attncompare.adapters.anatomy import Anatomy
-from attncompare.adapters.base import ModelAdapter, Preprocessing, Source
 from attncompare.capture.ablation import ablated_scores, has_linear_head
 from attncompare.capture.capture import capture
 from attncompare.capture.features import find_layout, join_features, split_features
@@ -15,6 +13,9 @@ from attncompare.capture.recorders import Need
 from attncompare.capture.replay import Replay, modules_before, rows_of
 from attncompare.capture.state import preserve_state
 from attncompare.errors import CaptureError
+from attncompare.models.adapter import ModelAdapter, Source
+from attncompare.models.preprocessing import Preprocessing
+from attncompare.models.structure import Anatomy
 from attncompare.signals import Signal
 
 WHICH = [2, 0, 1, 2, 2, 0]

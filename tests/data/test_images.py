@@ -14,10 +14,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
 from attncompare import load_model
-from attncompare.adapters.base import Preprocessing
 from attncompare.data import images as reader
 from attncompare.data.images import fit_image, load_images, read_image, to_tensor
 from attncompare.errors import ImageError
+from attncompare.models.preprocessing import Preprocessing
 
 WHITE = [255, 255, 255]
 

@@ -8,8 +8,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 import attncompare as ac
-from attncompare.adapters.base import ModelAdapter
 from attncompare.maps import AttributionMap
+from attncompare.models.adapter import ModelAdapter
 
 MODELS = ("demo/cnn", "demo/vit")
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import attncompare as ac
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.evidence import Passes, Scene
 from attncompare.benchmark.scoring import again_of, as_records, score_maps
 from attncompare.capture.targets import TargetScore
 from attncompare.maps import AttributionMap
 from attncompare.metrics._base import metrics
 from attncompare.metrics.protocols import Protocol
+from attncompare.models.adapter import ModelAdapter
 
 SCORING = [metric.name for metric in metrics if not metric.pairwise]
 QUICK = Protocol("quick", 8, 4, "mean", "blur")

@@ -11,8 +11,8 @@ from scipy import stats
 from torch import nn
 
 import attncompare as ac
-from attncompare.adapters.base import Preprocessing
 from attncompare.errors import SpecError, UnknownNameError
+from attncompare.models.preprocessing import Preprocessing
 from attncompare.modules import insert
 from attncompare.reporting.studies.channel_attention import causes_figure, gates_figure, training_figure
 from attncompare.studies.gate_comparison import MEASURES, GateComparison, _measured

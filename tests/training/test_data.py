@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from attncompare.adapters.base import Preprocessing
 from attncompare.data.shapes import render_shape
 from attncompare.errors import ImageError, SpecError, UnknownNameError
+from attncompare.models.preprocessing import Preprocessing
 from attncompare.training.data import _of_set, open_training_data
 from attncompare.training.spec import TrainSpec
 

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.records import Variant
 from attncompare.benchmark.timing.device import Device, open_device, peak_of
 from attncompare.benchmark.timing.latency import Job, Timing, time_interleaved
@@ -26,8 +25,9 @@ from attncompare.capture.state import preserve_state
 from attncompare.capture.targets import Target
 from attncompare.errors import AttnCompareError, Failure
 from attncompare.explainer import explain_together
-from attncompare.loading import load_model
 from attncompare.maps import AttributionMap
+from attncompare.models.adapter import ModelAdapter
+from attncompare.models.load import load_model
 from attncompare.tuning import Tuning, tune
 
 PLAIN = "(plain forward)"

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from attncompare import tuning
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.explained import explain_cells, maps_of
 from attncompare.benchmark.plan import Cell, Chunk, chosen_methods, options_of, support
 from attncompare.benchmark.records import Variant, cell_key
@@ -23,6 +22,7 @@ from attncompare.capture.targets import Target, TargetScore
 from attncompare.data.images import fit_image, to_tensor
 from attncompare.environment import gpu_name
 from attncompare.errors import AttnCompareError, Failure
+from attncompare.models.adapter import ModelAdapter
 
 PROTOCOL_VERSION = 1
 """Raised when a change of the pass changes what its numbers mean; part of every key."""

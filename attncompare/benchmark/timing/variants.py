@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark.records import Variant
 from attncompare.capture.capture import UNRECORDED
 from attncompare.methods._base import Method
+from attncompare.models.adapter import ModelAdapter
 from attncompare.signals import Signal
 
 FROM_OUTSIDE = UNRECORDED | {Signal.FORWARD, Signal.TARGET_SCORE}

@@ -24,7 +24,7 @@ def invert(
     Example: attncompare study invert cat.png --model demo/vit --layers blocks.0,blocks.5 --out runs/invert
     """
     from attncompare.data.images import load_images
-    from attncompare.loading import load_model
+    from attncompare.models.load import load_model
     from attncompare.reporting.studies._folder import save_study
     from attncompare.reporting.studies.inversion import inversion_figure
     from attncompare.studies import invert as study

@@ -27,7 +27,7 @@ def layers(
     """
     from attncompare import studies
     from attncompare.data.datasets import open_dataset
-    from attncompare.loading import load_model
+    from attncompare.models.load import load_model
     from attncompare.reporting.studies._folder import save_study
     from attncompare.reporting.studies.layer_trends import distance_figure, trends_figure
     from attncompare.reporting.studies.layers import layers_figure

@@ -10,7 +10,7 @@ from attncompare.cli.running import progress_bar, tell
 from attncompare.errors import SpecError
 
 if TYPE_CHECKING:
-    from attncompare.adapters.base import ModelAdapter
+    from attncompare.models.adapter import ModelAdapter
 
 SHAPES = "shapes"
 OWN = (f"{SHAPES}:stripes", f"{SHAPES}:arcs", f"{SHAPES}:tips")
@@ -37,7 +37,7 @@ def tcav(
 
     Example: attncompare study tcav --model demo/vit --target star --concept striped/ --random others/ --data stars/
     """
-    from attncompare.loading import load_model
+    from attncompare.models.load import load_model
     from attncompare.reporting.studies._folder import save_study
     from attncompare.reporting.studies.concepts import concepts_figure
     from attncompare.studies import tcav as study

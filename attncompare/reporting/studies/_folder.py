@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from attncompare import __version__, tuning
-from attncompare.adapters.base import ModelAdapter
 from attncompare.environment import environment
+from attncompare.models.adapter import ModelAdapter
 from attncompare.reporting.figures import save_figure
 from attncompare.reporting.spreadsheet import frame_as_csv
 from attncompare.storage.folder import write_atomically

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from attncompare.adapters.base import ModelAdapter
+from attncompare.models.adapter import ModelAdapter
 from attncompare.reporting.studies._folder import save_study
 from attncompare.reporting.studies.first_choices import top_classes_figure
 from attncompare.reporting.studies.layers import layers_figure

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from attncompare.adapters.base import ModelAdapter
 from attncompare.benchmark import session
 from attncompare.benchmark.run import run_benchmark
+from attncompare.models.adapter import ModelAdapter
 
 LINUX = (
     "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 1"

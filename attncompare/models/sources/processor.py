@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncompare.adapters.base import Preprocessing
-from attncompare.adapters.fitting import FILTERS, fit_image, to_tensor
 from attncompare.errors import UnsupportedModelError
+from attncompare.models.preprocessing import FILTERS, Preprocessing, fit_image, to_tensor
 
 DEFAULT_SIDE = 224
 MIXED = (40, 120, 200)  # a colour that no channel mixing leaves where it is

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from attncompare.adapters.base import Preprocessing, Source
-from attncompare.adapters.timm import class_names, create
 from attncompare.errors import AttnCompareError, unknown_name
+from attncompare.models.adapter import Source
+from attncompare.models.preprocessing import Preprocessing
+from attncompare.models.sources.timm import class_names, create
 
 LITE = {
     # name: (file, sha256, side, crop, repeats of each stage)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import attncompare as ac
-from attncompare.adapters import offline
 from attncompare.errors import AttnCompareError
+from attncompare.models.sources import offline
 
 LITE0 = "offline/efficientnet_lite0"
 FOCUS = "offline/vit_small_focus"

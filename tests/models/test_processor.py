@@ -6,10 +6,10 @@ import torch
 import transformers
 from PIL import Image
 
-from attncompare.adapters.base import Preprocessing
-from attncompare.adapters.processor import deviation, preprocessing_of
 from attncompare.data.images import fit_image, to_tensor
 from attncompare.errors import UnsupportedModelError
+from attncompare.models.preprocessing import Preprocessing
+from attncompare.models.sources.processor import deviation, preprocessing_of
 
 
 def picture(height, width):

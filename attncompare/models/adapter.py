@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attncompare.adapters.anatomy import Anatomy, Family
-from attncompare.adapters.batch_norm import ContiguousNorms
-from attncompare.adapters.structure import structure_hash, weights_hash
 from attncompare.errors import SpecError, UnsupportedMethodError, UnsupportedModelError
+from attncompare.models.batch_norm import ContiguousNorms
+from attncompare.models.fingerprint import structure_hash, weights_hash
+from attncompare.models.preprocessing import Preprocessing
+from attncompare.models.structure import Anatomy, Family
 from attncompare.signals import Signal, TokenLayout
 
 WEIGHT_SEED: ContextVar[int] = ContextVar("WEIGHT_SEED", default=0)
@@ -30,23 +31,6 @@ def seeded_weights() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(WEIGHT_SEED.get()))  # a NumPy integer too
         yield
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a model wants its images, from the model's own configuration.
-
-    size: (H, W) pixels. mean, std: per channel, for images in [0, 1]. crop: fraction of the resized side that the
-    centre crop keeps; None squashes the whole image to the size. bgr: the model takes blue first; mean and std are those
-    of red, green and blue all the same.
-    """
-
-    size: tuple[int, int]
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    interpolation: str = "bilinear"
-    crop: float | None = None
-    bgr: bool = False
 
 
 def output_tensor(output: object) -> Tensor:
@@ -174,7 +158,7 @@ class ModelAdapter:
 
     @cached_property
     def structure_hash(self) -> str:
-        """What tells two modules of the same weights apart: see `structure_hash` in adapters/structure.py."""
+        """What tells two modules of the same weights apart: see `structure_hash` in models/fingerprint.py."""
         return structure_hash(self.model)
 
     @cached_property

@@ -1,9 +1,10 @@
-"""What the model is given of a picture: the resize and crop that its Preprocessing describes.
+"""How a model wants its images, and the resize and crop that give it a picture so.
 
 Here, and not beside the reading of files, because an adapter compares it with what a library's own processor does.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,12 +12,28 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from attncompare.adapters.base import Preprocessing
 from attncompare.errors import UnsupportedModelError
 
 LARGEST = 25_000_000  # pixels of a resized picture before the crop: a long thin one would fill the memory
 FILTERS = {resampling.name.lower(): resampling for resampling in Image.Resampling}
 """Pillow's filters by the names that libraries give them: nearest, bilinear, bicubic, lanczos, box, hamming."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a model wants its images, from the model's own configuration.
+
+    size: (H, W) pixels. mean, std: per channel, for images in [0, 1]. crop: fraction of the resized side that the
+    centre crop keeps; None squashes the whole image to the size. bgr: the model takes blue first; mean and std are those
+    of red, green and blue all the same.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    interpolation: str = "bilinear"
+    crop: float | None = None
+    bgr: bool = False
 
 
 def fit_image(image: NDArray[np.uint8], how: Preprocessing, *, mask: bool = False) -> NDArray[np.uint8]:

@@ -9,8 +9,8 @@ import transformers
 from safetensors.torch import save_file
 
 import attncompare as ac
-from attncompare.adapters.base import Preprocessing
 from attncompare.errors import AttnCompareError, UnsupportedModelError
+from attncompare.models.preprocessing import Preprocessing
 from attncompare.signals import TokenLayout
 
 LABELS = {0: "ant", 1: "bee", 2: "cat", 3: "dog", 4: "elk"}

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from torch import nn
 
-from attncompare.adapters.base import Preprocessing, Source, seeded_weights
-from attncompare.adapters.timm import vision_transformer
-from attncompare.adapters.torchvision import squeeze_excitation
 from attncompare.errors import unknown_name
+from attncompare.models.adapter import Source, seeded_weights
+from attncompare.models.preprocessing import Preprocessing
+from attncompare.models.sources.timm import vision_transformer
+from attncompare.models.sources.torchvision import squeeze_excitation
 
 WEIGHTS = Path(__file__).parent / "demo_weights"
 CHANNELS = (32, 64, 128)

@@ -11,20 +11,21 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from attncompare.adapters.anatomy import Anatomy, Classifier, Family, Gate
-from attncompare.adapters.base import WEIGHT_SEED, ModelAdapter, Preprocessing, Source, device_of
-from attncompare.adapters.checkpoint import load_checkpoint
 from attncompare.capture.listening import resolve_layer
 from attncompare.capture.probe import probe
 from attncompare.errors import SpecError, UnknownNameError, UnsupportedModelError
+from attncompare.models.adapter import WEIGHT_SEED, ModelAdapter, Source, device_of
+from attncompare.models.checkpoint import load_checkpoint
+from attncompare.models.preprocessing import Preprocessing
+from attncompare.models.structure import Anatomy, Classifier, Family, Gate
 from attncompare.signals import TokenLayout
 
 SOURCES = {
-    "torchvision": "adapters.torchvision",
-    "timm": "adapters.timm",
-    "hf": "adapters.huggingface",
-    "demo": "adapters.demo",
-    "offline": "adapters.offline",
+    "torchvision": "models.sources.torchvision",
+    "timm": "models.sources.timm",
+    "hf": "models.sources.huggingface",
+    "demo": "models.sources.demo",
+    "offline": "models.sources.offline",
     "trained": "training.saved",  # needs this file to build what was trained, so it is named here and not imported
 }
 """Name prefix -> file with load(name, random) and names()."""
@@ -32,7 +33,7 @@ FOLDERS = ("hf/", "trained/")
 """Prefixes behind which a folder may stand."""
 
 
-def _adapter_file(prefix: str) -> ModuleType:
+def _source_file(prefix: str) -> ModuleType:
     return import_module(f"attncompare.{SOURCES[prefix]}")
 
 
@@ -81,7 +82,7 @@ def load_source(name: str, *, seed: int = 0) -> Source:
     with torch.inference_mode(False):  # weights made inside it could never lead to a gradient
         before = WEIGHT_SEED.set(seed)
         try:
-            source: Source = _adapter_file(prefix).load(rest, bool(suffix))
+            source: Source = _source_file(prefix).load(rest, bool(suffix))
         finally:
             WEIGHT_SEED.reset(before)
         if suffix and suffix != "random":
@@ -213,5 +214,5 @@ def list_models(pattern: str = "*") -> list[str]:
     prefixes = [prefix for prefix in SOURCES if prefix.startswith(pattern.partition("/")[0].rstrip("*"))] or list(
         SOURCES
     )
-    listed = [f"{prefix}/{name}" for prefix in prefixes for name in _adapter_file(prefix).names()]
+    listed = [f"{prefix}/{name}" for prefix in prefixes for name in _source_file(prefix).names()]
     return sorted(name for name in listed if fnmatch(name, pattern))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import attncompare as ac
-from attncompare.adapters.batch_norm import ContiguousNorms
+from attncompare.models.batch_norm import ContiguousNorms
 
 NORMS = {"batch": F.batch_norm, "instance": F.instance_norm}
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import attncompare as ac
-from attncompare.adapters.demo import CLASS_NAMES, WEIGHTS, model_card
 from attncompare.data.shapes import CLASS_NAMES as SHAPES
 from attncompare.data.shapes import render_shape
+from attncompare.models.sources.demo import CLASS_NAMES, WEIGHTS, model_card
 
 COUNT = 500
 LEAST = {"cnn": 0.97, "se_cnn": 0.97, "vit": 0.95}

@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import nn
 
-from attncompare.adapters.base import Preprocessing, Source, seeded_weights
 from attncompare.errors import AttnCompareError, unknown_name
+from attncompare.models.adapter import Source, seeded_weights
+from attncompare.models.preprocessing import Preprocessing
 
 
 def vision_transformer(**options: Any) -> nn.Module:

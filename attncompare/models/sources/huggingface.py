@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attncompare.adapters.base import Preprocessing, Source, output_tensor, seeded_weights
-from attncompare.adapters.patches import (
+from attncompare.errors import AttnCompareError, SpecError, UnsupportedModelError
+from attncompare.models.adapter import Source, output_tensor, seeded_weights
+from attncompare.models.preprocessing import Preprocessing
+from attncompare.models.sources.patches import (
     KINDS,
     MakesImages,
     ReadsImages,
@@ -23,8 +25,7 @@ from attncompare.adapters.patches import (
     square_side,
     vision_config,
 )
-from attncompare.adapters.processor import DEFAULT_SIDE, deviation, pair, preprocessing_of
-from attncompare.errors import AttnCompareError, SpecError, UnsupportedModelError
+from attncompare.models.sources.processor import DEFAULT_SIDE, deviation, pair, preprocessing_of
 
 REFUSED = {
     "imagegpt": "it reads the numbers of colour clusters, through which no gradient reaches the pixels",

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from attncompare.adapters.base import Preprocessing, Source, seeded_weights
 from attncompare.errors import SpecError, reason_of, unknown_name
+from attncompare.models.adapter import Source, seeded_weights
+from attncompare.models.preprocessing import Preprocessing
 
 
 def squeeze_excitation(channels: int, squeezed: int) -> nn.Module:

@@ -10,10 +10,10 @@ from PIL import Image
 from references.dual_encoders import TEXT, write_tokenizer
 
 import attncompare as ac
-from attncompare.adapters.patches import to_images, to_patches
 from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
 from attncompare.errors import UnsupportedModelError
+from attncompare.models.sources.patches import to_images, to_patches
 from attncompare.signals import Signal
 
 SIDE, PATCH = 32, 8

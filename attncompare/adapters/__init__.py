@@ -1,1 +1,0 @@
-"""What each model library keeps where, as data."""

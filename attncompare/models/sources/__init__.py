@@ -1,0 +1,1 @@
+"""Where the models come from: one file for each library."""
