@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
@@ -18,18 +17,15 @@ from attncompare.models.preprocessing import Preprocessing
 from attncompare.models.structure import Anatomy, Family
 from attncompare.signals import Signal, TokenLayout
 
-WEIGHT_SEED: ContextVar[int] = ContextVar("WEIGHT_SEED", default=0)
-"""Of random weights; `load_model(name, seed=...)` sets it."""
-
 
 @contextmanager
-def seeded_weights() -> Iterator[None]:
-    """What is drawn inside depends on WEIGHT_SEED alone, and leaves the generator of the process as it was.
+def seeded_weights(seed: int) -> Iterator[None]:
+    """What is drawn inside depends on the seed alone, and leaves the generator of the process as it was.
 
     Only the CPU's generator is seeded, as only that is restored: `torch.manual_seed` seeds those of all devices.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(WEIGHT_SEED.get()))  # a NumPy integer too
+        torch.default_generator.manual_seed(int(seed))  # a NumPy integer too
         yield
 
 

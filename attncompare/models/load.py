@@ -14,7 +14,7 @@ from torch import nn
 from attncompare.capture.listening import resolve_layer
 from attncompare.capture.probe import probe
 from attncompare.errors import SpecError, UnknownNameError, UnsupportedModelError
-from attncompare.models.adapter import WEIGHT_SEED, ModelAdapter, Source, device_of
+from attncompare.models.adapter import ModelAdapter, Source, device_of
 from attncompare.models.checkpoint import load_checkpoint
 from attncompare.models.preprocessing import Preprocessing
 from attncompare.models.structure import Anatomy, Classifier, Family, Gate
@@ -28,7 +28,7 @@ SOURCES = {
     "offline": "models.sources.offline",
     "trained": "training.saved",  # needs this file to build what was trained, so it is named here and not imported
 }
-"""Name prefix -> file with load(name, random) and names()."""
+"""Name prefix -> file with load(name, random, seed) and names()."""
 FOLDERS = ("hf/", "trained/")
 """Prefixes behind which a folder may stand."""
 
@@ -80,11 +80,7 @@ def load_source(name: str, *, seed: int = 0) -> Source:
         allowed = ", ".join(f"{known}/NAME" for known in SOURCES)
         raise UnknownNameError(f"unknown model {name!r}; a model is one of {allowed}")
     with torch.inference_mode(False):  # weights made inside it could never lead to a gradient
-        before = WEIGHT_SEED.set(seed)
-        try:
-            source: Source = _source_file(prefix).load(rest, bool(suffix))
-        finally:
-            WEIGHT_SEED.reset(before)
+        source: Source = _source_file(prefix).load(rest, bool(suffix), seed)
         if suffix and suffix != "random":
             load_checkpoint(source.model, Path(os.path.expanduser(suffix)))
             source = replace(source, note=f"checkpoint {suffix}")

@@ -4,21 +4,21 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from attncompare.models.adapter import WEIGHT_SEED, Source
+from attncompare.models.adapter import Source
 from attncompare.models.checkpoint import load_checkpoint
 from attncompare.training.models import build
 from attncompare.training.run import WEIGHTS, read_training
 from attncompare.training.spec import TUTORIAL_CNN, TrainSpec
 
 
-def load(name: str, random: bool) -> Source:
+def load(name: str, random: bool, seed: int = 0) -> Source:
     """Build the model of a training's folder with the weights of its best epoch, or with seeded random ones.
 
     Raises ResultFormatError for a folder without a finished training, AttnCompareError for weights that do not fit.
     """
     trained = read_training(Path(os.path.expanduser(name)))
     spec = TrainSpec(**trained.card["spec"])
-    source = build(_random(spec) if random else spec, trained.card["class_names"])
+    source = build(_random(spec, seed) if random else spec, trained.card["class_names"])
     note = f"{spec.model}, randomly initialised"
     if not random:
         load_checkpoint(source.model, trained.folder / WEIGHTS)
@@ -27,12 +27,10 @@ def load(name: str, random: bool) -> Source:
     return replace(source, name=f"trained/{name}", note=note)
 
 
-def _random(spec: TrainSpec) -> TrainSpec:
+def _random(spec: TrainSpec, seed: int) -> TrainSpec:
     """The same model from drawn weights, also where its training started from pretrained ones."""
     plain = spec.model.partition("@")[0]
-    return spec.model_copy(
-        update={"model": plain if plain == TUTORIAL_CNN else f"{plain}@random", "seed": WEIGHT_SEED.get()}
-    )
+    return spec.model_copy(update={"model": plain if plain == TUTORIAL_CNN else f"{plain}@random", "seed": seed})
 
 
 def names() -> list[str]:

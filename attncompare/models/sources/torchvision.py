@@ -27,7 +27,7 @@ def names() -> list[str]:
     return sorted(listed)
 
 
-def load(name: str, random: bool) -> Source:
+def load(name: str, random: bool, seed: int = 0) -> Source:
     """Build a torchvision classifier with its default weights, or with seeded random ones."""
     from torchvision import models
 
@@ -36,7 +36,7 @@ def load(name: str, random: bool) -> Source:
     weights: Any = models.get_model_weights(name).DEFAULT
     # GoogLeNet and Inception only then skip an initialisation that takes minutes.
     quiet = {"init_weights": False} if name in ("googlenet", "inception_v3") and random else {}
-    with seeded_weights():
+    with seeded_weights(seed):
         model = models.get_model(name, weights=None if random else weights, **quiet)
         if random:
             _wake_heads(model)
