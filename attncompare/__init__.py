@@ -10,7 +10,7 @@ _PUBLIC = {
     "BenchmarkSpec": "benchmark.spec",
     "Classifier": "models.structure",
     "Explainer": "explainer",
-    "Gate": "models.structure",
+    "SELayer": "models.structure",
     "Meter": "benchmark.meter",
     "ModelAdapter": "models.adapter",
     "Record": "benchmark.records",
@@ -81,7 +81,7 @@ if TYPE_CHECKING:
     from attncompare.models.load import load_model as load_model
     from attncompare.models.load import wrap_model as wrap_model
     from attncompare.models.structure import Classifier as Classifier
-    from attncompare.models.structure import Gate as Gate
+    from attncompare.models.structure import SELayer as SELayer
     from attncompare.reporting import figures as figures
     from attncompare.reporting import tables as tables
     from attncompare.reporting.show import show_maps as show_maps

@@ -168,7 +168,7 @@ def _explain_by(job: Job, model: ModelAdapter, images: Tensor, recorded: Capture
                 tap = Tap(
                     layer_of(model, job.needs[Signal.FEATURE_LAYER]),
                     model.size,
-                    model.sequences,
+                    model.token_layouts,
                     counted.watch,
                     recorded.repeat,
                 )

@@ -38,7 +38,7 @@ def _require(subject: Subject, method: str) -> None:
     """RefusedError when the method does not exist, or a signal that it needs is missing."""
     if method not in ac.list_methods():
         raise RefusedError("method not built")
-    missing = subject.adapter.anatomy.missing
+    missing = subject.adapter.structure.missing
     for signal in methods.get(method).needs:
         if signal in missing:
             raise RefusedError(missing[signal])
@@ -73,8 +73,8 @@ def _assert_same(name: str, found: Tensor, expected: Tensor) -> float:
 
 def check_features(subject: Subject) -> str:
     """4-D, finite, varied, on a grid of more than one cell."""
-    if Signal.FEATURES in subject.adapter.anatomy.missing:
-        raise RefusedError(subject.adapter.anatomy.missing[Signal.FEATURES])
+    if Signal.FEATURES in subject.adapter.structure.missing:
+        raise RefusedError(subject.adapter.structure.missing[Signal.FEATURES])
     features = subject.features
     assert features.ndim == 4 and min(features.shape[2:]) > 1, f"features have shape {tuple(features.shape)}"
     assert bool(torch.isfinite(features).all()), "features are not finite"
@@ -141,7 +141,7 @@ def check_black_box(subject: Subject) -> str:
 def check_classifier(subject: Subject) -> str:
     """CAM's mean over the grid plus the bias is the target's logit."""
     (found,) = _explain(subject, "cam")
-    classifier = subject.adapter.anatomy.classifier
+    classifier = subject.adapter.structure.classifier
     assert classifier is not None
     if subject.adapter.embedding:
         return ""
@@ -204,7 +204,7 @@ def check_hierarchical_rollout(subject: Subject) -> str:
 def check_channel_attention(subject: Subject) -> str:
     """Every gate's values times its input is its output, for images that the probe never saw."""
     (last,) = _explain(subject, "channel_attention")
-    gates, outputs = subject.adapter.anatomy.gates, dict[int, Tensor]()
+    gates, outputs = subject.adapter.structure.se_layers, dict[int, Tensor]()
     needs = [
         (Need(Signal.CHANNEL_ATTENTION, (("gate", i),)), Need(Signal.GATED_FEATURES, (("gate", i),)))
         for i in range(len(gates))
@@ -239,8 +239,8 @@ def check_localised(subject: Subject) -> str:
     A small one, since in a deep random net a large one moves all that it reaches alike. It fails when another quadrant
     moves clearly more; "none" when random gates or attention spread the change so evenly that no quadrant stands out.
     """
-    if Signal.FEATURES in subject.adapter.anatomy.missing:
-        raise RefusedError(subject.adapter.anatomy.missing[Signal.FEATURES])
+    if Signal.FEATURES in subject.adapter.structure.missing:
+        raise RefusedError(subject.adapter.structure.missing[Signal.FEATURES])
     for draws in (1, 5):
         shares = torch.stack([_moved(subject, seed) for seed in range(draws)]).log().mean(0).exp()
         excess = (shares / shares.diagonal()[:, None]).amax(1)
@@ -275,16 +275,16 @@ def _moved(subject: Subject, seed: int) -> Tensor:
 def check_attention_reference(subject: Subject) -> str:
     """The recorded attention against the library's own; "none" where the library has nothing to compare with."""
     subject = _bounded(subject)
-    anatomy = subject.adapter.anatomy
+    structure = subject.adapter.structure
     found: list[Tensor]
     over_tokens: list[int] | None = None
-    if Signal.ATTENTION not in anatomy.missing:
-        over_tokens = [i for i, path in enumerate(anatomy.attention_blocks) if path not in anatomy.readers]
-        paths = [anatomy.attention_blocks[i] for i in over_tokens]
+    if Signal.ATTENTION not in structure.missing:
+        over_tokens = [i for i, path in enumerate(structure.attention_blocks) if path not in structure.pooling_blocks]
+        paths = [structure.attention_blocks[i] for i in over_tokens]
         recorded = subject.record(Signal.ATTENTION)
         found = [recorded[i] for i in over_tokens]
-    elif anatomy.windows and Signal.WINDOW_ATTENTION not in anatomy.missing:
-        paths = [block.path for block in anatomy.windows]
+    elif structure.windows and Signal.WINDOW_ATTENTION not in structure.missing:
+        paths = [block.path for block in structure.windows]
         found = [block.values for block in subject.record(Signal.WINDOW_ATTENTION)]
     else:
         return "none: no attention between all tokens or inside windows"
@@ -317,7 +317,7 @@ def check_attention_reference(subject: Subject) -> str:
 def _attention_in_double(subject: Subject, over_tokens: list[int] | None) -> list[Tensor]:
     """The recorded attention in float64: of blocks over all tokens, or of windows."""
     adapter = subject.adapter
-    double = ModelAdapter(replace(adapter.source, model=copy.deepcopy(adapter.model).double()), adapter.anatomy)
+    double = ModelAdapter(replace(adapter.source, model=copy.deepcopy(adapter.model).double()), adapter.structure)
     need = Need(Signal.WINDOW_ATTENTION if over_tokens is None else Signal.ATTENTION)
     found: Any = capture(double, subject.images.double(), [need]).signals[need]
     return [block.values for block in found] if over_tokens is None else [found[i] for i in over_tokens]
@@ -392,9 +392,9 @@ def examine(case: Case, chosen: Sequence[str] = tuple(CHECKS)) -> Iterator[tuple
         adapter = subject.adapter
         yield "family", adapter.family
         yield "parameters", str(sum(p.numel() for p in adapter.model.parameters()))
-        yield "feature_layer", adapter.anatomy.feature_layer or ""
+        yield "feature_layer", adapter.structure.feature_layer or ""
         yield "output", "embedding" if adapter.embedding else "logits"
-        if adapter.anatomy.feature_layer:
+        if adapter.structure.feature_layer:
             yield "depth", f"{depth_of(subject):.2f}"
         for column in chosen:
             yield column, cell(CHECKS[column], subject, case)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import attncompare as ac
 from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
-from attncompare.models.adapter import ModelAdapter, Source
+from attncompare.models.adapter import ModelAdapter, ModelSource
 from attncompare.models.load import _adapt
 from attncompare.models.sources import timm as timm_source
 from attncompare.models.sources import torchvision as torchvision_source
@@ -53,7 +53,7 @@ def smooth_images(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
     return (total - low) / (high - low)
 
 
-def prepared(source: Source) -> Source:
+def prepared(source: ModelSource) -> ModelSource:
     """The source with its model stirred and settled."""
     stir(source.model)
     settle(source.model, (smooth_images(4, source.preprocessing.size, seed=7) - 0.5) / 0.25)
@@ -97,13 +97,13 @@ def open_case(case: Case, folder: str) -> Subject:
     )
 
 
-def _logits(source: Source, images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def _logits(source: ModelSource, images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """What the model returns outside of this library for images that torchvision normalised."""
     from torchvision.transforms.functional import normalize
 
     with torch.no_grad():
         normalised = normalize(images, list(mean), list(std))
-        return source.readout(source.model(normalised.flip(1) if source.preprocessing.bgr else normalised))
+        return source.output_fn(source.model(normalised.flip(1) if source.preprocessing.bgr else normalised))
 
 
 def _open_timm(case: Case, folder: str) -> Subject:
@@ -196,7 +196,7 @@ def _torchvision_attention(subject: Subject, paths: Sequence[str]) -> list[Tenso
 
 def matched(subject: Subject, found: list[Tensor], expected: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Recorded and expected weights of the same blocks; none when it is open which belong together."""
-    windows = subject.adapter.anatomy.windows
+    windows = subject.adapter.structure.windows
     if not windows:
         sides = [block.shape[-1] for block in expected]  # without the place of a pooling query before the tokens
         found = [block[..., -side:, -side:] for block, side in zip(found, sides, strict=False)]
@@ -218,7 +218,7 @@ def depth_of(subject: Subject) -> float:
 
     Layers that return (B,K) or (B,K,1,1) are heads and squeezes, not trunk.
     """
-    model, path = subject.adapter.model, str(subject.adapter.anatomy.feature_layer)
+    model, path = subject.adapter.model, str(subject.adapter.structure.feature_layer)
     ran, reached = dict[nn.Module, int](), [0]
 
     def count(layer: nn.Module, args: object, output: object) -> None:

@@ -32,9 +32,9 @@ from attncompare.benchmark.plan import Chunk, ModelPlan
 from attncompare.benchmark.records import Record
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.store import SCHEMA, ResultStore
-from attncompare.models.adapter import ModelAdapter, Source
+from attncompare.models.adapter import ModelAdapter, ModelSource
 from attncompare.models.preprocessing import Preprocessing
-from attncompare.models.structure import Anatomy
+from attncompare.models.structure import ModelStructure
 from attncompare.signals import TokenLayout
 
 COLUMNS = {"device": "cpu", "threads": 1, "batch_size": 8}
@@ -55,8 +55,10 @@ class DescribedImage:
 def described_model(number: int) -> ModelAdapter:
     """A model of the size of ViT-B as far as a plan can see."""
     blocks = tuple(f"blocks.{block}.attn" for block in range(12))
-    anatomy = Anatomy("vit", "blocks.11.norm1", TokenLayout(1, (14, 14), 0), blocks, token_blocks=blocks, outputs=1000)
-    return ModelAdapter(Source(f"simulated/{number}", nn.Identity(), Preprocessing((224, 224))), anatomy)
+    structure = ModelStructure(
+        "vit", "blocks.11.norm1", TokenLayout(1, (14, 14), 0), blocks, token_blocks=blocks, outputs=1000
+    )
+    return ModelAdapter(ModelSource(f"simulated/{number}", nn.Identity(), Preprocessing((224, 224))), structure)
 
 
 def chunks_of(images: int, size: int) -> Iterator[Chunk]:

@@ -108,7 +108,7 @@ def measure(name: str, steps: int, rounds: int, maps: int, backend: Backend) -> 
     ).clamp(0, 1)
     drawn = {str(k): torch.rand(1, *model.size, generator=generator) for k in range(maps)}
     protocol = Protocol("timed", None, steps, "mean", "blur")
-    mean = model.source.preprocessing.mean
+    mean = model.mean
     with torch.no_grad():
         target = TargetScore.of(model, model.forward(image), None)
         index = torch.zeros(1, dtype=torch.int64)
@@ -143,9 +143,7 @@ def measure(name: str, steps: int, rounds: int, maps: int, backend: Backend) -> 
 
         jobs = {"L": bare, "engine": engine, "R": loop, "road": road}
         if find_spec("pytorch_grad_cam") is not None and not applied().keep_memory:
-            bare_image = (image - torch.tensor(mean)[:, None, None]) / torch.tensor(model.source.preprocessing.std)[
-                :, None, None
-            ]
+            bare_image = (image - torch.tensor(mean)[:, None, None]) / torch.tensor(model.std)[:, None, None]
             jobs["road peer"] = lambda: road_peer(model, bare_image, drawn["0"], int(target.target[0]))
         factors = torch.rand(ROWS, INNER, generator=generator), torch.rand(INNER, COLUMNS, generator=generator)
         jobs["gemm"] = lambda: factors[0] @ factors[1]

@@ -120,12 +120,12 @@ def explained(model, name, pictures):
 
 def features_size(model):
     """(h, w) or (C, h, w) of the feature layer, gate and pooled features, seen by plain hooks."""
-    anatomy, seen = model.anatomy, {}
-    paths = {"features": anatomy.feature_layer}
-    if anatomy.classifier:
-        paths["pooled"] = anatomy.classifier.features
-    if anatomy.gates:
-        paths["gate"] = anatomy.gates[-1].layer
+    structure, seen = model.structure, {}
+    paths = {"features": structure.feature_layer}
+    if structure.classifier:
+        paths["pooled"] = structure.classifier.feature_module
+    if structure.se_layers:
+        paths["gate"] = structure.se_layers[-1].layer
     handles = [
         model.model.get_submodule(path).register_forward_hook(
             lambda module, args, output, part=part: seen.update({part: output.shape})
@@ -145,13 +145,13 @@ def expected_shape(model, name):
     if name in TOKEN_GRID:
         return model.attention_tokens.grid
     if name in WINDOW_GRID:
-        return model.anatomy.windows[WINDOW_GRID[name]].geometry.grid
+        return model.structure.windows[WINDOW_GRID[name]].geometry.grid
     shape = features_size(model)[
         {"cam": "pooled", "se_activation": "gate", "channel_attention": "gate"}.get(name, "features")
     ]
     if name == "channel_attention":
         return (shape[1],)
-    layout = find_layout(shape, model.size, model.sequences)
+    layout = find_layout(shape, model.size, model.token_layouts)
     if layout not in ("nchw", "nhwc"):
         return layout.grid
     return tuple(shape[1:3]) if layout == "nhwc" else tuple(shape[2:])
@@ -182,7 +182,7 @@ def assert_refused(model, name, pictures):
     assert ran == []
     text = str(error.value)
     assert text.startswith(f"{name} needs {needed[0]}: ")
-    assert model.anatomy.missing[needed[0]] in text
+    assert model.structure.missing[needed[0]] in text
     assert model.name in text
     return None
 
@@ -260,9 +260,9 @@ def test_the_same_seed_gives_the_same_map(tiny, fresh, pictures, name):
 def passes_of(model, name):
     """(forward, backward) passes per image, from what each method has to compute."""
     channels = features_size(model).get("features", (0, 0))
-    layout = find_layout(channels, model.size, model.sequences) if supplies(model, "activation") else None
+    layout = find_layout(channels, model.size, model.token_layouts) if supplies(model, "activation") else None
     channels = channels[1] if layout == "nchw" else channels[-1]
-    shared_only = supplies(model, "cam") and model.anatomy.classifier.features == model.anatomy.feature_layer
+    shared_only = supplies(model, "cam") and model.structure.classifier.feature_module == model.structure.feature_layer
     return {
         "random_map": (0, 0),
         "center_map": (0, 0),

@@ -48,7 +48,7 @@ def way_in_use(model: ModelAdapter) -> Way | None:
         return wanted
     if model.device.type != "cpu":
         return "contiguous"
-    return model.derived.get(_decision(model))
+    return model.cache.get(_decision(model))
 
 
 def layer_counts(model: ModelAdapter) -> tuple[int, int]:
@@ -67,10 +67,10 @@ def suitable_way(model: ModelAdapter) -> Way:
     scored.
     """
     decision = _decision(model)
-    if decision not in model.derived:
+    if decision not in model.cache:
         way = _promised_way(model)
-        model.derived[decision] = way if way == "contiguous" or _same_outputs(model, way) else "contiguous"
-    found: Way = model.derived[decision]
+        model.cache[decision] = way if way == "contiguous" or _same_outputs(model, way) else "contiguous"
+    found: Way = model.cache[decision]
     return found
 
 

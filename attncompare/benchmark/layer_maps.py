@@ -78,9 +78,9 @@ def record_layers(model: ModelAdapter, images: Tensor, batch_size: int = 8) -> l
 
 def _record(model: ModelAdapter, images: Tensor) -> list[list[LayerMap]]:
     """The layers of one batch."""
-    anatomy, attends = model.anatomy, Signal.CLASS_ATTENTION in model.supplies
+    structure, attends = model.structure, Signal.CLASS_ATTENTION in model.supplies
     heads = Need(Signal.CLASS_ATTENTION)
-    paths = () if attends and model.family == "vit" else anatomy.stages
+    paths = () if attends and model.family == "vit" else structure.stages
     stages = {path: Need(Signal.FEATURES, (("layer", path),)) for path in paths}
     needs = [*stages.values(), *([heads] if attends else [])]
     if not needs:
@@ -88,7 +88,8 @@ def _record(model: ModelAdapter, images: Tensor) -> list[list[LayerMap]]:
     found = capture(model, images, needs, "embedding" if model.embedding else None).signals
     layers = [_channels(path, found[need]) for path, need in stages.items()]
     if attends:
-        blocks = [path for path in anatomy.attention_blocks if not anatomy.readers or path in anatomy.readers]
+        pooling = structure.pooling_blocks
+        blocks = [path for path in structure.attention_blocks if not pooling or path in pooling]
         layers += [_heads(model, path, rows) for path, rows in zip(blocks, found[heads], strict=True)]  # type: ignore[call-overload]
     return [list(of_image) for of_image in zip(*layers, strict=True)]
 

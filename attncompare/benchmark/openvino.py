@@ -29,9 +29,9 @@ def openvino_forward(model: ModelAdapter) -> Callable[[Tensor], Tensor]:
         raise SpecError(f"backend openvino runs on the CPU and {model.name} is on {model.device}; use backend torch")
     library, threads = openvino_library(), torch.get_num_threads()
     with LOCK:
-        if ("openvino", threads) not in model.derived:
-            model.derived["openvino", threads] = _converted(model, library, threads)
-        compiled: _Compiled = model.derived["openvino", threads]
+        if ("openvino", threads) not in model.cache:
+            model.cache["openvino", threads] = _converted(model, library, threads)
+        compiled: _Compiled = model.cache["openvino", threads]
         return compiled
 
 

@@ -20,7 +20,7 @@ from attncompare.methods._base import Method, methods
 from attncompare.metrics._base import Metric, metrics
 from attncompare.metrics.user_protocols import get_protocol
 from attncompare.models.adapter import ModelAdapter
-from attncompare.models.structure import Anatomy
+from attncompare.models.structure import ModelStructure
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ def check_target(spec: BenchmarkSpec, dataset: Dataset, models: Sequence[ModelAd
             raise SpecError(f"protocol {protocol.name} asks for the argmax; {model.name} has no class as target")
     if spec.target not in ("argmax", "label"):
         for model in models:
-            TargetScore.of(model, torch.zeros(1, model.anatomy.outputs), spec.target)
+            TargetScore.of(model, torch.zeros(1, model.structure.outputs), spec.target)
     if spec.target != "label":
         return
     if dataset.class_names is None:
         raise SpecError(f"target 'label': the data {spec.data!r} has no labels; use target 'argmax'")
     for model in models:
-        if model.source.class_names != dataset.class_names:
+        if model.class_names != dataset.class_names:
             raise SpecError(f"target 'label': the classes of {model.name} are not those of the data {spec.data!r}")
 
 
@@ -159,7 +159,7 @@ class ModelPlan:
             "weights": model.weights_hash,
             "structure": model.structure_hash,
             "preprocessing": vars(model.source.preprocessing),
-            "anatomy": anatomy_hash(model.anatomy),
+            "parts": parts_hash(model.structure),
             "embedding": model.embedding,
             "metrics": [metric.describe() for metric in chosen_metrics(spec)],
             "protocol": get_protocol(spec.protocol).describe(),
@@ -211,13 +211,13 @@ class ModelPlan:
         return found
 
 
-def anatomy_hash(anatomy: Anatomy) -> str:
+def parts_hash(structure: ModelStructure) -> str:
     """sha256 of all that a model was found to supply; not of the wording of what it lacks."""
-    parts = vars(anatomy) | {
-        "missing": sorted(map(str, anatomy.missing)),
+    parts = vars(structure) | {
+        "missing": sorted(map(str, structure.missing)),
         "windows": [
             [block.path, block.axes, *(_plain(value) for value in vars(block.geometry).values())]
-            for block in anatomy.windows
+            for block in structure.windows
         ],
     }
     text = json.dumps(parts, default=vars, sort_keys=True)

@@ -124,7 +124,7 @@ def _curves(
     if not curves or not maps:
         return nothing, None
     score = target_scorer(model, scene.target, scene.rows, protocol.score, passes)
-    mean = model.source.preprocessing.mean
+    mean = model.mean
     try:
         with torch.no_grad(), preserve_state(model.model):
             return with_smaller_batches(

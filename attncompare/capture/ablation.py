@@ -18,9 +18,11 @@ LINEAR_HEAD = (Need(Signal.POOLED_FEATURES), Need(Signal.CLASSIFIER_WEIGHTS), Ne
 
 def has_linear_head(adapter: ModelAdapter, need: Need) -> bool:
     """Whether the layer's channels reach the score by nothing but their mean and one linear layer."""
-    layer = need.option("layer") or adapter.anatomy.feature_layer
-    classifier = adapter.anatomy.classifier
-    return classifier is not None and classifier.features == layer and Signal.CLASSIFIER_WEIGHTS in adapter.supplies
+    layer = need.option("layer") or adapter.structure.feature_layer
+    classifier = adapter.structure.classifier
+    return (
+        classifier is not None and classifier.feature_module == layer and Signal.CLASSIFIER_WEIGHTS in adapter.supplies
+    )
 
 
 def ablated_scores(
@@ -37,7 +39,7 @@ def ablated_scores(
         assert isinstance(pooled, Tensor) and isinstance(weights, Tensor) and isinstance(scores, Tensor)
         score = scores.gather(1, reference.target[:, None])
         return score - weights * pooled.mean(dim=(2, 3)), 0.0, 0.0
-    path = resolve_layer(adapter, str(need.option("layer") or adapter.anatomy.feature_layer))
+    path = resolve_layer(adapter, str(need.option("layer") or adapter.structure.feature_layer))
     with torch.no_grad():
         replay = Replay(adapter, path)
         replay.verify(replay.record(images))
@@ -47,7 +49,7 @@ def ablated_scores(
 def _without_each_channel(replay: Replay, reference: Capture, index: int) -> Tensor:
     """(C,) scores of one image."""
     adapter, native = replay.adapter, replay.tensor[index : index + 1]
-    layout = find_layout(native.shape, adapter.size, adapter.sequences)
+    layout = find_layout(native.shape, adapter.size, adapter.token_layouts)
     if layout is None:
         raise CaptureError(f"layer {replay.path!r} returns {tuple(native.shape)}, which does not lie on the image")
     features = split_features(native, layout)

@@ -7,7 +7,7 @@ from attncompare.capture.graph import Graph
 from attncompare.capture.state import preserve_state
 from attncompare.capture.trace import BATCH, AttentionCall, Trace
 from attncompare.capture.windows import attends_to_tokens, find_windows
-from attncompare.models.adapter import Source
+from attncompare.models.adapter import ModelSource
 from attncompare.models.structure import WindowBlock
 from attncompare.signals import Signal, TokenLayout
 
@@ -30,12 +30,12 @@ SEVERAL = "one attention module runs several softmaxes in a pass; which of them 
 
 @dataclass(frozen=True)
 class AttentionLayout:
-    """What a model can supply of attention, as in Anatomy, and why it cannot supply the rest."""
+    """What a model can supply of attention, as in ModelStructure, and why it cannot supply the rest."""
 
     tokens: TokenLayout | None = None
     attention_tokens: TokenLayout | None = None
     blocks: tuple[str, ...] = ()
-    readers: tuple[str, ...] = ()
+    pooling_blocks: tuple[str, ...] = ()
     windows: tuple[WindowBlock, ...] = ()
     missing: dict[Signal, str] = field(default_factory=dict)
 
@@ -45,7 +45,7 @@ def _none(reason: str) -> AttentionLayout:
 
 
 def find_attention(
-    seen: Trace, graph: Graph, source: Source, given: TokenLayout | None, sequences: list[TokenLayout]
+    seen: Trace, graph: Graph, source: ModelSource, given: TokenLayout | None, sequences: list[TokenLayout]
 ) -> AttentionLayout:
     """Global attention on one grid, class attention behind something else, windows, or none.
 
@@ -87,7 +87,7 @@ def _is_global(call: AttentionCall) -> bool:
     return len(call.shape) == 4 and call.shape[0] == BATCH
 
 
-def _over_tokens(seen: Trace, source: Source, attention: AttentionCall) -> bool:
+def _over_tokens(seen: Trace, source: ModelSource, attention: AttentionCall) -> bool:
     """Whether as many tokens go into the module as its weights have rows: attention between channels looks alike."""
     call = seen.call_of(attention.path)
     fed = None if call is None else call.fed
@@ -168,7 +168,7 @@ def _last_stage(seen: Trace, graph: Graph, layout: TokenLayout, blocks: list[Att
 
 
 def _windowed(
-    seen: Trace, graph: Graph, source: Source, sequences: list[TokenLayout], calls: list[AttentionCall]
+    seen: Trace, graph: Graph, source: ModelSource, sequences: list[TokenLayout], calls: list[AttentionCall]
 ) -> AttentionLayout:
     """Attention inside windows, or global at several resolutions."""
     reason = (

@@ -194,7 +194,7 @@ def scores_under(rules: Rules, forward: CountedForward, images: Tensor) -> Tenso
     with rules, AttentionCalls(rules):
         scores = forward(images)
     mark = rules.name
-    if mark not in forward.adapter.verified:
+    if mark not in forward.adapter.checked_recordings:
         with torch.no_grad():
             plain = forward.scored.outputs(forward.adapter.forward(images))
         error = float((plain - scores.detach()).abs().max())
@@ -202,5 +202,5 @@ def scores_under(rules: Rules, forward: CountedForward, images: Tensor) -> Tenso
             raise CaptureError(
                 f"{mark} changes the scores of {forward.adapter.name} by {error:.2g}; its maps would be wrong"
             )
-        forward.adapter.verified.add(mark)
+        forward.adapter.checked_recordings.add(mark)
     return scores  # type: ignore[no-any-return]

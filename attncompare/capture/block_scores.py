@@ -40,7 +40,7 @@ def block_gradients(
     y_l is the target score that the model's own norm, pooling and head read from the tokens behind block l. Each goes back
     through its own block only: the gradient of their sum would add to A_l what later blocks owe to it.
     """
-    blocks = adapter.anatomy.token_blocks
+    blocks = adapter.structure.token_blocks
     recorder = AttentionRecorder(adapter, [Need(Signal.ATTENTION_GRADIENTS)])
     outputs: list[Tensor] = []
     replay = Replay(adapter, blocks[-1])

@@ -77,9 +77,9 @@ def shared_pass(
         found = {need: value_of(adapter, need, images, scored, heard, gradients) for need in needs}
     found = {need: repeated(value, repeat) for need, value in found.items()} if repeat > 1 else found
     recording = str(sorted(str(need) for need in needs if need.signal not in UNRECORDED))
-    if recording not in adapter.verified:
+    if recording not in adapter.checked_recordings:
         _verify_logits(adapter, images, logits.detach())
-        adapter.verified.add(recording)
+        adapter.checked_recordings.add(recording)
     return Capture(scored, found, heard.logits, probability, flat, repeat)
 
 

@@ -37,7 +37,7 @@ class Recorders:
 def layer_of(adapter: ModelAdapter, need: Need) -> str:
     """The module path of a need's feature layer."""
     given = dict(need.options).get("layer")
-    return str(adapter.anatomy.feature_layer) if given is None else resolve_layer(adapter, str(given))
+    return str(adapter.structure.feature_layer) if given is None else resolve_layer(adapter, str(given))
 
 
 def resolve_layer(adapter: ModelAdapter, path: str) -> str:
@@ -49,14 +49,14 @@ def resolve_layer(adapter: ModelAdapter, path: str) -> str:
         known = False
     if not known:
         names = {name for name, _ in adapter.model.named_modules() if name}
-        near = get_close_matches(path, names, n=3) or sorted(adapter.anatomy.stages)
+        near = get_close_matches(path, names, n=3) or sorted(adapter.structure.stages)
         raise UnknownNameError(f"{adapter.name} has no layer {path!r}; did you mean {', '.join(near)}?")
     return path
 
 
 def gate_index(adapter: ModelAdapter, need: Need) -> int:
     """Which of the model's gates a need is for, counted from 0."""
-    number, gates = int(str(need.option("gate", -1))), adapter.anatomy.gates
+    number, gates = int(str(need.option("gate", -1))), adapter.structure.se_layers
     if not -len(gates) <= number < len(gates):
         raise UnknownNameError(f"{adapter.name} has {len(gates)} channel-attention layers; gate {number} is not one")
     return number % len(gates)
@@ -65,9 +65,9 @@ def gate_index(adapter: ModelAdapter, need: Need) -> int:
 def _taps(adapter: ModelAdapter, needs: Sequence[Need]) -> dict[Need, Tap]:
     """One tap for each layer whose features or gradients are needed."""
     paths = {n: layer_of(adapter, n) for n in needs if n.signal in (Signal.FEATURES, Signal.FEATURE_GRADIENTS)}
-    if classifier := adapter.anatomy.classifier:
-        paths |= {need: classifier.features for need in needs if need.signal is Signal.POOLED_FEATURES}
-    taps = {path: Tap(path, adapter.size, adapter.sequences) for path in dict.fromkeys(paths.values())}
+    if classifier := adapter.structure.classifier:
+        paths |= {need: classifier.feature_module for need in needs if need.signal is Signal.POOLED_FEATURES}
+    taps = {path: Tap(path, adapter.size, adapter.token_layouts) for path in dict.fromkeys(paths.values())}
     return {need: taps[path] for need, path in paths.items()}
 
 
@@ -79,7 +79,7 @@ def listening(adapter: ModelAdapter, needs: Sequence[Need]) -> Iterator[Recorder
         for tap in dict.fromkeys(heard.taps.values()):
             stack.enter_context(tapped(adapter.model, tap))
         for gate in {gate_index(adapter, n) for n in needs if n.signal in GATE_SIGNALS}:
-            stack.enter_context(heard.outputs.of_gate(adapter.model, adapter.anatomy.gates[gate]))
+            stack.enter_context(heard.outputs.of_gate(adapter.model, adapter.structure.se_layers[gate]))
         if signals & ATTENTION_SIGNALS:
             heard.attention = AttentionRecorder(adapter, needs)
             stack.enter_context(heard.attention.active())

@@ -5,26 +5,26 @@ from collections.abc import Mapping
 from attncompare.capture.attention_layout import AttentionLayout
 from attncompare.capture.backward_rules import not_of_relus
 from attncompare.capture.trace import Trace
-from attncompare.models.adapter import Source
-from attncompare.models.structure import Gate
+from attncompare.models.adapter import ModelSource
+from attncompare.models.structure import SELayer
 from attncompare.signals import Signal
 
 GIVEN = {
     "classifier": (Signal.CLASSIFIER_WEIGHTS, Signal.POOLED_FEATURES),
-    "gates": (Signal.CHANNEL_ATTENTION, Signal.GATED_FEATURES),
+    "se_layers": (Signal.CHANNEL_ATTENTION, Signal.GATED_FEATURES),
 }
 UNCHAINED = "its attention does not lie in blocks each of which hands its tokens to the next"
 NO_HEAD = "its output is an embedding, and no linear layer on averaged features makes it"
 
 
-def missing_parts(no_classifier: str, gates: tuple[Gate, ...], layer: str | None) -> dict[Signal, str]:
+def missing_parts(no_classifier: str, se_layers: tuple[SELayer, ...], layer: str | None) -> dict[Signal, str]:
     """Why signals other than attention's cannot be supplied."""
     missing: dict[Signal, str] = {}
     if no_classifier:
         missing |= dict.fromkeys(GIVEN["classifier"], no_classifier)
-    if not gates:
+    if not se_layers:
         reason = "no module of it returns gates that multiply its channels (squeeze-and-excitation, ECA, CBAM)"
-        missing |= dict.fromkeys(GIVEN["gates"], reason)
+        missing |= dict.fromkeys(GIVEN["se_layers"], reason)
     if layer is None:
         reason = "no layer whose output lies on the image, row by row and once per pass, leads to its score"
         missing |= dict.fromkeys(
@@ -34,7 +34,7 @@ def missing_parts(no_classifier: str, gates: tuple[Gate, ...], layer: str | None
 
 
 def missing_passes(
-    source: Source, seen: Trace, attention: AttentionLayout, blocks: tuple[str, ...]
+    source: ModelSource, seen: Trace, attention: AttentionLayout, blocks: tuple[str, ...]
 ) -> dict[Signal, str]:
     """Why signals of attention, of altered passes and of classes cannot be supplied."""
     missing = dict(attention.missing)
@@ -48,6 +48,6 @@ def missing_passes(
     return missing
 
 
-def supplied_by_user(known: Mapping[str, object]) -> set[Signal]:
+def supplied_by_user(overrides: Mapping[str, object]) -> set[Signal]:
     """What the user gives, and is no longer missing."""
-    return {signal for part, signals in GIVEN.items() if known.get(part) for signal in signals}
+    return {signal for part, signals in GIVEN.items() if overrides.get(part) for signal in signals}

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from attncompare.capture.features import Layout, find_layout, token_grid
 from attncompare.capture.state import disable_mha_fastpath, preserve_state
 from attncompare.capture.trace import BATCH, Call, Trace, first_input, version_of
-from attncompare.models.adapter import ModelAdapter, Source
-from attncompare.models.structure import Anatomy
+from attncompare.models.adapter import ModelAdapter, ModelSource
+from attncompare.models.structure import ModelStructure
 from attncompare.signals import TokenLayout
 
 MOST_ADDED = 64  # prefix tokens before a grid
@@ -38,7 +38,7 @@ class Changes:
     come, because all of them together are large; of sequences every token's change is kept.
     """
 
-    def __init__(self, source: Source, seen: Trace, calls: list[Call]) -> None:
+    def __init__(self, source: ModelSource, seen: Trace, calls: list[Call]) -> None:
         size = source.preprocessing.size
         self.maps = {c.path: find_layout(c.output.shape, size) for c in calls if len(c.output.shape) == 4}
         self.shares: dict[str, float | None] = {}
@@ -57,7 +57,7 @@ class Changes:
                     stack.callback(module.register_forward_pre_hook(self._listener(path), with_kwargs=True).remove)
                 if path in given or path in self.maps:
                     stack.callback(module.register_forward_hook(self._keeper(path)).remove)
-            ModelAdapter(source, Anatomy("cnn", None)).forward(_striped(size).to(seen.images.device))
+            ModelAdapter(source, ModelStructure("cnn", None)).forward(_striped(size).to(seen.images.device))
         self._latest = None
 
     def _keeper(self, path: str) -> Callable[[nn.Module, object, object], None]:

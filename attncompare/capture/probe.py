@@ -1,4 +1,4 @@
-"""Find a model's anatomy by running it: feature layer, token layout, attention, classifier and gates.
+"""Find a model's structure by running it: feature layer, token layout, attention, classifier and gates.
 
 Nothing is guessed from names or square roots: a module counts as a gate because its input times the gate values equals
 its output, as a classifier because its input equals the mean of a feature map, as a feature layer because the score
@@ -21,8 +21,8 @@ from attncompare.capture.placement import Changes, Grid, find_sequences, grid_of
 from attncompare.capture.state import LOCK, disable_mha_fastpath, preserve_state
 from attncompare.capture.trace import BATCH, Call, Note, Trace, equal, trace
 from attncompare.errors import UnsupportedModelError, reason_of
-from attncompare.models.adapter import ModelAdapter, Source
-from attncompare.models.structure import Anatomy, Family, Gate
+from attncompare.models.adapter import ModelAdapter, ModelSource
+from attncompare.models.structure import Family, ModelStructure, SELayer
 from attncompare.signals import Signal, TokenLayout
 
 POOLERS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten)
@@ -84,7 +84,7 @@ def _on_the_scores_path(graph: Graph, calls: list[Call], sequences: list[TokenLa
 
 
 def _stages(
-    seen: Trace, graph: Graph, calls: list[Call], source: Source, sequences: list[TokenLayout]
+    seen: Trace, graph: Graph, calls: list[Call], source: ModelSource, sequences: list[TokenLayout]
 ) -> tuple[str, ...]:
     """One layer per resolution, shallow to deep, of those the score depends on.
 
@@ -117,14 +117,14 @@ def _attention_input(seen: Trace, block: str) -> str | None:
     return next((c.path for c in seen.calls if c.output.number == fed.number and c.direct), None)
 
 
-def _refuse_chance(seen: Trace, source: Source) -> None:
+def _refuse_chance(seen: Trace, source: ModelSource) -> None:
     """Raise UnsupportedModelError when the output for an image changes with the random state or the rest of the batch."""
     assert seen.logits is not None
     other = torch.rand(seen.images.shape, generator=torch.Generator().manual_seed(1)).to(seen.images)
     images = torch.cat([seen.images[:1], other[1:]])
     with torch.no_grad(), preserve_state(source.model), disable_mha_fastpath():
         torch.default_generator.manual_seed(torch.initial_seed() ^ 1)  # any seed but that of the first pass
-        again = ModelAdapter(source, Anatomy("cnn", None)).forward(images)
+        again = ModelAdapter(source, ModelStructure("cnn", None)).forward(images)
     first = seen.logits[0]
     if float((again[0] - first).abs().max()) > CHANCE * max(float(first.abs().max()), 1e-6):
         raise UnsupportedModelError(
@@ -133,12 +133,12 @@ def _refuse_chance(seen: Trace, source: Source) -> None:
         )
 
 
-def _gates(seen: Trace) -> tuple[Gate, ...]:
+def _se_layers(seen: Trace) -> tuple[SELayer, ...]:
     """Layers that multiply their channels by gates, each once, whose modules run once."""
-    found: dict[str, Gate] = {}
+    found: dict[str, SELayer] = {}
     for call in seen.calls:
         if call.gate and seen.runs[call.path] == seen.runs[call.gate] == 1:
-            found.setdefault(call.gate, Gate(call.path, call.gate))
+            found.setdefault(call.gate, SELayer(call.path, call.gate))
     return tuple(found.values())
 
 
@@ -146,13 +146,13 @@ def _family_and_layer(
     seen: Trace, attention: AttentionLayout, stages: tuple[str, ...]
 ) -> tuple[Family, str | None, tuple[str, ...]]:
     """(family, default feature layer, stages)."""
-    over_tokens = [path for path in attention.blocks if path not in attention.readers]
+    over_tokens = [path for path in attention.blocks if path not in attention.pooling_blocks]
     inputs = [_attention_input(seen, path) for path in over_tokens]
     fed = None if not over_tokens else seen.call_of(over_tokens[-1])
     if attention.tokens is not None and fed is not None and fed.fed is not None and len(fed.fed.shape) == 3:
         return "vit", inputs[-1] or (stages[-1] if stages else None), tuple(path for path in inputs if path)
     plain = attention.missing.get(Signal.CLASS_ATTENTION) == NO_ATTENTION or (
-        attention.blocks and not attention.readers
+        attention.blocks and not attention.pooling_blocks
     )
     return ("cnn" if plain else "hierarchical"), (stages[-1] if stages else None), stages
 
@@ -160,7 +160,7 @@ def _family_and_layer(
 def _token_blocks(seen: Trace, attention: AttentionLayout) -> tuple[str, ...]:
     """The module around each attention that hands its tokens to the next; () where blocks are not chained like that."""
     layout, paths = attention.tokens, [path.split(".") for path in attention.blocks]
-    if layout is None or not paths or attention.readers:
+    if layout is None or not paths or attention.pooling_blocks:
         return ()
     for depth in range(1, min(map(len, paths)) + 1):
         around = [".".join(path[:depth]) for path in paths]
@@ -181,14 +181,14 @@ def _same(tokens: Note, fed: Note | None) -> bool:
     return fed.number == tokens.number or (fed.shape == tokens.shape and torch.equal(fed.marks, tokens.marks))
 
 
-def probe(source: Source) -> Anatomy:
-    """The anatomy of a model, from a traced pass and a few that follow it up; `source.known` overrides what it finds.
+def probe(source: ModelSource) -> ModelStructure:
+    """The structure of a model, from a traced pass and a few that follow it up; what `source.overrides` gives is taken.
 
     Raises UnsupportedModelError when the model does not run or nothing in it lies on the image.
     """
     try:
         with LOCK:
-            return _anatomy(source)
+            return _structure(source)
     except UnsupportedModelError:
         raise
     except Exception as error:  # a user's module may do anything
@@ -205,15 +205,15 @@ def _hint(model: nn.Module) -> str:
     return f"; its weights are {', '.join(sorted(kinds))}: call .float() on it first" if kinds else ""
 
 
-def _anatomy(source: Source) -> Anatomy:
+def _structure(source: ModelSource) -> ModelStructure:
     """As `probe`; what the model raises passes through."""
     seen, size = trace(source), source.preprocessing.size
     assert seen.logits is not None
     if (rows := len(seen.logits)) != BATCH:
         raise UnsupportedModelError(f"{source.name} returned {rows} rows for {BATCH} images; one for each is needed")
     _refuse_chance(seen, source)
-    known: Mapping[str, object] = source.known
-    given = known.get("tokens")
+    overrides: Mapping[str, object] = source.overrides
+    given = overrides.get("tokens")
     given = given if isinstance(given, TokenLayout) else None
     candidates = _candidates(seen, size)
     changes = Changes(source, seen, candidates)
@@ -233,31 +233,31 @@ def _anatomy(source: Source) -> Anatomy:
         with torch.no_grad():
             classifier, no_classifier = find_classifier(seen, graph, averaged, size)
         del graph
-    gates = _gates(seen)
+    se_layers = _se_layers(seen)
     if classifier is not None and family != "vit":
-        layer = classifier.features  # what CAM reads, so that CAM and Grad-CAM are of the same features
+        layer = classifier.feature_module  # what CAM reads, so that CAM and Grad-CAM are of the same features
         stages = (*stages[:-1], layer)
-    layer = str(known["feature_layer"]) if known.get("feature_layer") else layer
+    layer = str(overrides["feature_layer"]) if overrides.get("feature_layer") else layer
     blocks = _token_blocks(seen, attention)
     missing = missing_passes(source, seen, attention, blocks)
     missing |= missing_parts(
-        "" if classifier is not None else NO_HEAD if source.embedding else no_classifier, gates, layer
+        "" if classifier is not None else NO_HEAD if source.embedding else no_classifier, se_layers, layer
     )
     assert seen.logits is not None
-    anatomy = Anatomy(
+    structure = ModelStructure(
         family,
         layer,
         tokens=attention.tokens,
         attention_blocks=attention.blocks,
-        readers=attention.readers,
+        pooling_blocks=attention.pooling_blocks,
         attention_tokens=attention.attention_tokens,
         windows=attention.windows,
-        sequences=tuple(sequences),
+        token_layouts=tuple(sequences),
         token_blocks=blocks,
         classifier=classifier,
-        gates=gates,
+        se_layers=se_layers,
         stages=stages,
-        missing={signal: reason for signal, reason in missing.items() if signal not in supplied_by_user(known)},
+        missing={signal: reason for signal, reason in missing.items() if signal not in supplied_by_user(overrides)},
         outputs=int(seen.logits.shape[1]),
     )
-    return replace(anatomy, **{key: value for key, value in known.items() if value is not None})  # type: ignore[arg-type]
+    return replace(structure, **{key: value for key, value in overrides.items() if value is not None})  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from attncompare.capture.attention import attention_rows, explicit_attention, hearing, kernel, on_all_tokens
 from attncompare.errors import CaptureError
 from attncompare.models.adapter import ModelAdapter
-from attncompare.models.structure import Gate
+from attncompare.models.structure import SELayer
 from attncompare.signals import Signal, WindowAttention
 
 ROW_SUM_TOLERANCE = 1e-4
@@ -42,16 +42,16 @@ class AttentionRecorder:
         self.fusions = {str(need.option("fusion", "mean")) for need in needs if need.signal is Signal.FUSED_ATTENTION}
         self.full = bool(wanted & {Signal.ATTENTION, Signal.ATTENTION_GRADIENTS})
         self.rows = Signal.CLASS_ATTENTION in wanted
-        anatomy = adapter.anatomy
-        self.readers = {i for i, path in enumerate(anatomy.attention_blocks) if path in anatomy.readers}
-        self.row_blocks = sorted(self.readers) or list(range(len(anatomy.attention_blocks)))
+        structure = adapter.structure
+        self.readers = {i for i, path in enumerate(structure.attention_blocks) if path in structure.pooling_blocks}
+        self.row_blocks = sorted(self.readers) or list(range(len(structure.attention_blocks)))
         self.blocks: dict[int, Tensor] = {}
         self.fused: dict[str, dict[int, Tensor]] = {fusion: {} for fusion in self.fusions}
         self.class_rows: dict[int, Tensor] = {}
 
     def active(self) -> AbstractContextManager[object]:
         """Hears the declared blocks for the length of the block."""
-        return hearing(self, self.adapter.model, self.adapter.anatomy.attention_blocks)
+        return hearing(self, self.adapter.model, self.adapter.structure.attention_blocks)
 
     def kernel(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Stand in for the fused kernel."""
@@ -122,7 +122,7 @@ class AttentionRecorder:
         """Attention among all tokens outside the declared blocks would be missing from every map."""
         layout = self.adapter.tokens
         if layout is not None and queries == keys == layout.length:
-            declared = len(self.adapter.anatomy.attention_blocks)
+            declared = len(self.adapter.structure.attention_blocks)
             raise CaptureError(f"{self.adapter.name} attends outside the {declared} attention blocks it declares")
 
     def _verify_shape(self, found: tuple[int, int]) -> None:
@@ -154,7 +154,7 @@ class AttentionRecorder:
 
     def listed(self, found: dict[int, Tensor], expected: Iterable[int] | None = None) -> list[Tensor]:
         """The blocks in order, or CaptureError when one was not seen."""
-        wanted = list(range(len(self.adapter.anatomy.attention_blocks)) if expected is None else expected)
+        wanted = list(range(len(self.adapter.structure.attention_blocks)) if expected is None else expected)
         if sorted(found) != wanted:
             raise CaptureError(
                 f"{len(found)} attention maps recorded in {self.adapter.name}, {len(wanted)} blocks declared"
@@ -178,7 +178,7 @@ class WindowRecorder:
 
     def active(self) -> AbstractContextManager[object]:
         """Hears the declared blocks for the length of the block."""
-        return hearing(self, self.adapter.model, [block.path for block in self.adapter.anatomy.windows])
+        return hearing(self, self.adapter.model, [block.path for block in self.adapter.structure.windows])
 
     def kernel(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Stand in for the fused kernel."""
@@ -203,7 +203,7 @@ class WindowRecorder:
 
     def listed(self) -> list[WindowAttention]:
         """Every block, windows told apart, shallow to deep."""
-        declared = self.adapter.anatomy.windows
+        declared = self.adapter.structure.windows
         if sorted(self.blocks) != list(range(len(declared))):
             raise CaptureError(
                 f"{len(self.blocks)} attention maps recorded in {self.adapter.name}, {len(declared)} blocks declared"
@@ -219,7 +219,7 @@ class OutputRecorder:
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
     @contextmanager
-    def of_gate(self, model: nn.Module, gate: Gate) -> Iterator[None]:
+    def of_gate(self, model: nn.Module, gate: SELayer) -> Iterator[None]:
         """Listen to a gate and to the layer that it multiplies, for the length of the block."""
         handles = (
             model.get_submodule(gate.layer).register_forward_pre_hook(self.input_hook(gate.layer)),

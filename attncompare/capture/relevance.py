@@ -258,7 +258,7 @@ def attention_relevance(
 def _pass(adapter: ModelAdapter, images: Tensor) -> tuple[Tensor, list[Tensor], AttentionRecorder]:
     """Outputs (B,K) and every block's attention in the graph of one pass under the rules."""
     recorder = AttentionRecorder(adapter, [Need(Signal.ATTENTION_GRADIENTS)])
-    first = adapter.model.get_submodule(adapter.anatomy.token_blocks[0])
+    first = adapter.model.get_submodule(adapter.structure.token_blocks[0])
 
     def start(module: object, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (args[0].detach().requires_grad_(True), *args[1:])

@@ -151,7 +151,7 @@ class Replay:
         With rows repeated and out of order, so that what has a row for each image is seen to; once for each batch size.
         """
         mark = f"replay of {self.path} for {len(logits)} images"
-        if mark in self.adapter.verified:
+        if mark in self.adapter.checked_recordings:
             return
         last = torch.full((len(logits) + 1,), len(logits) - 1, device=logits.device)
         error, scale = math.inf, max(1.0, float(logits.abs().max()))
@@ -170,7 +170,7 @@ class Replay:
             raise CaptureError(
                 f"what follows {self.path!r} in {self.adapter.name} cannot run on its own: logits differ by {error:.2g}"
             )
-        self.adapter.verified.add(mark)
+        self.adapter.checked_recordings.add(mark)
 
 
 @contextmanager

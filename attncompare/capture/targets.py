@@ -183,7 +183,7 @@ class TargetScore:
     @staticmethod
     def of_indices(adapter: ModelAdapter, target: object, count: int) -> "TargetScore":
         """Class indices for `count` images, for which no output need be known; SpecError for one out of range."""
-        index, classes = _indices(target, count, adapter.device), adapter.anatomy.outputs
+        index, classes = _indices(target, count, adapter.device), adapter.structure.outputs
         if bool(((index < 0) | (index >= classes)).any()):
             raise SpecError(f"target {index.tolist()} out of range: {adapter.name} has classes 0 to {classes - 1}")
         return TargetScore(index)

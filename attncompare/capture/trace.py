@@ -1,4 +1,4 @@
-"""One probing pass: every module call and every attention call of a model, with what is needed to read its anatomy."""
+"""One probing pass: every module call and every attention call of a model, with what is needed to read its structure."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -15,8 +15,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from attncompare.capture.attention import AttentionCalls, kernel
 from attncompare.capture.backward_rules import ActivationNames
 from attncompare.capture.state import disable_mha_fastpath, preserve_state
-from attncompare.models.adapter import ModelAdapter, Source
-from attncompare.models.structure import Anatomy
+from attncompare.models.adapter import ModelAdapter, ModelSource
+from attncompare.models.structure import ModelStructure
 
 BATCH = 2  # images in the probing pass
 TOLERANCE = 1e-4
@@ -180,9 +180,9 @@ def first_tensor(output: object) -> Tensor | None:
     return output if isinstance(output, Tensor) and output.is_floating_point() else None
 
 
-def trace(source: Source) -> Trace:
+def trace(source: ModelSource) -> Trace:
     """Run the model on two seeded images and note every module call and every attention call."""
-    adapter = ModelAdapter(source, Anatomy("cnn", None))
+    adapter = ModelAdapter(source, ModelStructure("cnn", None))
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())

@@ -61,7 +61,7 @@ def value_of(
     gradients: Mapping[Need, list[Tensor]],
 ) -> object:
     """What one need gets of what was recorded."""
-    anatomy, attention = adapter.anatomy, heard.attention
+    structure, attention = adapter.structure, heard.attention
     match need.signal:
         case free if free in FREE:
             return free_signal(adapter, need, images, scored)
@@ -75,9 +75,9 @@ def value_of(
         case Signal.FEATURES:
             return tapped_features(heard.taps[need]).detach()
         case Signal.POOLED_FEATURES:
-            assert anatomy.classifier is not None
+            assert structure.classifier is not None
             pooled = tapped_features(heard.taps[need]).detach()
-            return pooled.relu() if anatomy.classifier.rectified else pooled
+            return pooled.relu() if structure.classifier.rectified else pooled
         case Signal.FEATURE_GRADIENTS | Signal.IMAGE_GRADIENTS:
             return gradients[need][0]
         case Signal.ATTENTION_GRADIENTS:
@@ -96,17 +96,17 @@ def value_of(
             assert heard.windows is not None
             return heard.windows.listed()
         case Signal.CLASSIFIER_WEIGHTS:
-            assert anatomy.classifier is not None
-            linear = adapter.model.get_submodule(anatomy.classifier.linear)
+            assert structure.classifier is not None
+            linear = adapter.model.get_submodule(structure.classifier.linear)
             weights = linear.weight.detach().flatten(1)  # type: ignore[operator]
             # An embedding's score is linear in it: Y = (W f) . e0 / |e0|, so e0 / |e0| mixes the rows of W. The cosine to
             # a text t is (W f) . t / |t| over |W f|, one number per image, which leaves the map's shape as it is.
             return weights[scored.target] if scored.references is None else scored.references @ weights
         case Signal.CHANNEL_ATTENTION:
-            gate = anatomy.gates[gate_index(adapter, need)]
+            gate = structure.se_layers[gate_index(adapter, need)]
             return heard.outputs.outputs[gate.values].flatten(1)
         case Signal.GATED_FEATURES:
-            return heard.outputs.inputs[anatomy.gates[gate_index(adapter, need)].layer]
+            return heard.outputs.inputs[structure.se_layers[gate_index(adapter, need)].layer]
     raise CaptureError(f"{need.signal} is not a signal of the shared pass")
 
 

@@ -14,7 +14,7 @@ from attncompare.errors import SpecError, UnsupportedMethodError, UnsupportedMod
 from attncompare.models.batch_norm import ContiguousNorms
 from attncompare.models.fingerprint import structure_hash, weights_hash
 from attncompare.models.preprocessing import Preprocessing
-from attncompare.models.structure import Anatomy, Family
+from attncompare.models.structure import Family, ModelStructure
 from attncompare.signals import Signal, TokenLayout
 
 
@@ -50,11 +50,11 @@ def output_tensor(output: object) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """What an adapter file knows of a model before it is probed.
 
-    embedding: True when the output is a pooled embedding, not class logits. known: parts of the anatomy that the
-    user gives, taken as given; the probe finds the rest. readout: the (B,K) tensor of what the model returns.
+    embedding: True when the output is a pooled embedding, not class logits. overrides: parts of the structure that
+    the user gives; the probe finds the rest. output_fn: the (B,K) tensor of what the model returns.
     encode_text: prompt -> (D,) embedding in the space of the image embeddings, for targets "text:PROMPT".
     """
 
@@ -64,19 +64,19 @@ class Source:
     class_names: tuple[str, ...] | None = None
     embedding: bool = False
     note: str = ""
-    known: Mapping[str, object] = field(default_factory=dict)
-    readout: Callable[[object], Tensor] = output_tensor
+    overrides: Mapping[str, object] = field(default_factory=dict)
+    output_fn: Callable[[object], Tensor] = output_tensor
     encode_text: Callable[[str], Tensor] | None = None
 
 
-class Derived(dict[object, Any]):
-    """What was made from a network and costs more than a look: left behind by copies, whose weights may change."""
+class ModelCache(dict[object, Any]):
+    """What was computed once from a network. Copies start empty, because their weights may change."""
 
-    def __deepcopy__(self, memo: object) -> "Derived":
-        return Derived()
+    def __deepcopy__(self, memo: object) -> "ModelCache":
+        return ModelCache()
 
-    def __reduce__(self) -> tuple[type["Derived"], tuple[()]]:
-        return Derived, ()
+    def __reduce__(self) -> tuple[type["ModelCache"], tuple[()]]:
+        return ModelCache, ()
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,12 @@ class ModelAdapter:
     ('cnn', (64, 64), True)
     """
 
-    source: Source
-    anatomy: Anatomy
-    verified: set[str] = field(default_factory=set, repr=False, compare=False)
-    """Recordings whose logits were seen to equal those of the plain forward pass."""
-    derived: Derived = field(default_factory=Derived, init=False, repr=False, compare=False)
-    """What was made from the network on request and once, by whoever made it."""
+    source: ModelSource
+    structure: ModelStructure
+    checked_recordings: set[str] = field(default_factory=set, repr=False, compare=False)
+    """Recordings whose logits were found equal to those of the plain forward pass."""
+    cache: ModelCache = field(default_factory=ModelCache, init=False, repr=False, compare=False)
+    """What others compute from the network and keep: a compiled copy, a choice of memory format."""
 
     @cached_property
     def name(self) -> str:
@@ -109,7 +109,7 @@ class ModelAdapter:
     @cached_property
     def family(self) -> Family:
         """cnn, vit (global attention over tokens) or hierarchical."""
-        return self.anatomy.family
+        return self.structure.family
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -117,19 +117,34 @@ class ModelAdapter:
         return self.source.preprocessing.size
 
     @cached_property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of red, green and blue in [0, 1], which `forward` subtracts."""
+        return self.source.preprocessing.mean
+
+    @cached_property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of red, green and blue in [0, 1], by which `forward` divides."""
+        return self.source.preprocessing.std
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...] | None:
+        """One name per output, None where the source has none."""
+        return self.source.class_names
+
+    @cached_property
     def tokens(self) -> TokenLayout | None:
         """How its tokens lie on the image, None for CNNs."""
-        return self.anatomy.tokens
+        return self.structure.tokens
 
     @cached_property
     def attention_tokens(self) -> TokenLayout | None:
         """How the rows and columns of its attention lie on the image; with a place for a query that pools the tokens."""
-        return self.anatomy.attention_tokens or self.anatomy.tokens
+        return self.structure.attention_tokens or self.structure.tokens
 
     @cached_property
-    def sequences(self) -> tuple[TokenLayout, ...]:
+    def token_layouts(self) -> tuple[TokenLayout, ...]:
         """Every way in which a sequence of tokens inside it lies on the image."""
-        others = self.anatomy.sequences
+        others = self.structure.token_layouts
         return others if self.tokens is None else (self.tokens, *others)
 
     @cached_property
@@ -145,7 +160,7 @@ class ModelAdapter:
     @cached_property
     def supplies(self) -> frozenset[Signal]:
         """The signals a method may ask of this model."""
-        return frozenset(Signal) - frozenset(self.anatomy.missing)
+        return frozenset(Signal) - frozenset(self.structure.missing)
 
     @cached_property
     def weights_hash(self) -> str:
@@ -169,7 +184,7 @@ class ModelAdapter:
 
     @cached_property
     def _normalisation(self) -> tuple[Tensor, Tensor]:
-        mean, std = self.source.preprocessing.mean, self.source.preprocessing.std
+        mean, std = self.mean, self.std
         shape = (1, -1, 1, 1)
         with torch.inference_mode(False):  # kept for later calls, which may need gradients
             return (
@@ -183,21 +198,21 @@ class ModelAdapter:
         one = torch.is_grad_enabled() and len(images) == 1 and self._has_batch_norm
         with ContiguousNorms() if one else nullcontext():
             images = (images - mean) / std
-            return self.source.readout(self.model(images.flip(1) if self.source.preprocessing.bgr else images))
+            return self.source.output_fn(self.model(images.flip(1) if self.source.preprocessing.bgr else images))
 
     def require(self, signals: frozenset[Signal], method: str) -> None:
         """Raise UnsupportedMethodError with the reason if a signal is missing."""
         for signal in sorted(signals - self.supplies):
-            raise UnsupportedMethodError(f"{method} needs {signal}: {self.anatomy.missing[signal]} ({self.name})")
+            raise UnsupportedMethodError(f"{method} needs {signal}: {self.structure.missing[signal]} ({self.name})")
 
     def class_name(self, index: int) -> str:
         """The name of an output, or its number."""
-        names = self.source.class_names
+        names = self.class_names
         return names[index] if names and 0 <= index < len(names) else str(index)
 
     def class_index(self, name: str) -> int:
         """The output of that class name; SpecError when the model has no such class, or several."""
-        names = self.source.class_names or ()
+        names = self.class_names or ()
         if name not in names:
             near = get_close_matches(name, names, n=3)
             hint = f"; did you mean {', '.join(near)}?" if near else ""
@@ -209,21 +224,21 @@ class ModelAdapter:
 
     def describe(self) -> dict[str, object]:
         """What was found in the model, and why anything is missing."""
-        anatomy = self.anatomy
+        structure = self.structure
         return {
             "name": self.name,
             "family": self.family,
             "size": self.size,
-            "mean": list(self.source.preprocessing.mean),
-            "feature_layer": anatomy.feature_layer,
-            "tokens": None if anatomy.tokens is None else vars(anatomy.tokens),
-            "attention_blocks": list(anatomy.attention_blocks),
-            "window_blocks": [block.path for block in anatomy.windows],
-            "channel_attention": [gate.layer for gate in anatomy.gates],
-            "classifier": None if anatomy.classifier is None else vars(anatomy.classifier),
-            "stages": list(anatomy.stages),
+            "mean": list(self.mean),
+            "feature_layer": structure.feature_layer,
+            "tokens": None if structure.tokens is None else vars(structure.tokens),
+            "attention_blocks": list(structure.attention_blocks),
+            "window_blocks": [block.path for block in structure.windows],
+            "channel_attention": [layer.layer for layer in structure.se_layers],
+            "classifier": None if structure.classifier is None else vars(structure.classifier),
+            "stages": list(structure.stages),
             "text_targets": self.source.encode_text is not None,
-            "missing": {str(signal): reason for signal, reason in anatomy.missing.items()},
+            "missing": {str(signal): reason for signal, reason in structure.missing.items()},
             "note": self.source.note,
         }
 

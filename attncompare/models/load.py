@@ -14,10 +14,10 @@ from torch import nn
 from attncompare.capture.listening import resolve_layer
 from attncompare.capture.probe import probe
 from attncompare.errors import SpecError, UnknownNameError, UnsupportedModelError
-from attncompare.models.adapter import ModelAdapter, Source, device_of
+from attncompare.models.adapter import ModelAdapter, ModelSource, device_of
 from attncompare.models.checkpoint import load_checkpoint
 from attncompare.models.preprocessing import Preprocessing
-from attncompare.models.structure import Anatomy, Classifier, Family, Gate
+from attncompare.models.structure import Classifier, Family, ModelStructure, SELayer
 from attncompare.signals import TokenLayout
 
 SOURCES = {
@@ -67,7 +67,7 @@ def load_model(name: str, *, device: str | torch.device = "cpu", seed: int = 0) 
         return _adapt(load_source(name, seed=seed), device)
 
 
-def load_source(name: str, *, seed: int = 0) -> Source:
+def load_source(name: str, *, seed: int = 0) -> ModelSource:
     """As `load_model`, without looking into the model: nothing is run."""
     if not isinstance(name, str):
         raise UnknownNameError(f"model {name!r} is no name; a module of your own goes to wrap_model")
@@ -80,7 +80,7 @@ def load_source(name: str, *, seed: int = 0) -> Source:
         allowed = ", ".join(f"{known}/NAME" for known in SOURCES)
         raise UnknownNameError(f"unknown model {name!r}; a model is one of {allowed}")
     with torch.inference_mode(False):  # weights made inside it could never lead to a gradient
-        source: Source = _source_file(prefix).load(rest, bool(suffix), seed)
+        source: ModelSource = _source_file(prefix).load(rest, bool(suffix), seed)
         if suffix and suffix != "random":
             load_checkpoint(source.model, Path(os.path.expanduser(suffix)))
             source = replace(source, note=f"checkpoint {suffix}")
@@ -94,39 +94,39 @@ def wrap_model(
     mean: tuple[float, ...] = (0.5, 0.5, 0.5),
     std: tuple[float, ...] = (0.5, 0.5, 0.5),
     name: str = "user/model",
-    **known: object,
+    **overrides: object,
 ) -> ModelAdapter:
-    """Wrap any nn.Module that maps (B,3,H,W) to (B,K); probing finds its features, attention and gates.
+    """Wrap any nn.Module that maps (B,3,H,W) to (B,K); probing finds its features, attention and SE layers.
 
-    known: parts of the anatomy to use instead of what the probe finds: feature_layer="path", tokens=TokenLayout(...),
-    attention_blocks=(...), classifier=Classifier(features, linear), gates=(Gate(layer, values), ...). Besides:
+    overrides: parts of the structure to use instead of what the probe finds: feature_layer="path", tokens=TokenLayout(...),
+    attention_blocks=(...), classifier=Classifier(feature_module, linear), se_layers=(SELayer(layer, values), ...). Besides:
     embedding=True (the output is an embedding, not logits), class_names=(...), encode_text=f (prompt -> (D,) embedding
     beside those of the images), which allows targets "text:PROMPT".
     `adapter.describe()` says what was found.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     >>> wrap_model(net, size=(32, 32)).describe()["classifier"]
-    {'features': '1', 'linear': '4', 'rectified': False}
+    {'feature_module': '1', 'linear': '4', 'rectified': False}
     """
     module = getattr(module, "_orig_mod", module)  # what torch.compile wraps: its calls cannot be followed
     if not isinstance(module, nn.Module):
         raise UnsupportedModelError(f"{module!r} is no nn.Module; a function goes into the forward of one")
     if not isinstance(name, str):
         raise UnsupportedModelError(f"name must be text, not {name!r}")
-    embedding, class_names = bool(known.pop("embedding", False)), known.pop("class_names", None)
-    encode_text: Any = known.pop("encode_text", None)
-    allowed = {"feature_layer", "tokens", "attention_blocks", "classifier", "gates", "stages", "family"}
-    if set(known) - allowed:
-        raise UnknownNameError(f"wrap_model does not know {sorted(set(known) - allowed)}; known: {sorted(allowed)}")
-    _check_overrides(known)
+    embedding, class_names = bool(overrides.pop("embedding", False)), overrides.pop("class_names", None)
+    encode_text: Any = overrides.pop("encode_text", None)
+    allowed = {"feature_layer", "tokens", "attention_blocks", "classifier", "se_layers", "stages", "family"}
+    if set(overrides) - allowed:
+        raise UnknownNameError(f"wrap_model does not know {sorted(set(overrides) - allowed)}; known: {sorted(allowed)}")
+    _check_overrides(overrides)
     if class_names is not None and not isinstance(class_names, list | tuple):
         raise UnsupportedModelError(f"class_names must be a list with one name per output, not {class_names!r}")
     names = None if class_names is None else tuple(str(one) for one in class_names)
     how = _preprocessing(size, mean, std)
-    source = Source(name, module, how, names, embedding=embedding, known=known, encode_text=encode_text)
+    source = ModelSource(name, module, how, names, embedding=embedding, overrides=overrides, encode_text=encode_text)
     adapter = _adapt(source, device_of(module))
-    if names is not None and len(names) != adapter.anatomy.outputs:
-        raise UnsupportedModelError(f"{len(names)} class_names for a model of {adapter.anatomy.outputs} outputs")
+    if names is not None and len(names) != adapter.structure.outputs:
+        raise UnsupportedModelError(f"{len(names)} class_names for a model of {adapter.structure.outputs} outputs")
     return adapter
 
 
@@ -154,26 +154,26 @@ def _three(what: str, values: Any) -> tuple[float, ...]:
     return found
 
 
-def _check_overrides(known: dict[str, object]) -> None:
-    """Raise UnsupportedModelError where a part of the anatomy that the user gives is of another type."""
-    if not isinstance(known.get("feature_layer") or "", str):
-        raise UnsupportedModelError(f"feature_layer must be the path of a module, not {known['feature_layer']!r}")
+def _check_overrides(overrides: dict[str, object]) -> None:
+    """Raise UnsupportedModelError where a part of the structure that the user gives is of another type."""
+    if not isinstance(overrides.get("feature_layer") or "", str):
+        raise UnsupportedModelError(f"feature_layer must be the path of a module, not {overrides['feature_layer']!r}")
     for part in ("attention_blocks", "stages"):
-        paths = known.get(part) or ()
+        paths = overrides.get(part) or ()
         if not (isinstance(paths, list | tuple) and all(isinstance(path, str) for path in paths)):
             raise UnsupportedModelError(f"{part} must be a tuple of module paths, not {paths!r}")
-    if known.get("family", "cnn") not in get_args(Family):
-        raise UnsupportedModelError(f"family must be one of {', '.join(get_args(Family))}, not {known['family']!r}")
-    if not isinstance(known.get("tokens", TokenLayout(0, (1, 1))), TokenLayout):
+    if overrides.get("family", "cnn") not in get_args(Family):
+        raise UnsupportedModelError(f"family must be one of {', '.join(get_args(Family))}, not {overrides['family']!r}")
+    if not isinstance(overrides.get("tokens", TokenLayout(0, (1, 1))), TokenLayout):
         raise UnsupportedModelError("tokens must be a TokenLayout(prefix, (h, w), class_token)")
-    if not isinstance(known.get("classifier", Classifier("", "")), Classifier):
-        raise UnsupportedModelError("classifier must be a Classifier(features, linear) of two module paths")
-    gates = known.get("gates", ())
-    if not (isinstance(gates, tuple) and all(isinstance(gate, Gate) for gate in gates)):
-        raise UnsupportedModelError("gates must be a tuple of Gate(layer, values), two module paths each")
+    if not isinstance(overrides.get("classifier", Classifier("", "")), Classifier):
+        raise UnsupportedModelError("classifier must be a Classifier(feature_module, linear) of two module paths")
+    se_layers = overrides.get("se_layers", ())
+    if not (isinstance(se_layers, tuple) and all(isinstance(layer, SELayer) for layer in se_layers)):
+        raise UnsupportedModelError("se_layers must be a tuple of SELayer(layer, values), two module paths each")
 
 
-def _adapt(source: Source, device: str | torch.device) -> ModelAdapter:
+def _adapt(source: ModelSource, device: str | torch.device) -> ModelAdapter:
     if any(nn.parameter.is_lazy(parameter) for parameter in source.model.parameters()):
         raise UnsupportedModelError(
             f"{source.name} has lazy layers whose shapes are not known; run it once, then wrap it"
@@ -188,17 +188,19 @@ def _adapt(source: Source, device: str | torch.device) -> ModelAdapter:
     if bad:
         raise UnsupportedModelError(f"{source.name} has non-finite weights in {bad[0]} ({len(bad)} tensors in all)")
     adapter = ModelAdapter(source, probe(source))
-    for path in _named(adapter.anatomy) if source.known else ():
+    for path in _named(adapter.structure) if source.overrides else ():
         resolve_layer(adapter, path)
     return adapter
 
 
-def _named(anatomy: Anatomy) -> list[str]:
+def _named(structure: ModelStructure) -> list[str]:
     """Every module path in it."""
-    classifier = [] if anatomy.classifier is None else [anatomy.classifier.features, anatomy.classifier.linear]
-    gates = [path for gate in anatomy.gates for path in (gate.layer, gate.values)]
-    layers = [anatomy.feature_layer] if anatomy.feature_layer else []
-    return [*layers, *anatomy.attention_blocks, *classifier, *gates]
+    classifier = (
+        [] if structure.classifier is None else [structure.classifier.feature_module, structure.classifier.linear]
+    )
+    gates = [path for gate in structure.se_layers for path in (gate.layer, gate.values)]
+    layers = [structure.feature_layer] if structure.feature_layer else []
+    return [*layers, *structure.attention_blocks, *classifier, *gates]
 
 
 def list_models(pattern: str = "*") -> list[str]:

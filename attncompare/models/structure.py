@@ -1,4 +1,4 @@
-"""Where a model keeps its features, tokens, attention, gates and classifier, as data."""
+"""Where a model keeps its features, tokens, attention, squeeze-and-excitation layers and classifier, as data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,14 +18,14 @@ class Classifier:
     rectified: whether it is the positive part of that output that is averaged (a last ReLU that is no module).
     """
 
-    features: str
+    feature_module: str
     linear: str
     rectified: bool = False
 
 
 @dataclass(frozen=True)
-class Gate:
-    """A channel-attention layer: the module that multiplies its input by the gate values, and the one that makes them."""
+class SELayer:
+    """A channel-attention layer: the module that multiplies its channels by gates, and the one that makes the gates."""
 
     layer: str
     values: str
@@ -51,13 +51,13 @@ class WindowBlock:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class ModelStructure:
     """Module paths of what a model can supply; found by a probing pass, or given.
 
-    attention_blocks: the modules whose attention is recorded, shallow to deep. readers: those among them whose one
-    query is the class token or a pooling query. attention_tokens: how rows and columns of attention lie on the image
+    attention_blocks: the modules whose attention is recorded, shallow to deep. pooling_blocks: those among them whose
+    one query is the class token or a pooling query. attention_tokens: how rows and columns of attention lie on the image
     where that differs from `tokens`, the layout of the sequence. windows: blocks of windowed or multi-scale attention.
-    sequences: every other way in which token sequences were seen to lie on the image. token_blocks: the transformer
+    token_layouts: every other way in which token sequences were seen to lie on the image. token_blocks: the transformer
     blocks around `attention_blocks`, each of which returns the tokens that the next one takes.
     stages: one feature layer per resolution, shallow to deep. missing: the reason for each signal it cannot supply.
     outputs: K, the number of classes or embedding dimensions.
@@ -67,13 +67,13 @@ class Anatomy:
     feature_layer: str | None
     tokens: TokenLayout | None = None
     attention_blocks: tuple[str, ...] = ()
-    readers: tuple[str, ...] = ()
+    pooling_blocks: tuple[str, ...] = ()
     attention_tokens: TokenLayout | None = None
     windows: tuple[WindowBlock, ...] = ()
-    sequences: tuple[TokenLayout, ...] = ()
+    token_layouts: tuple[TokenLayout, ...] = ()
     token_blocks: tuple[str, ...] = ()
     classifier: Classifier | None = None
-    gates: tuple[Gate, ...] = ()
+    se_layers: tuple[SELayer, ...] = ()
     stages: tuple[str, ...] = ()
     missing: Mapping[Signal, str] = field(default_factory=dict)
     outputs: int = 0

@@ -67,7 +67,7 @@ def attends(model: ModelAdapter) -> bool:
 
 def _measurable(model: ModelAdapter) -> list[int]:
     """The attention blocks in which every patch has a query."""
-    return [i for i, path in enumerate(model.anatomy.attention_blocks) if path not in model.anatomy.readers]
+    return [i for i, path in enumerate(model.structure.attention_blocks) if path not in model.structure.pooling_blocks]
 
 
 def attention_distances(model: ModelAdapter, images: Given) -> AttentionDistances:
@@ -84,7 +84,7 @@ def attention_distances(model: ModelAdapter, images: Given) -> AttentionDistance
     check_model(model)
     kept, layout = _measurable(model), model.attention_tokens
     if not attends(model) or layout is None:
-        reason = model.anatomy.missing.get(Signal.ATTENTION, "its blocks have one query each")
+        reason = model.structure.missing.get(Signal.ATTENTION, "its blocks have one query each")
         raise UnsupportedModelError(f"{model.name} has no attention distance: {reason}")
     pictures = pictures_of(model, images)
 
@@ -92,7 +92,7 @@ def attention_distances(model: ModelAdapter, images: Given) -> AttentionDistance
         return torch.cat([_distances(model, part, kept, layout) for part in torch.split(pictures.images, size)])
 
     values = with_smaller_batches(run, BATCH).cpu().numpy()
-    blocks = tuple(model.anatomy.attention_blocks[i] for i in kept)
+    blocks = tuple(model.structure.attention_blocks[i] for i in kept)
     uniform = float(patch_distances(layout, model.size).double().mean())
     return AttentionDistances(model.name, pictures.names, blocks, values, uniform)
 

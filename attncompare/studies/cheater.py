@@ -114,7 +114,7 @@ def train_on_cue(
     module = deepcopy(model.model)
     note = f"{model.name}, fine-tuned on shapes with a planted cue: {role}, {training}"
     source = replace(model.source, name=f"{model.name} ({role})", model=module, note=note)
-    tuned = replace(model, source=source, verified=set())
+    tuned = replace(model, source=source, checked_recordings=set())
     every = max(1, training.steps // REPORTS)
     for row in train(_OnPixels(tuned), _batches(tuned, role, training), training.spec, checkpoint, every=every):
         report(int(row["step"]))
@@ -125,8 +125,8 @@ def train_on_cue(
 
 def _check(model: ModelAdapter) -> None:
     classes = len(CLASS_NAMES)
-    if model.embedding or model.anatomy.outputs < classes:
-        what = "gives an embedding" if model.embedding else f"has {model.anatomy.outputs} outputs"
+    if model.embedding or model.structure.outputs < classes:
+        what = "gives an embedding" if model.embedding else f"has {model.structure.outputs} outputs"
         raise UnsupportedModelError(f"{model.name} {what}; the shapes need one for each of their {classes} classes")
     if not any(parameter.requires_grad for parameter in model.model.parameters()):
         raise UnsupportedModelError(f"{model.name}: every weight is frozen; set requires_grad of those to be trained")

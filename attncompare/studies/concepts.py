@@ -204,7 +204,7 @@ def _target(model: ModelAdapter, images: Tensor, target: int | str) -> int:
     named = isinstance(target, str) and target.startswith("class:")
     if model.embedding or isinstance(target, bool) or not (isinstance(target, int) or named):
         raise SpecError(f"target {target!r} of {model.name}: TCAV asks about one class; give its index or 'class:NAME'")
-    outputs = images.new_zeros(1, model.anatomy.outputs)
+    outputs = images.new_zeros(1, model.structure.outputs)
     return int(TargetScore.of(model, outputs, target).target[0])
 
 
@@ -212,7 +212,7 @@ def chosen_layers(
     model: ModelAdapter, layers: str | Sequence[str] | None, images: Tensor
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """The layers' paths, and how many values each returns for an image."""
-    head = model.anatomy.classifier  # behind it every image has the same derivative, so that scores are 0 or 1
+    head = model.structure.classifier  # behind it every image has the same derivative, so that scores are 0 or 1
     inner = tuple(path for path in layers_over_depth(model) if head is None or path != head.linear)
     paths = inner if layers is None else (layers,) if isinstance(layers, str) else tuple(layers)
     if not paths or len(set(paths)) != len(paths):

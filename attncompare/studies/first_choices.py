@@ -71,7 +71,7 @@ def top_classes(model: ModelAdapter, images: Given, method: Request = "cam", k: 
         why = "its map does not depend on the class" if job.method.space == "image" else "it has no map on the image"
         raise UnsupportedMethodError(f"{name} cannot tell a model's first choices apart: {why}")
     pictures = pictures_of(model, images)
-    ranks = [f"rank:{rank}" for rank in range(1, min(k, model.anatomy.outputs) + 1)]
+    ranks = [f"rank:{rank}" for rank in range(1, min(k, model.structure.outputs) + 1)]
     found = [explain_targets(model, [(name, job.options)], one[None], ranks)[name] for one in pictures.images]
     return TopClasses(
         model.name,

@@ -35,7 +35,7 @@ def gate_values(model: ModelAdapter, part: Part, layers: Sequence[str]) -> pd.Da
 
 def _gates(model: ModelAdapter, part: Part, layers: Sequence[str]) -> dict[str, NDArray[np.float64]]:
     """Layer -> (images, channels) gates, as the sigmoid gave them."""
-    places = {gate.layer: number for number, gate in enumerate(model.anatomy.gates)}
+    places = {gate.layer: number for number, gate in enumerate(model.structure.se_layers)}
     paths = inserted(model.model)
     needs = {layer: Need(Signal.CHANNEL_ATTENTION, (("gate", places[paths[layer]]),)) for layer in layers}
     seen: dict[str, list[Tensor]] = {layer: [] for layer in layers}

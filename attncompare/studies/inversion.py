@@ -105,8 +105,8 @@ def layers_over_depth(model: ModelAdapter, count: int = LAYERS) -> tuple[str, ..
     >>> layers_over_depth(ac.load_model("demo/cnn")), layers_over_depth(ac.load_model("demo/vit"), 2)
     (('0.2', '0', '1', '2', '5'), ('blocks.0', 'blocks.5'))
     """
-    inside, head = default_layers(model), model.anatomy.classifier
-    found = (*inside, head.linear) if head is not None and inside == model.anatomy.stages else inside
+    inside, head = default_layers(model), model.structure.classifier
+    found = (*inside, head.linear) if head is not None and inside == model.structure.stages else inside
     return tuple(evenly(found, count))
 
 

@@ -82,8 +82,8 @@ def default_layers(model: ModelAdapter) -> tuple[str, ...]:
     >>> default_layers(ac.load_model("demo/cnn")), default_layers(ac.load_model("demo/vit"))[:2]
     (('0.2', '0', '1', '2'), ('blocks.0', 'blocks.1'))
     """
-    anatomy = model.anatomy
-    return anatomy.token_blocks if model.family == "vit" and anatomy.token_blocks else anatomy.stages
+    structure = model.structure
+    return structure.token_blocks if model.family == "vit" and structure.token_blocks else structure.stages
 
 
 def layers(

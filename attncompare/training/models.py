@@ -11,7 +11,7 @@ from torch import nn
 
 from attncompare.capture.state import preserve_state
 from attncompare.errors import UnsupportedModelError, reason_of
-from attncompare.models.adapter import Source
+from attncompare.models.adapter import ModelSource
 from attncompare.models.load import load_source
 from attncompare.models.preprocessing import Preprocessing
 from attncompare.modules.insertion import insert
@@ -36,7 +36,7 @@ def tutorial_cnn(classes: int) -> nn.Module:
     return nn.Sequential(parts)
 
 
-def build(spec: TrainSpec, class_names: Sequence[str]) -> Source:
+def build(spec: TrainSpec, class_names: Sequence[str]) -> ModelSource:
     """The model of a spec with its first weights; layers with and without squeeze-and-excitation start alike.
 
     Raises UnknownNameError and UnsupportedModelError as load_model and insert do.
@@ -48,13 +48,13 @@ def build(spec: TrainSpec, class_names: Sequence[str]) -> Source:
             torch.default_generator.manual_seed(spec.seed + GATES_SEED)
             gates, size = spec.squeeze_excite, source.preprocessing.size
             source = replace(source, model=insert(source.model, gates.layers, gates.reduction, size=size))
-    return replace(source, class_names=tuple(class_names), known={})
+    return replace(source, class_names=tuple(class_names), overrides={})
 
 
-def _plain(spec: TrainSpec, classes: int) -> Source:
+def _plain(spec: TrainSpec, classes: int) -> ModelSource:
     if spec.model == TUTORIAL_CNN:
         side = spec.size or SIDE
-        return Source(TUTORIAL_CNN, tutorial_cnn(classes), Preprocessing((side, side), (0.5,) * 3, (0.25,) * 3))
+        return ModelSource(TUTORIAL_CNN, tutorial_cnn(classes), Preprocessing((side, side), (0.5,) * 3, (0.25,) * 3))
     source = load_source(spec.model, seed=spec.seed)
     if spec.size:
         source = replace(source, preprocessing=replace(source.preprocessing, size=(spec.size,) * 2))
@@ -62,7 +62,7 @@ def _plain(spec: TrainSpec, classes: int) -> Source:
     return source
 
 
-def _replace_head(source: Source, classes: int) -> None:
+def _replace_head(source: ModelSource, classes: int) -> None:
     """Give the module that makes the logits, a linear layer or a convolution, as many outputs as there are classes."""
     ran: list[tuple[str, int]] = []
     with preserve_state(source.model), torch.no_grad(), ExitStack() as stack:
@@ -72,7 +72,7 @@ def _replace_head(source: Source, classes: int) -> None:
                 noted = (path, width)
                 stack.callback(module.register_forward_hook(lambda m, i, o, noted=noted: ran.append(noted)).remove)
         try:
-            outputs = source.readout(source.model(torch.rand(2, 3, *source.preprocessing.size))).shape[1]
+            outputs = source.output_fn(source.model(torch.rand(2, 3, *source.preprocessing.size))).shape[1]
         except Exception as error:  # a model may do anything at a size that it was not made for
             raise UnsupportedModelError(
                 f"{source.name} does not run on images of {source.preprocessing.size}: {reason_of(error)}"

@@ -4,14 +4,14 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from attncompare.models.adapter import Source
+from attncompare.models.adapter import ModelSource
 from attncompare.models.checkpoint import load_checkpoint
 from attncompare.training.models import build
 from attncompare.training.run import WEIGHTS, read_training
 from attncompare.training.spec import TUTORIAL_CNN, TrainSpec
 
 
-def load(name: str, random: bool, seed: int = 0) -> Source:
+def load(name: str, random: bool, seed: int = 0) -> ModelSource:
     """Build the model of a training's folder with the weights of its best epoch, or with seeded random ones.
 
     Raises ResultFormatError for a folder without a finished training, AttnCompareError for weights that do not fit.

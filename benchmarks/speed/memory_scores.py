@@ -44,7 +44,7 @@ def measure(images: int, maps: int) -> float:
         score = target_scorer(model, target, torch.arange(count))
         few = Protocol("few steps", None, 5, "mean", "blur")
         both = (Evidence.DELETION_CURVE, Evidence.INSERTION_CURVE)
-        mean = model.source.preprocessing.mean
+        mean = model.mean
         perturbation_curves(score, pictures, drawn, few, both, mean=mean, batch_size=BATCH)
 
     def bare() -> None:

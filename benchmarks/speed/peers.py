@@ -26,7 +26,7 @@ def grad_cam_library(model: ModelAdapter, images: Tensor, target: Tensor, name: 
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    layer = model.model.get_submodule(str(model.anatomy.feature_layer))
+    layer = model.model.get_submodule(str(model.structure.feature_layer))
     with getattr(pytorch_grad_cam, name)(model.model, [layer], _to_grid(model)) as cam, redirect_stderr(StringIO()):
         for option, value in options.items():
             setattr(cam, option, value)
@@ -37,7 +37,7 @@ def torchcam(model: ModelAdapter, images: Tensor, target: Tensor) -> object:
     """Torchcam's Grad-CAM."""
     from torchcam.methods import GradCAM
 
-    layer = str(model.anatomy.feature_layer)
+    layer = str(model.structure.feature_layer)
     with GradCAM(model.model, layer, reshape_transform=_to_grid(model)) as cam:
         return cam(class_idx=target.tolist(), scores=model.model(normalised(model, images)))
 
@@ -46,7 +46,7 @@ def captum_layer_grad_cam(model: ModelAdapter, images: Tensor, target: Tensor) -
     """Captum on the bare layer."""
     from captum.attr import LayerGradCam
 
-    layer = model.model.get_submodule(str(model.anatomy.feature_layer))
+    layer = model.model.get_submodule(str(model.structure.feature_layer))
     return LayerGradCam(model.model, layer).attribute(normalised(model, images), target)
 
 
@@ -63,7 +63,7 @@ def captum(model: ModelAdapter, images: Tensor, target: Tensor, name: str, **opt
 @contextmanager
 def _unfused(model: ModelAdapter) -> Iterator[list[nn.Module]]:
     """The attention dropout of every timm block, with the fused kernel switched off as vit-explain needs it."""
-    blocks = [model.model.get_submodule(path) for path in model.anatomy.attention_blocks]
+    blocks = [model.model.get_submodule(path) for path in model.structure.attention_blocks]
     fused = [block.fused_attn for block in blocks]
     for block in blocks:
         block.fused_attn = False

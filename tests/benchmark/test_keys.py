@@ -74,8 +74,10 @@ CHANGED = {
     "interpolation": lambda: key_of(model=preprocessed(interpolation="bicubic")),
     "bgr": lambda: key_of(model=preprocessed(bgr=True)),
     "embedding": lambda: key_of(model=sourced(embedding=True)),
-    "feature layer": lambda: key_of(model=replace(MODEL, anatomy=replace(MODEL.anatomy, feature_layer="1"))),
-    "gates": lambda: key_of(model=replace(MODEL, anatomy=replace(MODEL.anatomy, gates=(ac.Gate("1", "2"),)))),
+    "feature layer": lambda: key_of(model=replace(MODEL, structure=replace(MODEL.structure, feature_layer="1"))),
+    "gates": lambda: key_of(
+        model=replace(MODEL, structure=replace(MODEL.structure, se_layers=(ac.SELayer("1", "2"),)))
+    ),
     "method": lambda: key_of(SPEC.model_copy(update={"methods": ("cam",), "options": {}})),
     "an option of the method": lambda: key_of(SPEC.model_copy(update={"options": {"occlusion": {"window": 0.4}}})),
     "metric": lambda: key_of(SPEC.model_copy(update={"metrics": ("energy_inside",)})),
@@ -141,7 +143,7 @@ def test_a_mask_counts_where_a_metric_reads_it_and_only_there():
 
 
 def test_a_class_by_name_counts_by_what_it_stands_for():
-    names = MODEL.source.class_names
+    names = MODEL.class_names
     spec = SPEC.model_copy(update={"target": f"class:{names[0]}"})
     assert key_of(spec, sourced(class_names=names[::-1])) != key_of(spec)
 
@@ -173,8 +175,8 @@ def test_a_model_that_is_loaded_again_or_has_run_hits():
 
 
 def test_the_wording_of_what_a_model_lacks_is_no_part_of_it():
-    reworded = {signal: "other words" for signal in MODEL.anatomy.missing}
-    assert reworded and key_of(model=replace(MODEL, anatomy=replace(MODEL.anatomy, missing=reworded))) == BASE
+    reworded = {signal: "other words" for signal in MODEL.structure.missing}
+    assert reworded and key_of(model=replace(MODEL, structure=replace(MODEL.structure, missing=reworded))) == BASE
 
 
 SMALL = {"models": ("demo/cnn",), "methods": ("occlusion", "center_map"), "metrics": ("sparseness",), "limit": 4,

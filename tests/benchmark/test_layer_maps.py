@@ -50,11 +50,11 @@ def test_heads_are_the_class_rows_of_the_attention(run, kept):
 
 
 def mean(model):
-    return torch.tensor(model.source.preprocessing.mean).reshape(1, -1, 1, 1)
+    return torch.tensor(model.mean).reshape(1, -1, 1, 1)
 
 
 def std(model):
-    return torch.tensor(model.source.preprocessing.std).reshape(1, -1, 1, 1)
+    return torch.tensor(model.std).reshape(1, -1, 1, 1)
 
 
 def test_channels_are_those_with_the_largest_mean_activation(run, kept):
@@ -62,7 +62,7 @@ def test_channels_are_those_with_the_largest_mean_activation(run, kept):
     seen = {}
     handles = [
         model.model.get_submodule(path).register_forward_hook(lambda m, a, out, path=path: seen.update({path: out}))
-        for path in model.anatomy.stages
+        for path in model.structure.stages
     ]
     image = open_dataset("shapes", 3).names[2]
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_channels_are_those_with_the_largest_mean_activation(run, kept):
     for handle in handles:
         handle.remove()
     layers = kept.of("demo/cnn", image)
-    assert [one.layer for one in layers] == list(model.anatomy.stages)
+    assert [one.layer for one in layers] == list(model.structure.stages)
     for one in layers:
         features = seen[one.layer][0]
         order = sorted(range(len(features)), key=lambda c: -float(features[c].mean()))[:CHANNELS]

@@ -122,12 +122,12 @@ def test_a_pool_over_all_tokens_is_read_as_such(pool, expected):
     assert model.attention_tokens.prefix == (
         1 if pool == "avg" else 2
     )  # the pool's own query comes before the class token
-    assert model.anatomy.readers == (() if pool == "avg" else ("attn_pool",))
+    assert model.structure.pooling_blocks == (() if pool == "avg" else ("attn_pool",))
 
 
 @pytest.mark.parametrize(("target", "meant"), [(3, {3}), ("class:", {1})])
 def test_a_run_may_explain_one_class_of_all_images(tmp_path, target, meant):
-    names = ac.load_model("demo/cnn").source.class_names
+    names = ac.load_model("demo/cnn").class_names
     target = f"class:{names[1]}" if isinstance(target, str) else target
     records = run_benchmark(small(target=target), tmp_path).records()
     assert set(records.target) == meant

@@ -76,7 +76,7 @@ def by_hand(block, tokens):
 def test_timm_attention_is_the_softmax_of_its_own_weights(tiny, pictures, name):
     model = tiny(name)
     images = pictures(model)
-    blocks = model.anatomy.attention_blocks
+    blocks = model.structure.attention_blocks
     assert len(blocks) == 3
     for path, tokens, actual in zip(blocks, inputs_of(model, blocks, images), recorded(model, images), strict=True):
         expected = by_hand(model.model.get_submodule(path), tokens)
@@ -99,7 +99,7 @@ def test_transformers_attention_is_what_its_eager_attention_returns(fresh, pictu
 def test_torchvision_attention_is_what_its_layer_returns_when_asked(tiny, pictures):
     model = tiny("vit_torchvision")
     images = pictures(model)
-    paths = model.anatomy.attention_blocks
+    paths = model.structure.attention_blocks
     actual = recorded(model, images)
     assert len(actual) == 3
     for path, tokens, found in zip(paths, inputs_of(model, paths, images), actual, strict=True):
@@ -358,19 +358,19 @@ def test_every_kind_of_kernel_call_is_recorded_alike(pictures, options):
 
 
 def with_blocks(model: ModelAdapter, *blocks: str) -> ModelAdapter:
-    return ModelAdapter(model.source, replace(model.anatomy, attention_blocks=blocks))
+    return ModelAdapter(model.source, replace(model.structure, attention_blocks=blocks))
 
 
 @pytest.mark.parametrize("need", [ATTENTION, GRADIENTS, CLASS_ROWS, fused("mean")], ids=lambda need: need.signal)
 def test_a_declared_block_that_never_attends_is_an_error_with_both_counts(tiny, pictures, need):
-    model = with_blocks(tiny("vit"), *tiny("vit").anatomy.attention_blocks, "blocks.0.mlp")
+    model = with_blocks(tiny("vit"), *tiny("vit").structure.attention_blocks, "blocks.0.mlp")
     with pytest.raises(CaptureError, match=r"3 attention maps recorded .* 4 blocks declared"):
         recorded(model, pictures(model), need)
 
 
 @pytest.mark.parametrize("name", ["vit", "vit_torchvision"])
 def test_a_block_left_out_of_the_declaration_is_an_error(tiny, pictures, name):
-    model = with_blocks(tiny(name), *tiny(name).anatomy.attention_blocks[:2])
+    model = with_blocks(tiny(name), *tiny(name).structure.attention_blocks[:2])
     with pytest.raises(CaptureError):
         recorded(model, pictures(model), fused("mean"))
 
@@ -386,7 +386,7 @@ def test_a_module_that_holds_several_attentions_is_an_error(tiny, pictures):
 @pytest.mark.parametrize("need", [ATTENTION, fused("mean"), CLASS_ROWS], ids=lambda need: need.signal)
 def test_attention_of_another_length_than_the_layout_is_an_error(tiny, pictures, name, need):
     model = tiny(name)
-    wrong = ModelAdapter(model.source, replace(model.anatomy, tokens=TokenLayout(2, (4, 4), 0)))
+    wrong = ModelAdapter(model.source, replace(model.structure, tokens=TokenLayout(2, (4, 4), 0)))
     with pytest.raises(CaptureError, match="17"):
         recorded(wrong, pictures(model), need)
     assert F.scaled_dot_product_attention is KERNEL

@@ -185,7 +185,7 @@ def test_a_model_wrapped_without_gradients_supplies_and_explains_alike(build, pi
     module = build("vit")
     with mode():
         model = ac.wrap_model(module, size=(32, 32))
-        assert model.anatomy == expected.anatomy
+        assert model.structure == expected.structure
         actual = ac.make_explainer(model, "gradient_rollout").explain(pictures(model), 2)
     assert torch.equal(
         actual.values, ac.make_explainer(expected, "gradient_rollout").explain(pictures(model), 2).values
@@ -344,7 +344,7 @@ def test_a_raise_in_any_replay_puts_every_forward_back(untidy_model, pictures, m
     assert runs > 2
     for safe_calls in range(runs):
         with monkeypatch.context() as patch:
-            model.verified.clear()
+            model.checked_recordings.clear()
             arm(patch, model.model, HEADS[name], safe_calls)
             with unchanged(model.model, images), pytest.raises(BoomError):
                 ac.make_explainer(model, method).explain(images, torch.tensor([1, 2]))

@@ -66,8 +66,8 @@ def test_the_plain_order_is_understood():
 def test_tokens_in_another_order_get_no_map(name):
     model = wrapped(built(lambda: Tokens(shuffled(SHUFFLES[name]))))
     assert not set(ATTENTION_MAPS) & model.supplies
-    assert "row by row" in model.anatomy.missing[Signal.CLASS_ATTENTION]
-    assert model.anatomy.feature_layer in ("embed", "patches")  # the last one before the order is lost
+    assert "row by row" in model.structure.missing[Signal.CLASS_ATTENTION]
+    assert model.structure.feature_layer in ("embed", "patches")  # the last one before the order is lost
 
 
 @pytest.mark.parametrize("pool", [lambda tokens: tokens.mean(1), lambda tokens: tokens[:, -1]], ids=["mean", "last"])
@@ -104,8 +104,8 @@ TURNS = {"transposed": lambda x: x.transpose(2, 3), "mirrored": lambda x: x.flip
 @pytest.mark.parametrize("name", TURNS)
 def test_features_that_are_turned_are_not_the_features(name):
     model = wrapped(built(lambda: Turned(TURNS[name])))
-    assert model.anatomy.feature_layer == "first"
-    assert Signal.CLASSIFIER_WEIGHTS in model.anatomy.missing
+    assert model.structure.feature_layer == "first"
+    assert Signal.CLASSIFIER_WEIGHTS in model.structure.missing
 
 
 class Twice(nn.Module):
@@ -119,7 +119,7 @@ class Twice(nn.Module):
 
 def test_a_layer_that_runs_twice_is_refused_by_name():
     model = wrapped(built(Twice))
-    assert "once per pass" in model.anatomy.missing[Signal.FEATURES]
+    assert "once per pass" in model.structure.missing[Signal.FEATURES]
     chosen = wrapped(built(Twice), feature_layer="look")
     images = torch.rand(2, 3, SIDE, SIDE)
     for method in ("layer_cam", "grad_cam"):
@@ -138,7 +138,7 @@ def test_a_layer_that_does_more_than_its_weights_is_no_cam():
     module = built(
         lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Adapted(8, 5))
     )
-    assert "not the output of one linear layer" in wrapped(module).anatomy.missing[Signal.CLASSIFIER_WEIGHTS]
+    assert "not the output of one linear layer" in wrapped(module).structure.missing[Signal.CLASSIFIER_WEIGHTS]
 
 
 class Chance(nn.Module):
@@ -215,7 +215,7 @@ class Squeeze(nn.Module):
     ],
 )
 def test_gates_are_counted_once_and_belong_to_the_image(make, count):
-    assert len(wrapped(built(make)).anatomy.gates) == count
+    assert len(wrapped(built(make)).structure.se_layers) == count
 
 
 def test_blocks_side_by_side_are_not_multiplied():
@@ -229,7 +229,7 @@ def test_blocks_side_by_side_are_not_multiplied():
             return self.head((self.encoder.layers[0](tokens) + self.other(tokens)).mean(1))
 
     model = wrapped(built(Parallel))
-    assert "side by side" in model.anatomy.missing[Signal.FUSED_ATTENTION]
+    assert "side by side" in model.structure.missing[Signal.FUSED_ATTENTION]
     assert Signal.CLASS_ATTENTION in model.supplies
 
 
@@ -241,7 +241,7 @@ def test_a_block_that_the_score_does_not_read_is_left_out():
             self.encoder.layers[1](seen)
             return self.head(seen.mean(1))
 
-    assert wrapped(built(Idle)).anatomy.attention_blocks == ("encoder.layers.0.self_attn",)
+    assert wrapped(built(Idle)).structure.attention_blocks == ("encoder.layers.0.self_attn",)
 
 
 def test_sequences_with_the_batch_second_get_no_features():
@@ -256,7 +256,7 @@ def test_sequences_with_the_batch_second_get_no_features():
             return self.head(self.encoder(tokens).mean(0))
 
     model = wrapped(built(SequenceFirst))
-    assert model.anatomy.feature_layer in (None, "embed", "patches")
+    assert model.structure.feature_layer in (None, "embed", "patches")
     assert not set(ATTENTION_MAPS) & model.supplies
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 import attncompare as ac
 from attncompare.errors import AttnCompareError, UnknownNameError, UnsupportedModelError
-from attncompare.models.structure import Classifier, Gate
+from attncompare.models.structure import Classifier, SELayer
 from attncompare.signals import Signal, TokenLayout
 
 TIMM_BLOCKS = ("blocks.0.attn", "blocks.1.attn", "blocks.2.attn")
@@ -48,8 +48,8 @@ def test_the_token_layout_is_read_from_the_model(tiny, name, layout):
     ],
 )
 def test_the_feature_layer_of_a_vit_feeds_its_last_attention(tiny, name, layer, blocks):
-    assert tiny(name).anatomy.feature_layer == layer
-    assert tiny(name).anatomy.attention_blocks == blocks
+    assert tiny(name).structure.feature_layer == layer
+    assert tiny(name).structure.attention_blocks == blocks
 
 
 @pytest.mark.parametrize(
@@ -67,17 +67,17 @@ def test_the_feature_layer_of_a_vit_feeds_its_last_attention(tiny, name, layer, 
 )
 def test_the_blocks_around_attention_hand_their_tokens_on(tiny, name, blocks):
     found = tiny(name)
-    assert found.anatomy.token_blocks == tuple(blocks.format(number) for number in range(3))
+    assert found.structure.token_blocks == tuple(blocks.format(number) for number in range(3))
     assert {Signal.BLOCK_GRADIENTS, Signal.ATTENTION_RELEVANCE} <= found.supplies
 
 
 @pytest.mark.parametrize("name", ["cnn", "swin", "cait", "vit_map_pool", "levit", "xcit"])
 def test_where_blocks_do_not_hand_their_tokens_on_the_signals_of_blocks_are_missing(tiny, name):
     found = tiny(name)
-    assert found.anatomy.token_blocks == ()
+    assert found.structure.token_blocks == ()
     for signal in (Signal.BLOCK_GRADIENTS, Signal.ATTENTION_RELEVANCE):
         assert signal not in found.supplies
-        assert len(found.anatomy.missing[signal]) > 20
+        assert len(found.structure.missing[signal]) > 20
 
 
 def chained(between):
@@ -100,9 +100,9 @@ def chained(between):
 
 
 def test_tokens_that_are_changed_between_two_blocks_break_the_chain():
-    assert chained(lambda tokens: tokens).anatomy.token_blocks == ("layers.0", "layers.1")
-    assert chained(lambda tokens: 2 * tokens).anatomy.token_blocks == ()
-    missing = chained(lambda tokens: tokens + 1).anatomy.missing
+    assert chained(lambda tokens: tokens).structure.token_blocks == ("layers.0", "layers.1")
+    assert chained(lambda tokens: 2 * tokens).structure.token_blocks == ()
+    missing = chained(lambda tokens: tokens + 1).structure.missing
     assert "blocks each of which hands its tokens to the next" in missing[Signal.BLOCK_GRADIENTS]
 
 
@@ -110,7 +110,7 @@ def test_tokens_that_are_changed_between_two_blocks_break_the_chain():
 def test_an_embedding_has_scores_but_no_classes(tiny, name):
     found = tiny(name)
     assert Signal.SCORES in found.supplies
-    assert found.anatomy.missing[Signal.CLASS_SCORES] == "its output is an embedding; it has no classes"
+    assert found.structure.missing[Signal.CLASS_SCORES] == "its output is an embedding; it has no classes"
 
 
 @pytest.mark.parametrize(
@@ -123,13 +123,13 @@ def test_an_embedding_has_scores_but_no_classes(tiny, name):
     ],
 )
 def test_the_feature_layer_of_a_cnn_is_its_last_stage(tiny, name, family, layer, stages):
-    found = tiny(name).anatomy
+    found = tiny(name).structure
     assert (found.family, found.feature_layer) == (family, layer)
     assert found.stages == stages
 
 
 def test_attention_weights_of_a_window_are_no_stage(tiny):
-    assert not [stage for stage in tiny("swin").anatomy.stages if "attn" in stage or "softmax" in stage]
+    assert not [stage for stage in tiny("swin").structure.stages if "attn" in stage or "softmax" in stage]
 
 
 def test_a_mean_beside_an_unread_class_token_is_read_out_as_a_mean(build):
@@ -158,8 +158,8 @@ def test_attention_pooling_is_one_more_reader_behind_the_blocks(pictures):
     model = ac.wrap_model(module, size=(32, 32))
     assert model.tokens == TokenLayout(0, (4, 4), None)
     assert model.attention_tokens == TokenLayout(1, (4, 4), 0)
-    assert model.anatomy.attention_blocks == ("blocks.0.attn", "blocks.1.attn", "attn_pool")
-    assert model.anatomy.readers == ("attn_pool",)
+    assert model.structure.attention_blocks == ("blocks.0.attn", "blocks.1.attn", "attn_pool")
+    assert model.structure.pooling_blocks == ("attn_pool",)
     maps = ac.explain_together(model, ["class_attention", "attention_rollout", "gradient_rollout"], pictures(model), 1)
     assert all(shown.values.shape == (2, 4, 4) for shown in maps.values())
     torch.testing.assert_close(maps["class_attention"].values.sum((1, 2)), torch.ones(2))
@@ -178,7 +178,7 @@ def test_attention_pooling_is_one_more_reader_behind_the_blocks(pictures):
 )
 def test_a_classifier_on_average_pooling_is_found_by_value(tiny, name, classifier):
     found = tiny(name)
-    assert found.anatomy.classifier == classifier
+    assert found.structure.classifier == classifier
     assert (Signal.CLASSIFIER_WEIGHTS in found.supplies) == (classifier is not None)
 
 
@@ -186,8 +186,8 @@ def test_max_pooling_before_the_classifier_is_no_cam(build):
     module = build("cnn")
     module[6] = nn.AdaptiveMaxPool2d(1)
     model = ac.wrap_model(module, size=(32, 32))
-    assert model.anatomy.classifier is None
-    assert "global average pooling" in model.anatomy.missing[Signal.CLASSIFIER_WEIGHTS]
+    assert model.structure.classifier is None
+    assert "global average pooling" in model.structure.missing[Signal.CLASSIFIER_WEIGHTS]
 
 
 def test_logits_that_are_scaled_after_the_linear_layer_are_no_cam(build):
@@ -200,15 +200,15 @@ def test_logits_that_are_scaled_after_the_linear_layer_are_no_cam(build):
             return 3 * self.net(images)
 
     model = ac.wrap_model(Tempered(), size=(32, 32))
-    assert model.anatomy.classifier is None
-    assert "not the output of one linear layer" in model.anatomy.missing[Signal.POOLED_FEATURES]
+    assert model.structure.classifier is None
+    assert "not the output of one linear layer" in model.structure.missing[Signal.POOLED_FEATURES]
 
 
 def test_a_one_by_one_convolution_is_a_classifier_too():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 5, 1), nn.Flatten())
-    assert ac.wrap_model(module, size=(32, 32)).anatomy.classifier == Classifier("1", "3")
+    assert ac.wrap_model(module, size=(32, 32)).structure.classifier == Classifier("1", "3")
 
 
 class Gated(nn.Module):
@@ -232,15 +232,15 @@ def gated_net(multiply):
 
 
 def test_gates_are_found_by_their_values(tiny):
-    assert [(gate.layer, gate.values) for gate in ac.wrap_model(gated_net(True), size=(32, 32)).anatomy.gates] == [
-        ("2", "2.squeeze")
-    ]
-    assert [gate.layer for gate in tiny("se_cnn").anatomy.gates] == ["0.3", "1.3", "2.3"]
+    assert [
+        (gate.layer, gate.values) for gate in ac.wrap_model(gated_net(True), size=(32, 32)).structure.se_layers
+    ] == [("2", "2.squeeze")]
+    assert [gate.layer for gate in tiny("se_cnn").structure.se_layers] == ["0.3", "1.3", "2.3"]
 
 
 def test_a_norm_that_starts_at_zero_does_not_hide_the_gates_behind_it():
     model = ac.load_model("timm/seresnext26d_32x4d@random")
-    assert len(model.anatomy.gates) == 8
+    assert len(model.structure.se_layers) == 8
 
 
 class Resting(nn.Module):
@@ -256,18 +256,18 @@ class Resting(nn.Module):
         return x * self.sigmoid(hidden.expand(-1, 6))[:, :, None, None]
 
 
-@pytest.mark.parametrize(("input_", "found"), [(True, [Gate("2", "2.sigmoid")]), (False, [])])
+@pytest.mark.parametrize(("input_", "found"), [(True, [SELayer("2", "2.sigmoid")]), (False, [])])
 def test_gates_at_rest_are_told_from_a_learned_scale(input_, found):
     torch.manual_seed(0)
     trunk = [nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), Resting(input_)]
     net = nn.Sequential(*trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
-    assert list(ac.wrap_model(net, size=(32, 32)).anatomy.gates) == found
+    assert list(ac.wrap_model(net, size=(32, 32)).structure.se_layers) == found
 
 
 def test_a_module_that_adds_instead_of_multiplying_is_no_gate():
     model = ac.wrap_model(gated_net(False), size=(32, 32))
-    assert model.anatomy.gates == ()
-    assert "returns gates that multiply its channels" in model.anatomy.missing[Signal.CHANNEL_ATTENTION]
+    assert model.structure.se_layers == ()
+    assert "returns gates that multiply its channels" in model.structure.missing[Signal.CHANNEL_ATTENTION]
 
 
 @pytest.mark.parametrize(
@@ -285,13 +285,13 @@ def test_a_module_that_adds_instead_of_multiplying_is_no_gate():
     ],
 )
 def test_every_missing_signal_has_a_reason(tiny, name, signal, reason):
-    assert reason in tiny(name).anatomy.missing[signal]
+    assert reason in tiny(name).structure.missing[signal]
     assert reason in tiny(name).describe()["missing"][signal]
     assert signal not in tiny(name).supplies
 
 
 def test_supplied_and_missing_signals_are_all_signals(each_tiny):
-    missing = set(each_tiny.anatomy.missing)
+    missing = set(each_tiny.structure.missing)
     assert each_tiny.supplies | missing == set(Signal)
     assert not each_tiny.supplies & missing
 
@@ -318,8 +318,8 @@ def test_a_module_of_ones_own_is_understood_without_help(pictures):
         torch.manual_seed(0)
         model = ac.wrap_model(Mine(), size=(32, 40), name="mine")
     assert model.tokens == TokenLayout(0, (4, 5), None)
-    assert model.anatomy.attention_blocks == ("look",)
-    assert model.anatomy.feature_layer == "before"
+    assert model.structure.attention_blocks == ("look",)
+    assert model.structure.feature_layer == "before"
     maps = ac.explain_together(
         model, ["attention_rollout", "gradient_rollout", "grad_cam", "saliency"], pictures(model)
     )
@@ -355,7 +355,7 @@ def test_pytorchs_own_encoder_is_understood(pictures, layers, norm_first):
         torch.manual_seed(0)
         model = ac.wrap_model(PlainEncoder(layers, norm_first).eval(), size=(32, 32))
     assert model.tokens == TokenLayout(1, (4, 4), 0)
-    assert model.anatomy.attention_blocks == tuple(f"encoder.layers.{i}.self_attn" for i in range(layers))
+    assert model.structure.attention_blocks == tuple(f"encoder.layers.{i}.self_attn" for i in range(layers))
     maps = ac.explain_together(model, ["attention_rollout", "gradient_rollout", "hires_cam"], pictures(model), 1)
     assert all(shown.values.shape == (2, 4, 4) and shown.values.std() > 0 for shown in maps.values())
 
@@ -411,7 +411,7 @@ def test_a_module_without_parameters_is_wrapped():
 
 def test_a_named_feature_layer_takes_the_place_of_the_one_found(build, pictures):
     model = ac.wrap_model(build("cnn"), size=(32, 32), feature_layer="2")
-    assert model.anatomy.feature_layer == "2"
+    assert model.structure.feature_layer == "2"
     shown = ac.explain_together(model, ["layer_cam", "grad_cam"], pictures(model))
     assert [tuple(one.values.shape) for one in shown.values()] == [(2, 32, 32), (2, 32, 32)]
 
@@ -447,7 +447,7 @@ def test_a_layout_given_for_a_model_whose_own_is_not_found_makes_it_explainable(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = Shuffled()
-    missing = ac.wrap_model(module, size=(32, 32)).anatomy.missing
+    missing = ac.wrap_model(module, size=(32, 32)).structure.missing
     assert "its 16 tokens do not lie on the image row by row" in missing[Signal.ATTENTION]
     layout = TokenLayout(0, (4, 4), None)
     model = ac.wrap_model(module, size=(32, 32), tokens=layout, attention_blocks=("look",), feature_layer="norm")
@@ -509,22 +509,22 @@ def test_a_classifier_and_gates_of_ones_own_are_used_and_no_longer_missing(build
             return self.head(self.norm(self.net(images).mean((2, 3))))
 
     module = Two().eval()
-    assert Signal.CLASSIFIER_WEIGHTS in ac.wrap_model(module, size=(32, 32)).anatomy.missing
+    assert Signal.CLASSIFIER_WEIGHTS in ac.wrap_model(module, size=(32, 32)).structure.missing
     model = ac.wrap_model(module, size=(32, 32), classifier=Classifier("net", "head"))
-    assert model.anatomy.classifier == Classifier("net", "head")
+    assert model.structure.classifier == Classifier("net", "head")
     assert ac.make_explainer(model, "cam").explain(pictures(model)).values.shape == (2, 16, 16)
     module = build("cnn")
-    model = ac.wrap_model(module, size=(32, 32), gates=(Gate("4", "5"),))
+    model = ac.wrap_model(module, size=(32, 32), se_layers=(SELayer("4", "5"),))
     assert Signal.CHANNEL_ATTENTION in model.supplies
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"classifier": ("5", "8")}, r"Classifier\(features, linear\)"),
-        ({"gates": [("4", "5")]}, r"tuple of Gate\(layer, values\)"),
+        ({"classifier": ("5", "8")}, r"Classifier\(feature_module, linear\)"),
+        ({"se_layers": [("4", "5")]}, r"tuple of SELayer\(layer, values\)"),
         ({"classifier": Classifier("5", "88")}, "no layer '88'"),
-        ({"gates": (Gate("4", "nothing"),)}, "no layer 'nothing'"),
+        ({"se_layers": (SELayer("4", "nothing"),)}, "no layer 'nothing'"),
     ],
 )
 def test_an_override_that_cannot_be_is_refused(build, given, message):
@@ -547,5 +547,5 @@ class TwoHeads(nn.Module):
 
 def test_a_module_that_runs_twice_is_no_feature_layer():
     model = ac.wrap_model(TwoHeads(), size=(32, 32))
-    assert model.anatomy.feature_layer == "trunk"
+    assert model.structure.feature_layer == "trunk"
     assert ac.explain_together(model, ["grad_cam"], torch.rand(2, 3, 32, 32))["grad_cam"].values.shape == (2, 4, 4)

@@ -9,7 +9,7 @@ from attncompare.capture.graph import Graph
 from attncompare.capture.placement import Changes
 from attncompare.capture.probe import _candidates
 from attncompare.capture.trace import BATCH, trace
-from attncompare.models.adapter import Source
+from attncompare.models.adapter import ModelSource
 from attncompare.models.preprocessing import Preprocessing
 from attncompare.models.sources import timm as timm_source
 
@@ -22,7 +22,7 @@ def _held() -> int:
     return sum(storages.values())
 
 
-def _returned(source: Source) -> int:
+def _returned(source: ModelSource) -> int:
     """Bytes of all that the modules return for the images of the probe."""
     sizes: list[int] = []
 
@@ -74,7 +74,7 @@ class _Rewritten(nn.Module):
 
 def test_a_tensor_keeps_its_number_when_something_is_written_into_it_and_a_run_its_own():
     torch.manual_seed(0)
-    seen = trace(Source("mine", _Rewritten().eval(), Preprocessing((16, 16))))
+    seen = trace(ModelSource("mine", _Rewritten().eval(), Preprocessing((16, 16))))
     conv, first, second, head = seen.calls
     assert [call.path for call in seen.calls] == ["conv", "act", "act", "head"]
     assert conv.output.number == first.output.number

@@ -13,9 +13,9 @@ from attncompare.capture.recorders import Need
 from attncompare.capture.replay import Replay, modules_before, rows_of
 from attncompare.capture.state import preserve_state
 from attncompare.errors import CaptureError
-from attncompare.models.adapter import ModelAdapter, Source
+from attncompare.models.adapter import ModelAdapter, ModelSource
 from attncompare.models.preprocessing import Preprocessing
-from attncompare.models.structure import Anatomy
+from attncompare.models.structure import ModelStructure
 from attncompare.signals import Signal
 
 WHICH = [2, 0, 1, 2, 2, 0]
@@ -236,7 +236,9 @@ class Twice(nn.Module):
 
 def adapter_of(module):
     """A wrapped module that the probe would refuse."""
-    return ModelAdapter(Source("odd", module.eval(), Preprocessing((32, 32))), Anatomy("cnn", None, outputs=5))
+    return ModelAdapter(
+        ModelSource("odd", module.eval(), Preprocessing((32, 32))), ModelStructure("cnn", None, outputs=5)
+    )
 
 
 def test_a_model_that_carries_something_past_its_modules_is_refused_by_value():
@@ -246,7 +248,7 @@ def test_a_model_that_carries_something_past_its_modules_is_refused_by_value():
         logits = replay.record(torch.rand(2, 3, 32, 32))
         with pytest.raises(CaptureError, match=r"what follows 'middle' in odd cannot run on its own: logits differ by"):
             replay.verify(logits)
-    assert model.verified == set()
+    assert model.checked_recordings == set()
 
 
 def test_a_layer_that_runs_twice_is_refused():
@@ -264,7 +266,7 @@ def test_a_layer_behind_pytorchs_fast_path_is_replayed_all_the_same(pictures):
     """The encoder's fused kernel runs no module inside it, so that what is put in would be passed by unseen."""
     model = ac.wrap_model(seeded(TorchEncoder), size=(32, 32), name="torch_encoder")
     images = pictures(model)
-    assert model.anatomy.feature_layer == "encoder.layers.1.norm1"
+    assert model.structure.feature_layer == "encoder.layers.1.norm1"
     assert_scores_without_each_channel(model, images)
 
 
@@ -277,7 +279,7 @@ def scores_by_slow_loop(model, images, target, path):
         return x
 
     with_output(model, path, images, note)
-    layout = find_layout(native["x"].shape, model.size, model.sequences)
+    layout = find_layout(native["x"].shape, model.size, model.token_layouts)
     count = split_features(native["x"], layout).shape[1]
     found = []
     for channel in range(count):
@@ -302,7 +304,7 @@ def scores_by_head(model, images, target, layer=None, linear=True):
 def assert_scores_without_each_channel(model, images):
     target = torch.arange(len(images)) % 5
     found, forward, backward = scores_by_head(model, images, target, linear=False)
-    expected = scores_by_slow_loop(model, images, target, model.anatomy.feature_layer)
+    expected = scores_by_slow_loop(model, images, target, model.structure.feature_layer)
     assert expected.std() > 1e-4
     torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
     assert (forward, backward) == (1.0, 0.0)
@@ -323,7 +325,7 @@ def test_behind_pooling_and_a_linear_layer_three_ways_agree(model_of, pictures, 
     images, target = pictures(model, 3), torch.tensor([4, 0, 2])
     closed, forward, backward = scores_by_head(model, images, target)
     assert (forward, backward) == (0.0, 0.0)
-    slow = scores_by_slow_loop(model, images, target, model.anatomy.feature_layer)
+    slow = scores_by_slow_loop(model, images, target, model.structure.feature_layer)
     monkeypatch.setattr("attncompare.capture.ablation.has_linear_head", lambda adapter, need: False)
     head, forward, _ = scores_by_head(model, images, target, linear=False)
     assert forward == 1.0
@@ -335,7 +337,7 @@ def test_behind_pooling_and_a_linear_layer_three_ways_agree(model_of, pictures, 
 def test_a_rectified_feature_layer_loses_its_channel_behind_the_relu_or_before_it_alike(model_of, pictures):
     model = model_of("overwriting_cnn")
     images, target = pictures(model, 3), torch.tensor([4, 0, 2])
-    assert model.anatomy.classifier.rectified
+    assert model.structure.classifier.rectified
     closed = scores_by_head(model, images, target)[0]
     slow = scores_by_slow_loop(model, images, target, "features")
     torch.testing.assert_close(closed, slow, atol=1e-5 * float(slow.abs().max()), rtol=0)
@@ -380,7 +382,7 @@ def test_a_layer_that_is_added_to_before_it_is_averaged_is_no_classifiers_featur
     module = seeded(LooseNet)
     model = ac.wrap_model(module, size=(32, 32), name="loose")
     images, target = pictures(model, 2), torch.tensor([1, 3])
-    layer = model.anatomy.feature_layer
+    layer = model.structure.feature_layer
     slow = scores_by_slow_loop(model, images, target, layer)
     closed = has_linear_head(model, Need(Signal.ABLATED_SCORES, (("layer", None),)))
     found = scores_by_head(model, images, target, linear=closed)[0]

@@ -131,7 +131,7 @@ def test_the_tap_changes_nothing_downstream(tiny, pictures, name):
     images = pictures(model)
     with torch.no_grad():
         plain = model.forward(images)
-        with tapped(model.model, Tap(model.anatomy.feature_layer, model.size, model.sequences)) as tap:
+        with tapped(model.model, Tap(model.structure.feature_layer, model.size, model.token_layouts)) as tap:
             assert torch.equal(model.forward(images), plain)
             assert tap.features is not None
 

@@ -84,7 +84,7 @@ def images_of(model, count=2):
 
 @pytest.mark.parametrize("name", SWINS)
 def test_every_swin_has_its_windows_un_shifted(swins, name):
-    found = [block.geometry for block in swins[name].anatomy.windows]
+    found = [block.geometry for block in swins[name].structure.windows]
     assert [geometry.grid for geometry in found] == [(16, 16), (16, 16), (8, 8)]
     expected = [
         windows_of(positions(16, 16), 4),
@@ -151,14 +151,14 @@ def test_maxvit_has_blocks_and_grids():
     model = ac.wrap_model(
         MaxVit((64, 64), 8, 4, [16], [1], head_dim=4, stochastic_depth_prob=0.0, num_classes=5).eval(), size=(64, 64)
     )
-    block, grid = (w.geometry.keys for w in model.anatomy.windows)
+    block, grid = (w.geometry.keys for w in model.structure.windows)
     assert torch.equal(block, windows_of(positions(16, 16), 4))
     spread = positions(16, 16).reshape(4, 4, 4, 4).permute(1, 3, 0, 2).reshape(-1, 16)  # one of every 4 x 4, apart
     assert torch.equal(grid, spread)
 
 
 def test_levit_reduces_its_grid_inside_attention(tiny):
-    blocks = [block.geometry for block in tiny("levit").anatomy.windows]
+    blocks = [block.geometry for block in tiny("levit").structure.windows]
     assert [(g.grid, g.query_grid) for g in blocks] == [((8, 8), (8, 8)), ((8, 8), (4, 4)), ((4, 4), (4, 4))]
     assert torch.equal(blocks[1].keys[0], torch.arange(64))
     assert torch.equal(blocks[1].queries[0], torch.arange(16))
@@ -252,16 +252,16 @@ def test_reduced_keys_are_refused_with_the_reason():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = ac.wrap_model(PyramidVisionTransformerV2(**sizes, num_classes=5).eval(), size=(64, 64))
-    assert "1 of its 2 attention blocks" in model.anatomy.missing[Signal.ATTENTION_HIERARCHY]
-    assert "positions are mixed before it" in model.anatomy.missing[Signal.ATTENTION_HIERARCHY]
-    assert [block.path for block in model.anatomy.windows] == ["stages.1.blocks.0.attn"]
+    assert "1 of its 2 attention blocks" in model.structure.missing[Signal.ATTENTION_HIERARCHY]
+    assert "positions are mixed before it" in model.structure.missing[Signal.ATTENTION_HIERARCHY]
+    assert [block.path for block in model.structure.windows] == ["stages.1.blocks.0.attn"]
 
 
 def test_attention_between_channels_is_not_taken_for_attention_between_as_many_tokens(tiny):
     """The tiny XCiT has 16 tokens and 16 channels per head: its channel attention has the shape of token attention."""
     model = tiny("xcit")
-    assert model.anatomy.attention_blocks == ("cls_attn_blocks.0.attn", "cls_attn_blocks.1.attn")
-    assert model.anatomy.readers == model.anatomy.attention_blocks
+    assert model.structure.attention_blocks == ("cls_attn_blocks.0.attn", "cls_attn_blocks.1.attn")
+    assert model.structure.pooling_blocks == model.structure.attention_blocks
     assert model.attention_tokens == TokenLayout(1, (4, 4), 0)
     assert Signal.CLASS_ATTENTION in model.supplies
 
@@ -277,7 +277,7 @@ def test_as_many_channels_per_head_as_tokens_is_still_token_attention():
         for fused in (True, False):
             block.attn.fused_attn = fused
             model = ac.wrap_model(module, size=(32, 32))
-            assert model.anatomy.attention_blocks == ("blocks.0.attn", "blocks.1.attn")
+            assert model.structure.attention_blocks == ("blocks.0.attn", "blocks.1.attn")
 
 
 def test_class_attention_blocks_join_the_flow_of_the_patches(tiny):

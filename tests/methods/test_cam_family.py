@@ -213,7 +213,7 @@ def test_bare_captum_takes_image_rows_for_channels_without_an_error(tiny, pictur
 def test_cam_is_hires_cam_times_the_number_of_cells_behind_average_pooling(tiny, pictures, name):
     model = tiny(name)
     images = pictures(model)
-    layer = model.anatomy.classifier.features
+    layer = model.structure.classifier.feature_module
     maps = ac.explain_together(model, ["cam", ("hires_cam", {"layer": layer})], images, CLASS)
     height, width = maps["cam"].values.shape[1:]
     same_picture(maps["cam"].values, maps["hires_cam"].values * (height * width))

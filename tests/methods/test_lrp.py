@@ -28,7 +28,7 @@ VIT_KINDS = [*VITS, "vit_torchvision"]
 def doubled(model):
     """The same model with float64 weights."""
     module = copy.deepcopy(model.model).double()
-    return replace(model, source=replace(model.source, model=module), verified=set())
+    return replace(model, source=replace(model.source, model=module), checked_recordings=set())
 
 
 def signal(model, images, name, target=TARGET):

@@ -96,7 +96,8 @@ def test_ablation_cam_is_a_loop_that_silences_one_channel_after_the_other(tiny, 
 def test_ablated_scores_are_those_of_the_loop_to_rounding(tiny, pictures, name):
     """In float64: weights are differences of scores, from which float32 takes up to 1e-5 of a rectified map's range."""
     model = tiny(name)
-    double = replace(model, source=replace(model.source, model=copy.deepcopy(model.model).double()), verified=set())
+    source = replace(model.source, model=copy.deepcopy(model.model).double())
+    double = replace(model, source=source, checked_recordings=set())
     images, target = pictures(model).double(), torch.tensor([3, 1])
     need = Need(Signal.ABLATED_SCORES)
     with preserve_state(double.model):

@@ -110,9 +110,7 @@ def test_a_resnet_folder_is_a_cnn_with_cam(tmp_path, processor):
     side = 64 if processor else 224
     assert ours.size == (side, side)
     assert ours.family == "cnn"
-    mean, std = (
-        torch.tensor(p).reshape(3, 1, 1) for p in (ours.source.preprocessing.mean, ours.source.preprocessing.std)
-    )
+    mean, std = (torch.tensor(p).reshape(3, 1, 1) for p in (ours.mean, ours.std))
     images = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = theirs((images - mean) / std).logits
@@ -167,7 +165,7 @@ def test_a_folder_without_a_head_is_explained_by_its_embedding(tmp_path):
     theirs = write(tmp_path, "Dinov2Model", DINO)
     ours = ac.load_model(f"hf/{tmp_path}")
     assert ours.embedding
-    assert ours.source.class_names is None
+    assert ours.class_names is None
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = theirs((images - 0.5) / 0.5).pooler_output

@@ -61,10 +61,10 @@ def test_lite0_sees_the_coffee(lite0):
 
 @needs_lite
 def test_lite0_supplies_cam_and_no_gates(lite0):
-    assert lite0.anatomy.classifier.linear == "classifier"
-    assert "returns gates that multiply its channels" in lite0.anatomy.missing["channel_attention"]
+    assert lite0.structure.classifier.linear == "classifier"
+    assert "returns gates that multiply its channels" in lite0.structure.missing["channel_attention"]
     assert lite0.size == (224, 224)
-    assert len(lite0.source.class_names) == 1000
+    assert len(lite0.class_names) == 1000
 
 
 @pytest.mark.parametrize(("name", "side"), [("efficientnet_lite1", 240), ("efficientnet_lite2", 260)])
@@ -115,7 +115,7 @@ def test_the_vit_is_a_backbone_with_a_class_token():
     model = ac.load_model(f"{FOCUS}@random")
     assert model.embedding
     assert model.tokens == ac.TokenLayout(1, (16, 16), 0)
-    assert len(model.anatomy.attention_blocks) == 12
+    assert len(model.structure.attention_blocks) == 12
 
 
 def missing_package(monkeypatch):

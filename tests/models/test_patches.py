@@ -70,7 +70,7 @@ def test_patches_are_those_of_the_processor_and_go_back(classifier):
 
 def test_logits_are_the_librarys_for_a_square_picture(classifier):
     theirs, model, folder = classifier
-    assert model.size == (SIDE, SIDE) and model.source.class_names == ("a", "b", "c")
+    assert model.size == (SIDE, SIDE) and model.class_names == ("a", "b", "c")
     assert "all are squashed to one size" in model.source.note
     with torch.no_grad():
         expected = theirs(**patches_of(folder, picture())).logits

@@ -85,7 +85,7 @@ def test_the_probe_finds_the_gates_and_the_methods_read_them(inserted, pictures)
     torch.manual_seed(0)
     net = insert(plain.model, layers, size=plain.size)
     model = ac.wrap_model(net, size=plain.size, name="mine")
-    found = [gate.layer for gate in model.anatomy.gates]
+    found = [gate.layer for gate in model.structure.se_layers]
     assert [path for path in found if path.endswith("squeeze_excite")] == [f"{path}.squeeze_excite" for path in layers]
     images, seen = pictures(model), {}
     for path in layers:

@@ -64,15 +64,15 @@ def eigen_cam(adapter, images, target):
 
 def cam(adapter, images, target):
     """The linear layer's row of the target, on what average pooling reads."""
-    classifier = adapter.anatomy.classifier
-    features, _ = features_and_gradients(adapter, images, target, classifier.features)
+    classifier = adapter.structure.classifier
+    features, _ = features_and_gradients(adapter, images, target, classifier.feature_module)
     weights = adapter.model.get_submodule(classifier.linear).weight.detach().double().flatten(1)
     return _scaled_channels(features, weights[target])
 
 
 def behind(adapter, plain: Plain, image: Tensor, replacement):
     """(K,) logits of one image where the feature layer returns what `replacement` makes of its own output."""
-    layer = plain.module.get_submodule(adapter.anatomy.feature_layer)
+    layer = plain.module.get_submodule(adapter.structure.feature_layer)
     hook = layer.register_forward_hook(lambda module, args, output: replacement(output.clone()))
     try:
         with torch.no_grad():
@@ -128,7 +128,7 @@ def score_cam(adapter, images, target, corners=False):
 def finer_cam(adapter, images, target, alpha=1.0, rivals=3):
     plain, maps = Plain(adapter), []
     for image, index in zip(images, target, strict=True):
-        with kept_output(plain.module.get_submodule(adapter.anatomy.feature_layer)) as kept:
+        with kept_output(plain.module.get_submodule(adapter.structure.feature_layer)) as kept:
             logits = plain(image[None].double().requires_grad_(True))[0]
         own = logits[int(index)]
         apart = (logits - own).detach().abs().tolist()
@@ -146,7 +146,7 @@ def finer_cam(adapter, images, target, alpha=1.0, rivals=3):
 def gates(adapter, images, target):
     """(B,C) gate values of the last squeeze-and-excitation layer of torchvision's kind, and the features it multiplies."""
     plain = Plain(adapter)
-    layer, kept = plain.module.get_submodule(adapter.anatomy.gates[-1].layer), []
+    layer, kept = plain.module.get_submodule(adapter.structure.se_layers[-1].layer), []
     layer.register_forward_pre_hook(lambda module, args: kept.append(args[0].detach().clone()))
     plain(images)
     inside = kept[0]

@@ -31,7 +31,7 @@ def _targets(target):
 
 def _layer(module: Normalised, adapter):
     reshape = None if adapter.tokens is None else adapter.tokens.to_grid
-    return module.inner.get_submodule(adapter.anatomy.feature_layer), reshape
+    return module.inner.get_submodule(adapter.structure.feature_layer), reshape
 
 
 def grad_cam_family(name: str):
@@ -147,7 +147,7 @@ def torch_cam(name: str):
 
         module = Normalised(adapter).requires_grad_(True).eval()
         kind = getattr(torchcam.methods, name)
-        with kind(module, target_layer=f"inner.{adapter.anatomy.feature_layer}") as explainer:
+        with kind(module, target_layer=f"inner.{adapter.structure.feature_layer}") as explainer:
             scores = module(images.clone().requires_grad_(True))
             return explainer(target.tolist(), scores, normalized=False)[0].relu().detach()
 

@@ -56,7 +56,7 @@ def on_image(adapter, x: Tensor) -> Tensor:
 
 def layer_and_score(adapter, plain: Plain, images: Tensor, target: Tensor, path: str | None = None):
     """What the feature layer returns, still in the graph of the (B,) scores."""
-    with kept_output(plain.module.get_submodule(path or adapter.anatomy.feature_layer)) as kept:
+    with kept_output(plain.module.get_submodule(path or adapter.structure.feature_layer)) as kept:
         score = plain.score(images.double().requires_grad_(True), target)
     return kept[0], score
 

@@ -68,7 +68,7 @@ def test_distances_are_those_of_the_recorded_attention(tiny, pictures, name):
     model = tiny(name)
     images, need = pictures(model, 5), Need(Signal.ATTENTION)
     found = ac.studies.attention_distances(model, images)
-    assert found.blocks == model.anatomy.attention_blocks and found.values.shape == (5, len(found.blocks), 2)
+    assert found.blocks == model.structure.attention_blocks and found.values.shape == (5, len(found.blocks), 2)
     recorded = capture(model, images, [need]).signals[need]
     for block in range(len(found.blocks)):
         for image, head in ((0, 0), (4, 1)):
@@ -79,7 +79,7 @@ def test_distances_are_those_of_the_recorded_attention(tiny, pictures, name):
 def test_blocks_of_one_query_have_no_distance(tiny, pictures):
     model = tiny("cait")
     found = ac.studies.attention_distances(model, pictures(model, 1))
-    assert model.anatomy.readers and set(found.blocks).isdisjoint(model.anatomy.readers)
+    assert model.structure.pooling_blocks and set(found.blocks).isdisjoint(model.structure.pooling_blocks)
     assert (found.values > 0).all()
 
 

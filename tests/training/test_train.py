@@ -67,7 +67,7 @@ def test_the_trained_model_comes_back_and_scores_what_the_card_says(trained):
     guessed = model.forward(ac.load_images([one.image for one in samples], model)).argmax(1).tolist()
     hits = np.mean([guess == one.label for guess, one in zip(guessed, samples, strict=True)])
     assert hits == pytest.approx(trained.card["test_accuracy"])
-    assert [gate.layer for gate in model.anatomy.gates] == ["block1.squeeze_excite", "block3.squeeze_excite"]
+    assert [gate.layer for gate in model.structure.se_layers] == ["block1.squeeze_excite", "block3.squeeze_excite"]
     assert model.class_name(0) == "disk"
 
 

@@ -40,9 +40,9 @@ def in_variant(model: ModelAdapter, variant: Variant) -> ModelAdapter:
         model.model.forward = torch.autocast(model.device.type, torch.bfloat16)(model.model.forward)
     else:
         model.model.compile(dynamic=False)
-    plain = model.source.readout
+    plain = model.source.output_fn
 
-    def readout(output: Any) -> Tensor:
+    def output_fn(output: Any) -> Tensor:
         return plain(output).float()
 
-    return replace(model, source=replace(model.source, readout=readout), verified=set())
+    return replace(model, source=replace(model.source, output_fn=output_fn), checked_recordings=set())

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from attncompare.errors import unknown_name
-from attncompare.models.adapter import Source, seeded_weights
+from attncompare.models.adapter import ModelSource, seeded_weights
 from attncompare.models.preprocessing import Preprocessing
 from attncompare.models.sources.timm import vision_transformer
 from attncompare.models.sources.torchvision import squeeze_excitation
@@ -55,7 +55,7 @@ def model_card(name: str) -> dict[str, object]:
     return card
 
 
-def load(name: str, random: bool, seed: int = 0) -> Source:
+def load(name: str, random: bool, seed: int = 0) -> ModelSource:
     """Build a demo model with its shipped weights, or with seeded random ones."""
     if name not in BUILDERS:
         raise unknown_name("model", f"demo/{name}", [f"demo/{known}" for known in BUILDERS])
@@ -68,7 +68,7 @@ def load(name: str, random: bool, seed: int = 0) -> Source:
         model.load_state_dict(load_file(WEIGHTS / f"{name}.safetensors"))
         note = f"trained on the synthetic shapes, test accuracy {model_card(name)['test_accuracy']}"
     size = Preprocessing(size=(SIDE, SIDE), mean=(0.5,) * 3, std=(0.25,) * 3)
-    return Source(f"demo/{name}", model.eval(), size, class_names=CLASS_NAMES, note=note)
+    return ModelSource(f"demo/{name}", model.eval(), size, class_names=CLASS_NAMES, note=note)
 
 
 def names() -> list[str]:

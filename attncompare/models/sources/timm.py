@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from attncompare.errors import AttnCompareError, unknown_name
-from attncompare.models.adapter import Source, seeded_weights
+from attncompare.models.adapter import ModelSource, seeded_weights
 from attncompare.models.preprocessing import Preprocessing
 
 
@@ -64,7 +64,7 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
     )
 
 
-def load(name: str, random: bool, seed: int = 0) -> Source:
+def load(name: str, random: bool, seed: int = 0) -> ModelSource:
     """Build a timm model with its pretrained weights (a tag after the dot chooses them), or with random ones."""
     import timm
 
@@ -88,4 +88,4 @@ def load(name: str, random: bool, seed: int = 0) -> Source:
     embedding = not getattr(model, "num_classes", 1)
     classes = class_names() if getattr(model, "num_classes", 0) == 1000 else None
     note = "randomly initialised" if random else "pretrained"
-    return Source(f"timm/{name}", model.eval(), preprocessing_of(model), classes, embedding=embedding, note=note)
+    return ModelSource(f"timm/{name}", model.eval(), preprocessing_of(model), classes, embedding=embedding, note=note)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from attncompare.errors import SpecError, reason_of, unknown_name
-from attncompare.models.adapter import Source, seeded_weights
+from attncompare.models.adapter import ModelSource, seeded_weights
 from attncompare.models.preprocessing import Preprocessing
 
 
@@ -27,7 +27,7 @@ def names() -> list[str]:
     return sorted(listed)
 
 
-def load(name: str, random: bool, seed: int = 0) -> Source:
+def load(name: str, random: bool, seed: int = 0) -> ModelSource:
     """Build a torchvision classifier with its default weights, or with seeded random ones."""
     from torchvision import models
 
@@ -52,7 +52,7 @@ def load(name: str, random: bool, seed: int = 0) -> Source:
         crop=crop / resize,
     )
     note = "randomly initialised" if random else f"weights {weights}"
-    return Source(f"torchvision/{name}", model.eval(), preprocessing, tuple(weights.meta["categories"]), note=note)
+    return ModelSource(f"torchvision/{name}", model.eval(), preprocessing, tuple(weights.meta["categories"]), note=note)
 
 
 def _wake_heads(model: nn.Module) -> None:
