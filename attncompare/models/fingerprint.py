@@ -5,10 +5,15 @@ parts together. Whatever is stored under a key that names the weights needs this
 """
 
 import hashlib
+import inspect
+import marshal
+import os
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from enum import Enum
 from functools import partial
-from types import CodeType, FunctionType, MethodType
+from types import CellType, CodeType, FunctionType, MethodType
 
 import numpy as np
 import torch
@@ -16,14 +21,17 @@ from torch import Tensor, nn
 
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "attncompare")
 """Packages whose code has a version of its own, which a run records: their classes count by name."""
+PLACES = ("__firstlineno__", "__static_attributes__")  # Python's own notes of a class (3.13), which decide nothing
+IMPORTED = time.time()  # a file edited since may not be what runs
 
 
 def structure_hash(module: nn.Module) -> str:
     """sha256 of what a module is made of: class and settings of every part, and the code of classes outside LIBRARIES.
 
     Settings: attributes that are numbers, texts, members of an enum, tensors, functions (also partial) or collections of
-    these. Code: the bytecode of a class's methods and of the functions and constants that they name, so that another
-    version of Python counts as another structure.
+    these. Code: the source of a class's methods and of the functions and constants that they name, comments included; the
+    bytecode where there is no source (typed at a prompt), where it may not be what runs (a file edited after the import
+    of attncompare) and of lambdas.
     """
     digest = hashlib.sha256()
     for line in _lines(module):
@@ -56,7 +64,7 @@ def _lines(module: nn.Module) -> Iterator[str]:
         for cls in type(part).__mro__:
             if not _of_library(cls) and id(cls) not in seen:
                 seen.add(id(cls))
-                yield f"{_name(cls)} {_say(dict(vars(cls)), seen)}"
+                yield f"{_name(cls)} {_say({name: vars(cls)[name] for name in vars(cls) if name not in PLACES}, seen)}"
 
 
 def _name(thing: type | FunctionType) -> str:
@@ -90,24 +98,29 @@ def _say(value: object, seen: set[int]) -> str:
         return _say(value.fget, seen)
     if isinstance(value, FunctionType):
         return _name(value) if _of_library(value) else _code(value, seen)
-    if isinstance(value, CodeType):
-        return f"{value.co_code.hex()} {value.co_names} {_say(value.co_consts, seen)}"
     return getattr(value, "__qualname__", "")  # builtin functions and types
 
 
 def _code(function: FunctionType, seen: set[int]) -> str:
-    """A function's bytecode, what it has closed over, and the functions and constants that it names."""
+    """A function's source, what it has closed over, and the functions and constants that it names."""
     if id(function) in seen:
         return function.__qualname__
     seen.add(id(function))
-    cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
-    used = {name: function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__}
-    parts = (function.__code__, function.__defaults__, function.__kwdefaults__, cells, used)
+    cells = [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
+    used = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
+    parts = (_text(function.__code__), function.__defaults__, function.__kwdefaults__, cells, used)
     return " ".join(_say(part, seen) for part in parts)
 
 
-def _is_filled(cell: object) -> bool:
-    try:
-        return hasattr(cell, "cell_contents")
-    except ValueError:
-        return False
+def _text(code: CodeType) -> str | bytes:
+    """The source; the bytecode where there is none, or it may be that of something else."""
+    with suppress(OSError, SyntaxError):  # no file holds it, or not this any more
+        edited = os.path.exists(code.co_filename) and os.path.getmtime(code.co_filename) > IMPORTED
+        if not edited and code.co_name != "<lambda>":  # a line may hold two of them
+            return inspect.getsource(code)
+    return marshal.dumps(code.replace(co_filename="", co_firstlineno=1), 2)  # 2: later formats depend on references
+
+
+def _names(code: CodeType) -> set[str]:
+    """The names that a function uses, those of functions inside it included."""
+    return set(code.co_names).union(*(_names(inner) for inner in code.co_consts if isinstance(inner, CodeType)))

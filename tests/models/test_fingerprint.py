@@ -1,0 +1,73 @@
+"""Modules that compute something else have other hashes, wherever their code was written."""
+
+import importlib.util
+import os
+
+import pytest
+from torch import nn
+
+from attncompare.models.fingerprint import structure_hash
+
+CODE = """
+from torch import nn
+SCALE = {scale}
+def helper(x):
+    return x {helper}
+class Net(nn.Module):
+    def forward(self, images):
+        return [helper(one) for one in (images {forward},)][0] * SCALE
+"""
+SAME = {"scale": 1.0, "helper": "+ 1", "forward": "+ 2"}
+CHANGES = ({"scale": 2.0}, {"helper": "- 1"}, {"forward": "- 2"})
+
+
+def typed(**changes):
+    """The class as it is at a prompt: no file holds it."""
+    names = {"__name__": "typed"}
+    exec(CODE.format(**SAME | changes), names)
+    return names["Net"]()
+
+
+def written(path, **changes):
+    """The class as a file's, older than this process."""
+    path.write_text(CODE.format(**SAME | changes))
+    os.utime(path, (0, 0))
+    spec = importlib.util.spec_from_file_location("written", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Net()
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
+def test_code_without_a_file_counts(change):
+    assert structure_hash(typed()) == structure_hash(typed()) != structure_hash(typed(**change))
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
+def test_code_of_a_file_counts(change, tmp_path):
+    first, again, other = (tmp_path / f"{name}.py" for name in ("first", "again", "other"))
+    hashes = [structure_hash(written(path)) for path in (first, again)]
+    assert hashes[0] == hashes[1] != structure_hash(written(other, **change))
+
+
+def test_what_is_edited_while_it_runs_is_not_taken_for_what_runs(tmp_path):
+    path = tmp_path / "net.py"
+    net = written(path)
+    path.write_text(CODE.format(**SAME | {"forward": "- 2"}))
+    found = structure_hash(net)
+    assert found != structure_hash(written(path, forward="- 2"))
+
+
+def test_two_lambdas_of_one_line_differ():
+    class Net(nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+
+    twice, thrice = (lambda x: x * 2), (lambda x: x * 3)
+    assert structure_hash(Net(twice)) == structure_hash(Net(twice)) != structure_hash(Net(thrice))
+
+
+def test_classes_of_libraries_count_by_name():
+    assert structure_hash(nn.ReLU()) == structure_hash(nn.ReLU()) != structure_hash(nn.ReLU(inplace=True))
+    assert structure_hash(nn.Conv2d(3, 4, 3)) != structure_hash(nn.Conv2d(3, 4, 3, stride=2))
