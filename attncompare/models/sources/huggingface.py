@@ -25,7 +25,7 @@ from attncompare.models.sources.patches import (
     square_side,
     vision_config,
 )
-from attncompare.models.sources.processor import DEFAULT_SIDE, deviation, pair, preprocessing_of
+from attncompare.models.sources.processor import DEFAULT_SIDE, pair, preprocessing_of
 
 REFUSED = {
     "imagegpt": "it reads the numbers of colour clusters, through which no gradient reaches the pixels",
@@ -136,8 +136,7 @@ def _preprocessing(path: str, name: str, config: Any) -> tuple[Preprocessing, st
             f"{patch_side(config)}; save the processor that the model was trained with"
         )
     processor = MakesImages(processor) if patched else processor
-    how = preprocessing_of(processor, size, f"hf/{name}")
-    return how, deviation(processor, how, f"hf/{name}")
+    return preprocessing_of(processor, size, f"hf/{name}")
 
 
 def _build(kind: Any, path: str, config: Any, seed: int | None, **more: object) -> tuple[Any, list[str]]:
