@@ -15,7 +15,7 @@ _PUBLIC = {
     "ModelAdapter": "models.adapter",
     "Record": "benchmark.records",
     "Run": "benchmark.run",
-    "TokenLayout": "signals",
+    "TokenLayout": "inspection.layout",
     "TrainSpec": "training.spec",
     "compare_maps": "benchmark.agreement",
     "explain_targets": "explainer",
@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from attncompare.explainer import explain_targets as explain_targets
     from attncompare.explainer import explain_together as explain_together
     from attncompare.explainer import make_explainer as make_explainer
+    from attncompare.inspection.layout import TokenLayout as TokenLayout
     from attncompare.maps import AttributionMap as AttributionMap
     from attncompare.methods._base import method as method
     from attncompare.models.adapter import ModelAdapter as ModelAdapter
@@ -85,7 +86,6 @@ if TYPE_CHECKING:
     from attncompare.reporting import figures as figures
     from attncompare.reporting import tables as tables
     from attncompare.reporting.show import show_maps as show_maps
-    from attncompare.signals import TokenLayout as TokenLayout
     from attncompare.training.run import load_trained as load_trained
     from attncompare.training.run import train_model as train_model
     from attncompare.training.spec import TrainSpec as TrainSpec

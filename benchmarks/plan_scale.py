@@ -32,10 +32,10 @@ from attncompare.benchmark.plan import Chunk, ModelPlan
 from attncompare.benchmark.records import Record
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.store import SCHEMA, ResultStore
+from attncompare.inspection.layout import TokenLayout
 from attncompare.models.adapter import ModelAdapter, ModelSource
 from attncompare.models.preprocessing import Preprocessing
 from attncompare.models.structure import ModelStructure
-from attncompare.signals import TokenLayout
 
 COLUMNS = {"device": "cpu", "threads": 1, "batch_size": 8}
 

@@ -32,7 +32,7 @@ FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names.spl
 SHOWS_ITSELF = ("registry", "reporting")
 """The one hook through which a map or a run finds what draws it: `registry.report_function`."""
 UPWARD = {
-    ("models", "signals"): "house 2: layouts and geometries go to inspection/",
+    ("models", "signals"): "house 2: a signal is one file",
     ("capture", "signals"): "house 2: a signal is one file",
     ("models", "capture"): "house 2: inspection/ stands apart from capture/",
 }

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from attncompare.errors import CaptureError
-from attncompare.signals import GRADIENTS, SIGNAL_OPTIONS, Signal, TokenLayout
+from attncompare.inspection.layout import TokenLayout
+from attncompare.signals import GRADIENTS, SIGNAL_OPTIONS, Signal
 
 PREFIXES = (0, 1, 2, 5)
 GRIDS = ((3, 3), (2, 5), (4, 1))

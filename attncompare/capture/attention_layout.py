@@ -7,9 +7,10 @@ from attncompare.capture.graph import Graph
 from attncompare.capture.state import preserve_state
 from attncompare.capture.trace import BATCH, AttentionCall, Trace
 from attncompare.capture.windows import attends_to_tokens, find_windows
+from attncompare.inspection.layout import TokenLayout
 from attncompare.models.adapter import ModelSource
 from attncompare.models.structure import WindowBlock
-from attncompare.signals import Signal, TokenLayout
+from attncompare.signals import Signal
 
 FLOW = (
     Signal.ATTENTION,

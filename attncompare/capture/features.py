@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attncompare.errors import CaptureError
-from attncompare.signals import TokenLayout
+from attncompare.inspection.layout import TokenLayout
 
 Layout = Literal["nchw", "nhwc"] | TokenLayout
 

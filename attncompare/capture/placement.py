@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from attncompare.capture.features import Layout, find_layout, token_grid
 from attncompare.capture.state import disable_mha_fastpath, preserve_state
 from attncompare.capture.trace import BATCH, Call, Trace, first_input, version_of
+from attncompare.inspection.layout import TokenLayout
 from attncompare.models.adapter import ModelAdapter, ModelSource
 from attncompare.models.structure import ModelStructure
-from attncompare.signals import TokenLayout
 
 MOST_ADDED = 64  # prefix tokens before a grid
 STRIPES, STEP = 4, 0.05  # a small step: in deep random networks a large one moves everything

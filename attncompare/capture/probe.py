@@ -21,9 +21,10 @@ from attncompare.capture.placement import Changes, Grid, find_sequences, grid_of
 from attncompare.capture.state import LOCK, disable_mha_fastpath, preserve_state
 from attncompare.capture.trace import BATCH, Call, Note, Trace, equal, trace
 from attncompare.errors import UnsupportedModelError, reason_of
+from attncompare.inspection.layout import TokenLayout
 from attncompare.models.adapter import ModelAdapter, ModelSource
 from attncompare.models.structure import Family, ModelStructure, SELayer
-from attncompare.signals import Signal, TokenLayout
+from attncompare.signals import Signal
 
 POOLERS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten)
 CHANCE = 1e-3  # largest change of one image's output between passes, relative

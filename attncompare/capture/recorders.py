@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from attncompare.capture.attention import attention_rows, explicit_attention, hearing, kernel, on_all_tokens
 from attncompare.errors import CaptureError
+from attncompare.inspection.layout import WindowAttention
 from attncompare.models.adapter import ModelAdapter
 from attncompare.models.structure import SELayer
-from attncompare.signals import Signal, WindowAttention
+from attncompare.signals import Signal
 
 ROW_SUM_TOLERANCE = 1e-4
 KERNEL_OPTIONS = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")

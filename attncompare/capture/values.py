@@ -11,8 +11,9 @@ from attncompare.capture.recorders import Need
 from attncompare.capture.superpixels import superpixels
 from attncompare.capture.targets import TargetScore
 from attncompare.errors import CaptureError, UnsupportedMethodError
+from attncompare.inspection.layout import WindowAttention
 from attncompare.models.adapter import ModelAdapter
-from attncompare.signals import FREE, Signal, WindowAttention
+from attncompare.signals import FREE, Signal
 
 
 def free_signal(adapter: ModelAdapter, need: Need, images: Tensor, scored: TargetScore) -> object:

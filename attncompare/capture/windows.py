@@ -21,8 +21,8 @@ from attncompare.capture.attention import AttentionCalls, current_block, explici
 from attncompare.capture.features import find_layout
 from attncompare.capture.state import disable_mha_fastpath
 from attncompare.capture.trace import BATCH, AttentionCall, Call, Trace
+from attncompare.inspection.layout import TokenLayout, WindowGeometry
 from attncompare.models.structure import WindowBlock
-from attncompare.signals import TokenLayout, WindowGeometry
 
 MOST_AROUND = 8  # readings of the modules around an attention that are tried
 TOLERANCE = 1e-3  # of the distance between the two values

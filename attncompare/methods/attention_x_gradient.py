@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from attncompare.errors import SpecError
+from attncompare.inspection.layout import TokenLayout
 from attncompare.methods._base import method
-from attncompare.signals import TokenLayout
 
 
 @method(

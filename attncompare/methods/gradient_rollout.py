@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from attncompare.inspection.layout import TokenLayout
 from attncompare.methods._base import method
-from attncompare.signals import TokenLayout
 
 
 @method(reference="Chefer et al., arXiv:2103.15679, equations 5 and 6", version=2)

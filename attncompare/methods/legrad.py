@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from attncompare.inspection.layout import TokenLayout
 from attncompare.methods._base import method
-from attncompare.signals import TokenLayout
 
 
 @method(reference="Bousselham et al., arXiv:2404.03214, equations 4 to 8")

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from attncompare.errors import SpecError
+from attncompare.inspection.layout import WindowAttention
 from attncompare.methods._base import method
-from attncompare.signals import WindowAttention
 
 
 @method(

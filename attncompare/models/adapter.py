@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from attncompare.errors import SpecError, UnsupportedMethodError, UnsupportedModelError
+from attncompare.inspection.layout import TokenLayout
 from attncompare.models.batch_norm import ContiguousNorms
 from attncompare.models.fingerprint import structure_hash, weights_hash
 from attncompare.models.preprocessing import Preprocessing
 from attncompare.models.structure import Family, ModelStructure
-from attncompare.signals import Signal, TokenLayout
+from attncompare.signals import Signal
 
 
 @contextmanager

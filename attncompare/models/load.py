@@ -14,11 +14,11 @@ from torch import nn
 from attncompare.capture.listening import resolve_layer
 from attncompare.capture.probe import probe
 from attncompare.errors import SpecError, UnknownNameError, UnsupportedModelError
+from attncompare.inspection.layout import TokenLayout
 from attncompare.models.adapter import ModelAdapter, ModelSource, device_of
 from attncompare.models.checkpoint import load_checkpoint
 from attncompare.models.preprocessing import Preprocessing
 from attncompare.models.structure import Classifier, Family, ModelStructure, SELayer
-from attncompare.signals import TokenLayout
 
 SOURCES = {
     "torchvision": "models.sources.torchvision",

@@ -6,7 +6,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from attncompare.signals import Signal, TokenLayout, WindowGeometry
+from attncompare.inspection.layout import TokenLayout, WindowGeometry
+from attncompare.signals import Signal
 
 Family = Literal["cnn", "vit", "hierarchical"]
 

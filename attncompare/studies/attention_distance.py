@@ -12,8 +12,9 @@ from attncompare.capture.arguments import check_model
 from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
 from attncompare.errors import UnsupportedModelError
+from attncompare.inspection.layout import TokenLayout
 from attncompare.models.adapter import ModelAdapter
-from attncompare.signals import Signal, TokenLayout
+from attncompare.signals import Signal
 from attncompare.studies.pictures import Given, pictures_of
 
 BATCH = 4  # the full attention of every block is kept: L x heads x N x N numbers an image

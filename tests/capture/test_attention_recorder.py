@@ -13,8 +13,9 @@ from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
 from attncompare.capture.state import disable_mha_fastpath
 from attncompare.errors import CaptureError, UnsupportedModelError
+from attncompare.inspection.layout import TokenLayout
 from attncompare.models.adapter import ModelAdapter
-from attncompare.signals import Signal, TokenLayout
+from attncompare.signals import Signal
 
 KERNEL = F.scaled_dot_product_attention
 ATTENTION, GRADIENTS = Need(Signal.ATTENTION), Need(Signal.ATTENTION_GRADIENTS)

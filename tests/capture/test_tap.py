@@ -10,7 +10,8 @@ from attncompare.capture.capture import capture
 from attncompare.capture.features import Tap, find_layout, tapped
 from attncompare.capture.recorders import Need
 from attncompare.errors import CaptureError, UnknownNameError
-from attncompare.signals import Signal, TokenLayout
+from attncompare.inspection.layout import TokenLayout
+from attncompare.signals import Signal
 
 CLASS_TOKEN = TokenLayout(prefix=1, grid=(4, 6), class_token=0)
 

@@ -8,7 +8,8 @@ import attncompare as ac
 from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
 from attncompare.errors import SpecError, UnsupportedMethodError
-from attncompare.signals import Signal, TokenLayout
+from attncompare.inspection.layout import TokenLayout
+from attncompare.signals import Signal
 
 WINDOWS = Need(Signal.WINDOW_ATTENTION)
 HIERARCHY = Need(Signal.ATTENTION_HIERARCHY)

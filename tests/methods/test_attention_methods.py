@@ -8,10 +8,11 @@ import attncompare as ac
 from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
 from attncompare.errors import SpecError
+from attncompare.inspection.layout import TokenLayout
 from attncompare.methods.attention_rollout import attention_rollout
 from attncompare.methods.class_attention import class_attention
 from attncompare.methods.gradient_rollout import gradient_rollout
-from attncompare.signals import Signal, TokenLayout
+from attncompare.signals import Signal
 
 CLASS_TOKEN = TokenLayout(prefix=1, grid=(2, 3), class_token=0)
 TWO_TOKENS = TokenLayout(prefix=2, grid=(2, 3), class_token=(0, 1))

@@ -6,13 +6,13 @@ import torch
 
 import attncompare as ac
 from attncompare.errors import SpecError, UnsupportedMethodError
+from attncompare.inspection.layout import TokenLayout
 from attncompare.methods.attention_x_gradient import attention_x_gradient
 from attncompare.methods.eigen_cam import eigen_cam
 from attncompare.methods.grad_cam_pp import grad_cam_pp
 from attncompare.methods.hires_cam import hires_cam
 from attncompare.methods.input_x_gradient import input_x_gradient
 from attncompare.methods.xgrad_cam import xgrad_cam
-from attncompare.signals import TokenLayout
 
 SHAPE = (2, 4, 2, 3)
 

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 import attncompare as ac
 from attncompare.errors import AttnCompareError, UnsupportedModelError
+from attncompare.inspection.layout import TokenLayout
 from attncompare.models.preprocessing import Preprocessing
-from attncompare.signals import TokenLayout
 
 LABELS = {0: "ant", 1: "bee", 2: "cat", 3: "dog", 4: "elk"}
 VIT = {

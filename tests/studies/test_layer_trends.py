@@ -16,8 +16,9 @@ import attncompare as ac
 from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
 from attncompare.errors import ImageError, ResultFormatError, SpecError, UnsupportedModelError
+from attncompare.inspection.layout import TokenLayout
 from attncompare.reporting.studies.layer_trends import distance_figure, trends_figure
-from attncompare.signals import Signal, TokenLayout
+from attncompare.signals import Signal
 from attncompare.studies.attention_distance import mean_attention_distance, patch_distances
 from attncompare.studies.depth_trends import ACTIVATION, ATTENTION, COARSEST, DISTANCE, OWN, layer_trends, trend
 
