@@ -9,7 +9,7 @@ _PUBLIC = {
     "AttributionMap": "maps",
     "BenchmarkSpec": "benchmark.spec",
     "Classifier": "models.structure",
-    "Explainer": "explainer",
+    "Explainer": "explain",
     "SELayer": "models.structure",
     "Meter": "benchmark.meter",
     "ModelAdapter": "models.adapter",
@@ -18,8 +18,8 @@ _PUBLIC = {
     "TokenLayout": "inspection.layout",
     "TrainSpec": "training.spec",
     "compare_maps": "benchmark.agreement",
-    "explain_targets": "explainer",
-    "explain_together": "explainer",
+    "explain_targets": "explain",
+    "explain_together": "explain",
     "list_methods": "catalogue",
     "list_metrics": "catalogue",
     "list_models": "models.load",
@@ -27,7 +27,7 @@ _PUBLIC = {
     "load_images": "data.images",
     "load_model": "models.load",
     "load_trained": "training.run",
-    "make_explainer": "explainer",
+    "make_explainer": "explain",
     "method": "methods._base",
     "open_dataset": "data.datasets",
     "record_layers": "benchmark.layer_maps",
@@ -70,10 +70,10 @@ if TYPE_CHECKING:
     from attncompare.catalogue import list_protocols as list_protocols
     from attncompare.data.datasets import open_dataset as open_dataset
     from attncompare.data.images import load_images as load_images
-    from attncompare.explainer import Explainer as Explainer
-    from attncompare.explainer import explain_targets as explain_targets
-    from attncompare.explainer import explain_together as explain_together
-    from attncompare.explainer import make_explainer as make_explainer
+    from attncompare.explain import Explainer as Explainer
+    from attncompare.explain import explain_targets as explain_targets
+    from attncompare.explain import explain_together as explain_together
+    from attncompare.explain import make_explainer as make_explainer
     from attncompare.inspection.layout import TokenLayout as TokenLayout
     from attncompare.maps import AttributionMap as AttributionMap
     from attncompare.methods._base import method as method

@@ -38,7 +38,7 @@ from attncompare.models.sources import torchvision as torchvision_source
 
 HERE = Path(__file__).parent
 LIBRARIES = ("transformers", "torchvision", "timm")
-PRELOADED = ["torch", "timm", "torchvision", "transformers", "captum.attr", "pandas", "attncompare.explainer"]
+PRELOADED = ["torch", "timm", "torchvision", "transformers", "captum.attr", "pandas", "attncompare.explain"]
 
 
 def _words(text: str) -> list[str]:

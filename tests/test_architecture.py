@@ -17,7 +17,7 @@ FLOORS = (
     "capture",
     "signals",
     "methods metrics protocols",
-    "explainer catalogue",
+    "explain catalogue",
     "data modules",
     "evaluation tuning",
     "stats",

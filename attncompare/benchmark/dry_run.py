@@ -26,7 +26,7 @@ from attncompare.capture.state import preserve_state
 from attncompare.data.datasets import Dataset, open_dataset
 from attncompare.data.images import fit_image, to_tensor
 from attncompare.errors import AttnCompareError
-from attncompare.explainer import explain_together
+from attncompare.explain import explain_together
 from attncompare.methods._base import Method
 from attncompare.metrics._base import FROM_METHOD, Evidence
 from attncompare.metrics.perturbation import ends_of

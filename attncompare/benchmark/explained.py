@@ -8,7 +8,7 @@ from torch import Tensor
 from attncompare.benchmark.plan import Cell
 from attncompare.capture.targets import Target
 from attncompare.errors import Failure
-from attncompare.explainer import explain_together
+from attncompare.explain import explain_together
 from attncompare.maps import AttributionMap
 from attncompare.models.adapter import ModelAdapter
 

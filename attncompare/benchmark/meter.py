@@ -9,7 +9,7 @@ from torch import Tensor
 from attncompare.benchmark.records import Record
 from attncompare.benchmark.scoring import MetricRequest, choose_metrics
 from attncompare.benchmark.single import score
-from attncompare.explainer import Explainer
+from attncompare.explain import Explainer
 from attncompare.maps import AttributionMap
 from attncompare.metrics.user_protocols import get_protocol
 from attncompare.models.adapter import ModelAdapter

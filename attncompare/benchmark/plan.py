@@ -15,7 +15,7 @@ from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.capture.targets import CLASS, TargetScore, prompts_of, text_key
 from attncompare.data.datasets import Dataset, Sample
 from attncompare.errors import AttnCompareError, Failure, ImageError, SpecError
-from attncompare.explainer import make_job
+from attncompare.explain import make_job
 from attncompare.methods._base import Method, methods
 from attncompare.metrics._base import Metric, metrics
 from attncompare.metrics.user_protocols import get_protocol

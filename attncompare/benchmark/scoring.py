@@ -11,7 +11,7 @@ from attncompare.benchmark.evidence import Again, Passes, Scene, Witness, measur
 from attncompare.benchmark.records import Record
 from attncompare.capture.state import preserve_state
 from attncompare.errors import Failure, SpecError
-from attncompare.explainer import Explainer, explain_together
+from attncompare.explain import Explainer, explain_together
 from attncompare.maps import AttributionMap, resize_map
 from attncompare.methods._base import methods
 from attncompare.metrics._base import CURVES, Evidence, Metric

@@ -13,7 +13,7 @@ from attncompare.capture.arguments import check_images
 from attncompare.capture.state import preserve_state
 from attncompare.capture.targets import Target, TargetScore, text_key
 from attncompare.errors import SpecError, UnsupportedMethodError
-from attncompare.explainer import Explainer
+from attncompare.explain import Explainer
 from attncompare.maps import AttributionMap
 from attncompare.metrics._base import FROM_METHOD, Metric
 from attncompare.metrics.protocols import Protocol

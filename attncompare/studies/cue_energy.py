@@ -14,7 +14,7 @@ from attncompare.benchmark.plan import Cell
 from attncompare.benchmark.statistics import cliffs_delta, mean_interval, paired_p
 from attncompare.capture.targets import Target
 from attncompare.errors import Failure, SpecError, UnsupportedMethodError
-from attncompare.explainer import make_job
+from attncompare.explain import make_job
 from attncompare.maps import resize_map
 from attncompare.methods._base import methods as known_methods
 from attncompare.metrics.energy_inside import energy_inside

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attncompare.errors import SpecError, UnsupportedMethodError, UnsupportedModelError
-from attncompare.explainer import explain_targets, make_job
+from attncompare.explain import explain_targets, make_job
 from attncompare.maps import AttributionMap
 from attncompare.models.adapter import ModelAdapter
 from attncompare.registry import Request

@@ -8,7 +8,7 @@ import torch
 from rounds import Job
 from torch import Tensor
 
-from attncompare.explainer import explain_together
+from attncompare.explain import explain_together
 from attncompare.methods._base import methods
 from attncompare.models.adapter import ModelAdapter
 

@@ -12,7 +12,7 @@ from references.plain import Plain
 
 from attncompare.capture.capture import capture
 from attncompare.capture.recorders import Need
-from attncompare.explainer import explain_together
+from attncompare.explain import explain_together
 from attncompare.methods._base import methods
 from attncompare.models.load import load_model
 from attncompare.signals import Signal

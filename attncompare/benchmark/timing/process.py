@@ -24,7 +24,7 @@ from attncompare.benchmark.timing.variants import in_variant
 from attncompare.capture.state import preserve_state
 from attncompare.capture.targets import Target
 from attncompare.errors import AttnCompareError, Failure
-from attncompare.explainer import explain_together
+from attncompare.explain import explain_together
 from attncompare.maps import AttributionMap
 from attncompare.models.adapter import ModelAdapter
 from attncompare.models.load import load_model
