@@ -11,6 +11,7 @@ _PUBLIC = {
     "Classifier": "models.structure",
     "Explainer": "explain",
     "SELayer": "models.structure",
+    "Signal": "signals._base",
     "Meter": "benchmark.meter",
     "ModelAdapter": "models.adapter",
     "Record": "benchmark.records",
@@ -34,6 +35,7 @@ _PUBLIC = {
     "run_benchmark": "benchmark.run",
     "score": "benchmark.single",
     "show_maps": "reporting.show",
+    "signal": "signals._base",
     "train_model": "training.run",
     "wrap_model": "models.load",
 }
@@ -86,6 +88,8 @@ if TYPE_CHECKING:
     from attncompare.reporting import figures as figures
     from attncompare.reporting import tables as tables
     from attncompare.reporting.show import show_maps as show_maps
+    from attncompare.signals._base import Signal as Signal
+    from attncompare.signals._base import signal as signal
     from attncompare.training.run import load_trained as load_trained
     from attncompare.training.run import train_model as train_model
     from attncompare.training.spec import TrainSpec as TrainSpec

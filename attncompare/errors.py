@@ -109,7 +109,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> "Failure":
-        """What an error comes to; one that is not ours may not come up again.
+        """The failure that an error stands for; an error of another library may not recur.
 
         >>> Failure.of(ValueError("no")), Failure.of(SpecError("no"))
         (Failure(kind='error', reason='no (ValueError)', retry=True), Failure(kind='spec', reason='no', retry=False))

@@ -1,27 +1,24 @@
 """The Explainer interface, and many methods of one model for the price of one forward and one backward pass."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from attncompare.capture.altered import altered, prerequisites
 from attncompare.capture.arguments import check_images, check_model
-from attncompare.capture.capture import Capture, shared_pass
-from attncompare.capture.features import Tap, tapped
-from attncompare.capture.listening import layer_of, resolve_layer
-from attncompare.capture.recorders import Need
+from attncompare.capture.extra_pass import ExtraPass
+from attncompare.capture.forward_pass import Recorded, shared_pass
+from attncompare.capture.hooks import resolve_layer
 from attncompare.capture.state import LOCK, frozen_eval
 from attncompare.capture.targets import CountedForward, Target
 from attncompare.errors import CaptureError, SpecError
 from attncompare.maps import AttributionMap
 from attncompare.methods._base import Method, methods
 from attncompare.models.adapter import ModelAdapter
-from attncompare.registry import Request, requested
-from attncompare.signals import ALTERED, FREE, GRADIENTS, OWN_PASSES, SIGNAL_OPTIONS, Signal
+from attncompare.registry import Request, requested, signals
+from attncompare.signals._base import Signal
 
 
 class Explainer(Protocol):
@@ -38,19 +35,19 @@ class Explainer(Protocol):
 class Job:
     """A method with its options resolved, and what it needs of a model.
 
-    needs: of each signal, in the order of its parameters. shared: what it takes from the shared pass.
+    needs: its signals, in the order of its parameters. shared: those of the shared pass, with what the others take from it.
     """
 
     method: Method
     options: Mapping[str, object]
-    needs: Mapping[Signal, Need]
-    shared: tuple[Need, ...]
+    needs: tuple[Signal, ...]
+    shared: tuple[Signal, ...]
 
-    def compute(self, signals: Mapping[Signal, object]) -> Any:
+    def compute(self, values: Mapping[Signal, object]) -> Any:
         """What its function makes of the signals: a map, or a map and numbers beside it."""
-        of_signals = {name for need in self.needs.values() for name, _ in need.options}
+        of_signals = {option.name for signal in self.needs for option in signal.options}
         own = {name: value for name, value in self.options.items() if name not in of_signals}
-        return self.method.compute(*(signals[one] for one in self.needs), **own)
+        return self.method.compute(*(values[signal] for signal in self.needs), **own)
 
 
 def make_job(model: ModelAdapter, request: Request) -> Job:
@@ -61,14 +58,13 @@ def make_job(model: ModelAdapter, request: Request) -> Job:
 
 def _bind(model: ModelAdapter, method: Method, options: Mapping[str, object], target: Target = None) -> Job:
     """A method as it is run on a model; an error if the model lacks what it needs."""
-    model.require(frozenset(method.needs), method.name)
+    kinds = [signals.get(name) for name in method.needs]
+    model.require(kinds, method.name)
     if options.get("layer") is not None:
         resolve_layer(model, str(options["layer"]))
-    needs = {
-        one: Need(one, tuple((o.name, options[o.name]) for o in SIGNAL_OPTIONS.get(one, ()))) for one in method.needs
-    }
-    shared = [need for signal, need in needs.items() if signal not in OWN_PASSES]
-    shared += [one for signal in ALTERED & needs.keys() for one in prerequisites(model, needs[signal], target)]
+    needs = tuple(kind(**{option.name: options[option.name] for option in kind.options}) for kind in kinds)
+    shared = [one for one in needs if one.cost != "extra"]
+    shared += [taken for one in needs if one.cost == "extra" for taken in one.takes(model, target)]
     return Job(method, options, needs, tuple(shared))
 
 
@@ -146,56 +142,39 @@ def _explain(
     if len({job.method.name for job in jobs}) != len(jobs):
         raise SpecError("a method is asked for twice; run them in two calls")
     with LOCK, torch.inference_mode(False):
-        recorded = shared_pass(model, images, [need for job in jobs for need in job.shared], target, repeat)
+        recorded = shared_pass(model, images, [one for job in jobs for one in job.shared], target, repeat)
         images = images.expand(repeat, -1, -1, -1) if repeat > 1 else images
         return {job.method.name: _explain_by(job, model, images, recorded) for job in jobs}
 
 
-def _explain_by(job: Job, model: ModelAdapter, images: Tensor, recorded: Capture) -> AttributionMap:
+def _explain_by(job: Job, model: ModelAdapter, images: Tensor, recorded: Recorded) -> AttributionMap:
     """The map of one method: of what was recorded alone, or with passes of its own, which are counted."""
-    signals = {need.signal: recorded.signals[need] for need in job.shared}
-    if not job.method.own_passes:
-        return _as_map(job, model, recorded, job.compute(signals))
-    counted = CountedForward(model, recorded.scored)
-    signals |= {Signal.FORWARD: counted, Signal.TARGET_SCORE: counted.target_score}
-    with ExitStack() as stack:
-        stack.enter_context(frozen_eval(model.model, graph=True))
-        try:
-            for signal in ALTERED & job.needs.keys():
-                signals[signal], *passes = altered(model, images, recorded, job.needs[signal])
-                counted.add(*passes)
-            if Signal.FEATURE_LAYER in job.needs:
-                tap = Tap(
-                    layer_of(model, job.needs[Signal.FEATURE_LAYER]),
-                    model.size,
-                    model.token_layouts,
-                    counted.watch,
-                    recorded.repeat,
-                )
-                stack.enter_context(tapped(model.model, tap))
-                signals[Signal.FEATURE_LAYER], counted.trunk_once = tap.identity, recorded.repeat > 1
-            result = job.compute(signals)
-        except RuntimeError as error:
-            if "does not require grad" in str(error) or "not have been used in the graph" in str(error):
-                raise CaptureError(f"{job.method.name}: no gradient of the score reaches it in {model.name}") from error
-            raise
-    return _as_map(job, model, recorded, result, counted)
+    values = {one: recorded.signals[one] for one in job.shared}
+    own = [one for one in job.needs if one.cost == "extra"]
+    if not own:
+        return _as_map(job, model, recorded, job.compute(values))
+    extra = ExtraPass(model, images, recorded, CountedForward(model, recorded.score))
+    with frozen_eval(model.model, graph=True):
+        values |= {one: one.run(extra) for one in own}
+        with extra.counted.tapped():
+            result = job.compute(values)
+    return _as_map(job, model, recorded, result, extra.counted)
 
 
 def _as_map(
-    job: Job, model: ModelAdapter, recorded: Capture, result: Any, counted: CountedForward | None = None
+    job: Job, model: ModelAdapter, recorded: Recorded, result: Any, counted: CountedForward | None = None
 ) -> AttributionMap:
     """Check what a method returned and say who made it, of what, in how many passes."""
     values, detail = result if isinstance(result, tuple) else (result, {})
-    values, name, scored = values.detach().float(), job.method.name, recorded.scored
-    flat = [recorded.flat[need] for need in job.shared if need in recorded.flat]
-    forward = any(need.signal not in FREE for need in job.shared) / recorded.repeat
-    backward = float(any(need.signal in GRADIENTS for need in job.shared))
+    values, name, score = values.detach().float(), job.method.name, recorded.score
+    vanishing = [recorded.vanishing[one] for one in job.shared if one.backward]
+    forward = any(one.cost == "shared" for one in job.shared) / recorded.repeat
+    backward = float(bool(vanishing))
     if counted is not None:
-        images = len(scored.target)
-        flat += [] if counted.reached is None else [counted.reached[:images] == 0]
+        images = len(score.target)
+        vanishing += [] if counted.reached is None else [counted.reached[:images] == 0]
         forward, backward = forward + counted.seen_forward / images, backward + counted.seen_backward / images
-    if flat and bool((zero := torch.stack(flat).any(dim=0)).any()):
+    if vanishing and bool((zero := torch.stack(vanishing).any(dim=0)).any()):
         raise CaptureError(
             f"{name}: the gradient of the score is zero at rounding level for image {int(zero.nonzero()[0])}; "
             f"the map would be noise ({model.name})"
@@ -204,12 +183,12 @@ def _as_map(
         raise CaptureError(f"{name} gave non-finite values on {model.name}")
     return AttributionMap(
         values,
-        scored.target if scored.function is None else torch.full_like(scored.target, -1),
+        score.target if score.function is None else torch.full_like(score.target, -1),
         model=model.name,
         method=name,
         options=dict(job.options),
         detail=detail,
-        prompts=scored.prompts,
+        prompts=score.prompts,
         probability=recorded.probability,
         passes_forward=forward,
         passes_backward=backward,

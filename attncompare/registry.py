@@ -123,7 +123,7 @@ class Asked:
 
 
 def report_function(name: str) -> Any:
-    """A function of what draws, found at first use: how a map or a run shows itself without importing what draws it.
+    """A drawing function, imported at first use, so that a map or a run can show itself.
 
     >>> report_function("html.write_report").__name__
     'write_report'
@@ -200,3 +200,7 @@ def requested(registry: Registry[A], requests: Request | Sequence[Request]) -> l
     pairs = [split_request(request) for request in several]
     members = [(registry.get(name), given) for name, given in pairs]
     return [(member, member.resolve(given)) for member, given in members]
+
+
+signals: "Registry[Any]" = Registry("signal", "attncompare.signals")
+"""What methods may ask for; here, so that a model can say what it lacks without importing what records it."""

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from attncompare.errors import SpecError
+from attncompare.models.same_outputs import check_same_outputs
 
-LARGEST_DEVIATION = 1e-5
 Layout = Literal["auto", "contiguous", "channels_last"]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 ONE_GIGABYTE = 1 << 30
@@ -116,9 +116,5 @@ def check_deviation(
         tuned = score(images)
         with untuned():
             exact = (plain or score)(images)
-    found = float((tuned - exact).abs().max())
-    if not found <= LARGEST_DEVIATION:
-        raise SpecError(
-            f"{what} changes scores by {found:.1e}, more than {LARGEST_DEVIATION:.0e}; leave it off (tuning: {describe()})"
-        )
-    return found
+    off = f"; leave it off (tuning: {describe()})"
+    return check_same_outputs(exact, tuned, f"{what} changes scores", off, scale=1.0, error=SpecError)

@@ -37,11 +37,11 @@ from references import (  # noqa: E402
 from references.compare import difference  # noqa: E402
 
 import attncompare as ac  # noqa: E402
-from attncompare.capture.superpixels import superpixels  # noqa: E402
 from attncompare.errors import AttnCompareError  # noqa: E402
 from attncompare.methods._base import methods  # noqa: E402
 from attncompare.methods.rise import random_masks  # noqa: E402
 from attncompare.models.adapter import ModelAdapter  # noqa: E402
+from attncompare.signals.superpixels import superpixels  # noqa: E402
 
 Reference = Callable[[ModelAdapter, Tensor, Tensor], Tensor]
 TOLERANCE = 1e-5

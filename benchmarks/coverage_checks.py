@@ -20,12 +20,11 @@ from coverage_models import Case, Subject, depth_of, matched, open_case, smooth_
 from torch import Tensor, nn
 
 import attncompare as ac
-from attncompare.capture.capture import capture
-from attncompare.capture.recorders import Need
+from attncompare.capture.forward_pass import record
 from attncompare.errors import UnsupportedMethodError, UnsupportedModelError
 from attncompare.methods._base import methods
 from attncompare.models.adapter import ModelAdapter
-from attncompare.signals import Signal
+from attncompare.signals._base import request
 
 SAME = 1e-4  # largest share of a map's spread, or of the largest logit, by which two computations may differ
 
@@ -38,7 +37,7 @@ def _require(subject: Subject, method: str) -> None:
     """RefusedError when the method does not exist, or a signal that it needs is missing."""
     if method not in ac.list_methods():
         raise RefusedError("method not built")
-    missing = subject.adapter.structure.missing
+    missing = subject.adapter.missing
     for signal in methods.get(method).needs:
         if signal in missing:
             raise RefusedError(missing[signal])
@@ -73,8 +72,8 @@ def _assert_same(name: str, found: Tensor, expected: Tensor) -> float:
 
 def check_features(subject: Subject) -> str:
     """4-D, finite, varied, on a grid of more than one cell."""
-    if Signal.FEATURES in subject.adapter.structure.missing:
-        raise RefusedError(subject.adapter.structure.missing[Signal.FEATURES])
+    if "features" in subject.adapter.missing:
+        raise RefusedError(subject.adapter.missing["features"])
     features = subject.features
     assert features.ndim == 4 and min(features.shape[2:]) > 1, f"features have shape {tuple(features.shape)}"
     assert bool(torch.isfinite(features).all()), "features are not finite"
@@ -86,7 +85,7 @@ def check_features(subject: Subject) -> str:
 def check_gradients(subject: Subject) -> str:
     """Captum's Grad-CAM equals the formula on captured features and gradients, and lies on the feature grid."""
     (found,) = _explain(subject, "grad_cam")
-    gradients = subject.record(Signal.FEATURE_GRADIENTS)
+    gradients = subject.record("feature_gradients")
     raw = (gradients.mean((2, 3), keepdim=True) * subject.features).sum(1)
     _assert_varied("grad_cam before the ReLU", raw)
     assert found.shape == raw.shape, f"grad_cam is {tuple(found.shape)}, its features {tuple(raw.shape)}"
@@ -205,11 +204,8 @@ def check_channel_attention(subject: Subject) -> str:
     """Every gate's values times its input is its output, for images that the probe never saw."""
     (last,) = _explain(subject, "channel_attention")
     gates, outputs = subject.adapter.structure.se_layers, dict[int, Tensor]()
-    needs = [
-        (Need(Signal.CHANNEL_ATTENTION, (("gate", i),)), Need(Signal.GATED_FEATURES, (("gate", i),)))
-        for i in range(len(gates))
-    ]
-    found = capture(subject.adapter, subject.images, [need for pair in needs for need in pair]).signals
+    needs = [(request("channel_attention", gate=i), request("gated_features", gate=i)) for i in range(len(gates))]
+    found = record(subject.adapter, subject.images, [need for pair in needs for need in pair]).signals
     handles = []
     for index, gate in enumerate(gates):
 
@@ -239,8 +235,8 @@ def check_localised(subject: Subject) -> str:
     A small one, since in a deep random net a large one moves all that it reaches alike. It fails when another quadrant
     moves clearly more; "none" when random gates or attention spread the change so evenly that no quadrant stands out.
     """
-    if Signal.FEATURES in subject.adapter.structure.missing:
-        raise RefusedError(subject.adapter.structure.missing[Signal.FEATURES])
+    if "features" in subject.adapter.missing:
+        raise RefusedError(subject.adapter.missing["features"])
     for draws in (1, 5):
         shares = torch.stack([_moved(subject, seed) for seed in range(draws)]).log().mean(0).exp()
         excess = (shares / shares.diagonal()[:, None]).amax(1)
@@ -259,14 +255,14 @@ def _moved(subject: Subject, seed: int) -> Tensor:
     """
     h, w = subject.images.shape[2:]
     clean, other = (smooth_images(1, (h, w), seed=100 + 2 * seed + i) for i in range(2))
-    features = subject.record(Signal.FEATURES, clean)
+    features = subject.record("features", clean)
     rows = []
     for index in range(4):
         top, left = (index // 2) * h // 2 + h // 16, (index % 2) * w // 2 + w // 16
         part = (..., slice(top, top + 3 * h // 8), slice(left, left + 3 * w // 8))
         images = clean.clone()
         images[part] += STEP * (other[part] - images[part])
-        change = (subject.record(Signal.FEATURES, images) - features).abs().mean((0, 1), keepdim=True)
+        change = (subject.record("features", images) - features).abs().mean((0, 1), keepdim=True)
         rows.append(F.adaptive_avg_pool2d(change, 2).flatten())
     moved = torch.stack(rows)
     return moved / moved.mean(0)
@@ -278,14 +274,14 @@ def check_attention_reference(subject: Subject) -> str:
     structure = subject.adapter.structure
     found: list[Tensor]
     over_tokens: list[int] | None = None
-    if Signal.ATTENTION not in structure.missing:
+    if "attention" not in structure.missing:
         over_tokens = [i for i, path in enumerate(structure.attention_blocks) if path not in structure.pooling_blocks]
         paths = [structure.attention_blocks[i] for i in over_tokens]
-        recorded = subject.record(Signal.ATTENTION)
+        recorded = subject.record("attention")
         found = [recorded[i] for i in over_tokens]
-    elif structure.windows and Signal.WINDOW_ATTENTION not in structure.missing:
+    elif structure.windows and "window_attention" not in structure.missing:
         paths = [block.path for block in structure.windows]
-        found = [block.values for block in subject.record(Signal.WINDOW_ATTENTION)]
+        found = [block.values for block in subject.record("window_attention")]
     else:
         return "none: no attention between all tokens or inside windows"
     try:
@@ -318,8 +314,8 @@ def _attention_in_double(subject: Subject, over_tokens: list[int] | None) -> lis
     """The recorded attention in float64: of blocks over all tokens, or of windows."""
     adapter = subject.adapter
     double = ModelAdapter(replace(adapter.source, model=copy.deepcopy(adapter.model).double()), adapter.structure)
-    need = Need(Signal.WINDOW_ATTENTION if over_tokens is None else Signal.ATTENTION)
-    found: Any = capture(double, subject.images.double(), [need]).signals[need]
+    need = request("window_attention" if over_tokens is None else "attention")
+    found: Any = record(double, subject.images.double(), [need]).signals[need]
     return [block.values for block in found] if over_tokens is None else [found[i] for i in over_tokens]
 
 

@@ -17,15 +17,14 @@ from random_weights import settle, stir
 from torch import Tensor, nn
 
 import attncompare as ac
-from attncompare.capture.capture import capture
-from attncompare.capture.recorders import Need
+from attncompare.capture.forward_pass import record
 from attncompare.models.adapter import ModelAdapter, ModelSource
 from attncompare.models.load import _adapt
 from attncompare.models.sources import timm as timm_source
 from attncompare.models.sources import torchvision as torchvision_source
 from attncompare.models.sources.patches import KINDS as PATCHED
 from attncompare.models.sources.patches import patch_side, read_images
-from attncompare.signals import Signal
+from attncompare.signals._base import request
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Subject:
     @cached_property
     def features(self) -> Tensor:
         """(B,C,h,w) of the clean images."""
-        found: Tensor = self.record(Signal.FEATURES)
+        found: Tensor = self.record("features")
         return found
 
     @cached_property
@@ -84,10 +83,10 @@ class Subject:
         with torch.no_grad():
             return self.adapter.forward(self.images)
 
-    def record(self, signal: Signal, images: Tensor | None = None, **options: object) -> Any:
+    def record(self, signal: str, images: Tensor | None = None, **options: object) -> Any:
         """One signal of one capture."""
-        need = Need(signal, tuple(options.items()))
-        return capture(self.adapter, self.images if images is None else images, [need]).signals[need]
+        need = request(signal, **options)
+        return record(self.adapter, self.images if images is None else images, [need]).signals[need]
 
 
 def open_case(case: Case, folder: str) -> Subject:

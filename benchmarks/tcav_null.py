@@ -13,11 +13,10 @@ import torch
 from results_table import write_table
 
 import attncompare as ac
-from attncompare.capture.capture import capture
-from attncompare.capture.recorders import Need
+from attncompare.capture.forward_pass import record
 from attncompare.data.shape_concepts import concept_pictures
 from attncompare.data.shapes import CLASS_NAMES, render_shape
-from attncompare.signals import Signal
+from attncompare.signals._base import request
 from attncompare.studies.concept_vectors import LinearConcept
 from attncompare.studies.concepts import null_means, null_test, welch
 
@@ -44,17 +43,16 @@ def main() -> None:
     parser.add_argument("--concepts", type=int, default=10, help="for each null")
     given = parser.parse_args()
     model, index = ac.load_model(MODEL), CLASS_NAMES.index(TARGET)
-    layer = (("layer", LAYER),)
     shown = (render_shape(number) for number in range(1000))
     images = ac.load_images([one.image for one in shown if one.label == index][:IMAGES], model)
-    need = Need(Signal.FEATURE_GRADIENTS, layer)
-    gradients = capture(model, images, [need], index).signals[need].flatten(1).numpy()
+    need = request("feature_gradients", layer=LAYER)
+    gradients = record(model, images, [need], index).signals[need].flatten(1).numpy()
     rows = []
     for null in range(given.nulls):
         count = (SETS + given.concepts) * SIZE
         pool = ac.load_images(concept_pictures(None, count, without=TARGET, start=null * 10_000), model)
-        seen = Need(Signal.FEATURES, layer)
-        features = torch.cat([capture(model, part, [seen], index).signals[seen].flatten(1) for part in pool.split(32)])
+        seen = request("features", layer=LAYER)
+        features = torch.cat([record(model, part, [seen], index).signals[seen].flatten(1) for part in pool.split(32)])
         runs = runs_of(np.split(features.numpy(), SETS + given.concepts), gradients)
         random = runs[runs.concept < SETS]
         for _, own in runs[runs.concept >= SETS].groupby("concept"):

@@ -239,7 +239,7 @@ def test_list_and_doctor_print_json(tmp_path):
     rows = json.loads(run("list", "methods", "attention_rollout", "--json").stdout)
     assert any("attention_rollout.fusion" in option for option in rows[0]["options"])
     found = json.loads(run("doctor", "demo/vit", "--json").stdout)
-    assert found["tokens"] == {"prefix": 1, "grid": [8, 8], "class_token": 0}
+    assert found["tokens"] == {"prefix": 1, "grid": [8, 8], "class_token": 0, "length": 65}
     assert "gradient_rollout" in found["methods"] and "classifier_weights" in found["missing"]
 
 

@@ -182,7 +182,7 @@ def assert_refused(model, name, pictures):
     assert ran == []
     text = str(error.value)
     assert text.startswith(f"{name} needs {needed[0]}: ")
-    assert model.structure.missing[needed[0]] in text
+    assert model.missing[needed[0]] in text
     assert model.name in text
     return None
 

@@ -190,7 +190,7 @@ class Witness:
             Evidence.IMAGES: scene.images,
             Evidence.TARGET_SCORE: score,
             Evidence.SEED: self.passes.seed,
-            Evidence.MEAN_COLOUR: scene.images.new_tensor(self.model.mean).reshape(1, -1, 1, 1),
+            Evidence.MEAN_COLOR: scene.images.new_tensor(self.model.mean).reshape(1, -1, 1, 1),
         }
         if scene.masks is not None:
             found[Evidence.MASKS] = scene.masks.cpu()

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from attncompare.benchmark.onednn import SMALLEST_PRODUCT, OneDNNLinear, onednn_is_faster
 from attncompare.capture.state import preserve_state
 from attncompare.models.adapter import ModelAdapter
-from attncompare.tuning import LARGEST_DEVIATION, applied
+from attncompare.models.same_outputs import check_same_outputs
+from attncompare.tuning import applied
 
 Way = Literal["contiguous", "channels_last", "onednn"]
 """torch's own; images in the NHWC layout; linear layers by oneDNN."""
@@ -102,11 +103,10 @@ def _same_outputs(model: ModelAdapter, way: Way) -> bool:
     with torch.no_grad(), torch.autocast(model.device.type, enabled=False), preserve_state(model.model):
         try:
             exact, found = model.forward(batch), forward_by(model, batch, way, onednn)
+            check_same_outputs(exact, found, f"{way} changes outputs", scale=float(exact.abs().max()))
+            check_same_outputs(exact.softmax(1), found.softmax(1), f"{way} changes probabilities")
         except Exception:
             # Strides that do not fit, no room for three images, or whatever else the network asks of its input. The scored
             # images meet what is no fault of the way next: by torch's own, and in batches that can shrink.
             return False
-    if way == "onednn" and onednn.largest < SMALLEST_PRODUCT:
-        return False
-    near = (found - exact).abs().max() <= LARGEST_DEVIATION * exact.abs().max()
-    return bool(near and (found.softmax(1) - exact.softmax(1)).abs().max() <= LARGEST_DEVIATION)
+    return way != "onednn" or onednn.largest >= SMALLEST_PRODUCT

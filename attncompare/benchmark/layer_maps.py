@@ -12,13 +12,12 @@ from torch import Tensor
 
 from attncompare.benchmark.evidence import with_smaller_batches
 from attncompare.benchmark.saved import DAMAGE
-from attncompare.capture.capture import capture
-from attncompare.capture.recorders import Need
+from attncompare.capture.forward_pass import record
 from attncompare.data.datasets import Sample
 from attncompare.data.images import fit_image, to_tensor
 from attncompare.errors import CaptureError, Failure, ResultFormatError
 from attncompare.models.adapter import ModelAdapter
-from attncompare.signals import Signal
+from attncompare.signals._base import request
 from attncompare.storage.folder import CellFiles, Location, RunFolder, npz_of
 
 Kind = Literal["head", "channel"]
@@ -78,14 +77,14 @@ def record_layers(model: ModelAdapter, images: Tensor, batch_size: int = 8) -> l
 
 def _record(model: ModelAdapter, images: Tensor) -> list[list[LayerMap]]:
     """The layers of one batch."""
-    structure, attends = model.structure, Signal.CLASS_ATTENTION in model.supplies
-    heads = Need(Signal.CLASS_ATTENTION)
+    structure, attends = model.structure, "class_attention" in model.supplies
+    heads = request("class_attention")
     paths = () if attends and model.family == "vit" else structure.stages
-    stages = {path: Need(Signal.FEATURES, (("layer", path),)) for path in paths}
+    stages = {path: request("features", layer=path) for path in paths}
     needs = [*stages.values(), *([heads] if attends else [])]
     if not needs:
         raise CaptureError(f"{model.name} has neither attention nor features that lie on the image")
-    found = capture(model, images, needs, "embedding" if model.embedding else None).signals
+    found = record(model, images, needs, "embedding" if model.embedding else None).signals
     layers = [_channels(path, found[need]) for path, need in stages.items()]
     if attends:
         pooling = structure.pooling_blocks

@@ -38,7 +38,10 @@ SCHEMA = pa.schema(
 
 
 def is_final(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a cell is done: it has rows, and none to be tried again, as failures from before `retry` was kept are."""
+    """Whether a cell is done: it has rows, none of which is due for a retry.
+
+    Failures that were stored before the column `retry` existed are retried.
+    """
     return bool(rows) and not any(row.get("retry", row["status"] == "failed") for row in rows)
 
 

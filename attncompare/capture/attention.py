@@ -133,7 +133,7 @@ def current_block(model: nn.Module, blocks: Iterable[str], running: list[int]) -
 
 @contextmanager
 def hearing(listener: BlockListener, model: nn.Module, blocks: Iterable[str]) -> Iterator[None]:
-    """Let a listener hear the attention of the declared blocks, and know which one runs."""
+    """Let a listener hear the attention of the declared blocks, and know which of them is running."""
     with current_block(model, blocks, listener.running), AttentionCalls(listener):
         yield
 

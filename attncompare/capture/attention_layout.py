@@ -9,18 +9,11 @@ from attncompare.capture.trace import BATCH, AttentionCall, Trace
 from attncompare.capture.windows import attends_to_tokens, find_windows
 from attncompare.inspection.layout import TokenLayout
 from attncompare.models.adapter import ModelSource
-from attncompare.models.structure import WindowBlock
-from attncompare.signals import Signal
+from attncompare.models.structure import Part, WindowBlock
 
-FLOW = (
-    Signal.ATTENTION,
-    Signal.ATTENTION_GRADIENTS,
-    Signal.FUSED_ATTENTION,
-    Signal.ATTENTION_RELEVANCE,
-    Signal.BLOCK_GRADIENTS,
-)
-GLOBAL = (*FLOW, Signal.CLASS_ATTENTION, Signal.TOKENS)
-WINDOWED = (Signal.WINDOW_ATTENTION, Signal.ATTENTION_HIERARCHY)
+FLOW: tuple[Part, ...] = ("attention",)
+GLOBAL: tuple[Part, ...] = ("attention", "class_attention")
+WINDOWED: tuple[Part, ...] = ("windows", "hierarchy")
 HEADS = ("num_heads", "num_attention_heads")  # what modules of attention call themselves
 NO_ATTENTION = "it has no softmax attention between image positions"
 UNSEEN = "its attention cannot be seen: it is no softmax over positions, or folds the heads into the batch"
@@ -38,7 +31,7 @@ class AttentionLayout:
     blocks: tuple[str, ...] = ()
     pooling_blocks: tuple[str, ...] = ()
     windows: tuple[WindowBlock, ...] = ()
-    missing: dict[Signal, str] = field(default_factory=dict)
+    missing: dict[Part, str] = field(default_factory=dict)
 
 
 def _none(reason: str) -> AttentionLayout:
@@ -194,9 +187,9 @@ def _windowed(
     missing = dict.fromkeys(GLOBAL, reason)
     if refused:
         share = f"{len(refused)} of its {len(found)} attention blocks have no place on the image"
-        missing[Signal.ATTENTION_HIERARCHY] = f"{share}; of the first of them, {refused[0]}"
+        missing["hierarchy"] = f"{share}; of the first of them, {refused[0]}"
     elif not _one_after_the_other(seen, graph, tuple(paths)):
-        missing[Signal.ATTENTION_HIERARCHY] = SIDE_BY_SIDE + "window_attention"
+        missing["hierarchy"] = SIDE_BY_SIDE + "window_attention"
     return AttentionLayout(windows=windows, missing=missing)
 
 

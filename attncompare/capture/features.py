@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -60,6 +61,7 @@ def join_features(features: Tensor, x: Tensor, layout: Layout) -> Tensor:
     return features.clone() if layout == "nchw" else features.permute(0, 2, 3, 1).contiguous()
 
 
+@dataclass
 class Tap:
     """Hooks a layer so that its features pass through `self.identity` as (B,C,h,w).
 
@@ -68,18 +70,13 @@ class Tap:
     ReLU) cannot overwrite what was recorded. repeat: how many copies of one image's features go on, one per target.
     """
 
-    def __init__(
-        self,
-        path: str,
-        size: tuple[int, int],
-        sequences: Iterable[TokenLayout] = (),
-        watch: Callable[[Tensor], None] | None = None,
-        repeat: int = 1,
-    ) -> None:
-        self.path, self.size, self.sequences, self.watch = path, size, tuple(sequences), watch
-        self.repeat = repeat
-        self.identity = nn.Identity()
-        self.features: Tensor | None = None
+    path: str
+    size: tuple[int, int]
+    sequences: tuple[TokenLayout, ...] = ()
+    watch: Callable[[Tensor], None] | None = None
+    repeat: int = 1
+    identity: nn.Identity = field(default_factory=nn.Identity)
+    features: Tensor | None = None
 
     def _layout(self, x: Tensor) -> Layout:
         layout = find_layout(x.shape, self.size, self.sequences)

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from torch import Tensor, nn
 
-from attncompare.capture.listening import resolve_layer
+from attncompare.capture.hooks import resolve_layer
 from attncompare.capture.state import frozen_eval
 from attncompare.capture.trace import first_tensor
 from attncompare.errors import CaptureError

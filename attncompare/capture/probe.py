@@ -16,7 +16,7 @@ from attncompare.capture.attention_layout import HEADS, NO_ATTENTION, AttentionL
 from attncompare.capture.classifier import find_classifier, outermost
 from attncompare.capture.features import find_layout
 from attncompare.capture.graph import Graph
-from attncompare.capture.missing import NO_HEAD, missing_parts, missing_passes, supplied_by_user
+from attncompare.capture.missing import NO_HEAD, missing_flow, missing_parts
 from attncompare.capture.placement import Changes, Grid, find_sequences, grid_of
 from attncompare.capture.state import LOCK, disable_mha_fastpath, preserve_state
 from attncompare.capture.trace import BATCH, Call, Note, Trace, equal, trace
@@ -24,7 +24,6 @@ from attncompare.errors import UnsupportedModelError, reason_of
 from attncompare.inspection.layout import TokenLayout
 from attncompare.models.adapter import ModelAdapter, ModelSource
 from attncompare.models.structure import Family, ModelStructure, SELayer
-from attncompare.signals import Signal
 
 POOLERS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten)
 CHANCE = 1e-3  # largest change of one image's output between passes, relative
@@ -152,7 +151,7 @@ def _family_and_layer(
     fed = None if not over_tokens else seen.call_of(over_tokens[-1])
     if attention.tokens is not None and fed is not None and fed.fed is not None and len(fed.fed.shape) == 3:
         return "vit", inputs[-1] or (stages[-1] if stages else None), tuple(path for path in inputs if path)
-    plain = attention.missing.get(Signal.CLASS_ATTENTION) == NO_ATTENTION or (
+    plain = attention.missing.get("class_attention") == NO_ATTENTION or (
         attention.blocks and not attention.pooling_blocks
     )
     return ("cnn" if plain else "hierarchical"), (stages[-1] if stages else None), stages
@@ -240,7 +239,7 @@ def _structure(source: ModelSource) -> ModelStructure:
         stages = (*stages[:-1], layer)
     layer = str(overrides["feature_layer"]) if overrides.get("feature_layer") else layer
     blocks = _token_blocks(seen, attention)
-    missing = missing_passes(source, seen, attention, blocks)
+    missing = missing_flow(seen, attention, blocks)
     missing |= missing_parts(
         "" if classifier is not None else NO_HEAD if source.embedding else no_classifier, se_layers, layer
     )
@@ -258,7 +257,7 @@ def _structure(source: ModelSource) -> ModelStructure:
         classifier=classifier,
         se_layers=se_layers,
         stages=stages,
-        missing={signal: reason for signal, reason in missing.items() if signal not in supplied_by_user(overrides)},
+        missing={part: reason for part, reason in missing.items() if not overrides.get(part)},
         outputs=int(seen.logits.shape[1]),
     )
     return replace(structure, **{key: value for key, value in overrides.items() if value is not None})  # type: ignore[arg-type]

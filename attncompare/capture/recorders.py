@@ -12,46 +12,40 @@ from attncompare.errors import CaptureError
 from attncompare.inspection.layout import WindowAttention
 from attncompare.models.adapter import ModelAdapter
 from attncompare.models.structure import SELayer
-from attncompare.signals import Signal
 
 ROW_SUM_TOLERANCE = 1e-4
 KERNEL_OPTIONS = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 
 
-@dataclass(frozen=True)
-class Need:
-    """A signal and the options that change what is recorded; equal needs are recorded once."""
-
-    signal: Signal
-    options: tuple[tuple[str, object], ...] = ()
-
-    def option(self, name: str, default: object = None) -> object:
-        """One option's value."""
-        return dict(self.options).get(name, default)
+CallListener = Callable[[int, Tensor, Tensor, Tensor], None]
+"""Called at each kernel call of a declared block: with its index, and query, key and value (B,heads,N,D)."""
 
 
 class AttentionRecorder:
-    """Keeps what the needs ask for of every declared attention block.
+    """Keeps what is asked for of every declared attention block.
+
+    full: whole weights (B,heads,Nq,Nk). rows: those that the score is read from. fusions: how heads are fused where only
+    their sum is needed. listeners: of signals that read the kernel's inputs. Methods that read the class row alone never
+    hold (B,heads,N,N).
 
     Blocks whose only query is a class token or a pooling query (readers) come behind the blocks over all tokens; where
     there are some, the score's attention rows are theirs.
     """
 
-    def __init__(self, adapter: ModelAdapter, needs: Iterable[Need]) -> None:
+    def __init__(self, adapter: ModelAdapter, *, full: bool = False) -> None:
         self.adapter, self.running = adapter, list[int]()
-        wanted = {need.signal for need in needs}
-        self.fusions = {str(need.option("fusion", "mean")) for need in needs if need.signal is Signal.FUSED_ATTENTION}
-        self.full = bool(wanted & {Signal.ATTENTION, Signal.ATTENTION_GRADIENTS})
-        self.rows = Signal.CLASS_ATTENTION in wanted
+        self.full, self.rows, self.fusions = full, False, set[str]()
+        self.listeners: list[CallListener] = []
+        self.listened: dict[int, Tensor] = {}
         structure = adapter.structure
         self.readers = {i for i, path in enumerate(structure.attention_blocks) if path in structure.pooling_blocks}
         self.row_blocks = sorted(self.readers) or list(range(len(structure.attention_blocks)))
         self.blocks: dict[int, Tensor] = {}
-        self.fused: dict[str, dict[int, Tensor]] = {fusion: {} for fusion in self.fusions}
+        self.fused: dict[str, dict[int, Tensor]] = {}
         self.class_rows: dict[int, Tensor] = {}
 
     def active(self) -> AbstractContextManager[object]:
-        """Hears the declared blocks for the length of the block."""
+        """Listens to the declared blocks inside the `with` statement."""
         return hearing(self, self.adapter.model, self.adapter.structure.attention_blocks)
 
     def kernel(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Tensor:
@@ -60,6 +54,11 @@ class AttentionRecorder:
             self._refuse_undeclared(query.shape[-2], key.shape[-2])
             return kernel(query, key, value, *args, **kwargs)  # type: ignore[arg-type]
         options = {**dict(zip(KERNEL_OPTIONS, args, strict=False)), **kwargs}
+        if self.listeners:
+            self._verify_shape((query.shape[-2], key.shape[-2]))
+            self._keep(self.listened, query.detach())
+        for listener in self.listeners:
+            listener(self.running[-1], query.detach(), key.detach(), value.detach())
         if self.full or (self.fusions and not torch.is_grad_enabled()):
             output, probabilities = explicit_attention(query, key, value, **options)  # type: ignore[arg-type]
             self._keep_all(probabilities)
@@ -67,7 +66,7 @@ class AttentionRecorder:
         if self.fusions:  # outside the graph, which would keep every head of every block
             with torch.no_grad():
                 self._keep_all(explicit_attention(query, key, value, **options)[1])  # type: ignore[arg-type]
-        elif self.running[-1] in self.row_blocks:
+        elif self.rows and self.running[-1] in self.row_blocks:
             self._verify_shape((query.shape[-2], key.shape[-2]))
             taken = {name: value for name, value in options.items() if name != "dropout_p"}
             self._keep_rows(attention_rows(query, key, self._rows(), **taken))  # type: ignore[arg-type]
@@ -90,7 +89,7 @@ class AttentionRecorder:
         return [0] if self.running[-1] in self.readers else layout.rows()
 
     def _keep_all(self, probabilities: Tensor) -> None:
-        """What the needs ask for of the (B,heads,Nq,Nk) weights of the running block."""
+        """What is asked for of the (B,heads,Nq,Nk) weights of the running block."""
         block = self.running[-1]
         self._verify(probabilities)
         if self.full:
@@ -98,7 +97,7 @@ class AttentionRecorder:
         seen = probabilities.detach()
         for fusion in self.fusions:
             fused = seen.mean(1) if fusion == "mean" else seen.amax(1) if fusion == "max" else seen.amin(1)
-            self._keep(self.fused[fusion], self._completed(fused, 1.0))
+            self._keep(self.fused.setdefault(fusion, {}), self._completed(fused, 1.0))
         if self.rows and block in self.row_blocks:
             self._keep_rows(seen[:, :, self._rows()].mean(dim=2))
 
@@ -178,7 +177,7 @@ class WindowRecorder:
         self.blocks: dict[int, Tensor] = {}
 
     def active(self) -> AbstractContextManager[object]:
-        """Hears the declared blocks for the length of the block."""
+        """Listens to the declared blocks inside the `with` statement."""
         return hearing(self, self.adapter.model, [block.path for block in self.adapter.structure.windows])
 
     def kernel(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Tensor:

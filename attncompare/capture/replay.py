@@ -1,6 +1,5 @@
 """The part of a model behind one of its modules, run on other outputs of that module: what came before is kept."""
 
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -10,8 +9,7 @@ from torch import Tensor, nn
 from attncompare.capture.state import disable_mha_fastpath
 from attncompare.errors import CaptureError
 from attncompare.models.adapter import ModelAdapter
-
-TOLERANCE = 1e-5
+from attncompare.models.same_outputs import check_same_outputs
 
 
 def modules_before(model: nn.Module, path: str) -> list[str]:
@@ -154,22 +152,17 @@ class Replay:
         if mark in self.adapter.checked_recordings:
             return
         last = torch.full((len(logits) + 1,), len(logits) - 1, device=logits.device)
-        error, scale = math.inf, max(1.0, float(logits.abs().max()))
+        scale = max(1.0, float(logits.abs().max()))
+        what = f"what follows {self.path!r} in {self.adapter.name} cannot run on its own"
         for which in (last, torch.arange(len(logits), device=logits.device).flip(0)):
             rows = rows_of(self.tensor, which, len(logits), True)
             assert isinstance(rows, Tensor)
             try:
                 with torch.no_grad():
                     again = self.run(rows, which)
-                error = float((again - logits[which]).abs().max())
-            except RuntimeError:  # shapes that do not fit: something without a row for each image was taken for rows
-                error = math.inf
-            if not error <= TOLERANCE * scale:
-                break
-        if not error <= TOLERANCE * scale:
-            raise CaptureError(
-                f"what follows {self.path!r} in {self.adapter.name} cannot run on its own: logits differ by {error:.2g}"
-            )
+                check_same_outputs(logits[which], again, f"{what}: logits differ", scale=scale)
+            except RuntimeError as error:  # shapes: something without a row for each image was taken for rows
+                raise CaptureError(f"{what}: it takes no other number of images ({error})") from error
         self.adapter.checked_recordings.add(mark)
 
 

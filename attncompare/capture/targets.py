@@ -1,16 +1,20 @@
 """What is explained: a class, the model's own choice, or the similarity of an embedding to a text's or to its own."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attncompare.backward.engine import Rules
+from attncompare.capture.features import Tap, tapped
 from attncompare.capture.state import disable_mha_fastpath
-from attncompare.errors import SpecError
+from attncompare.errors import CaptureError, SpecError
 from attncompare.models.adapter import ModelAdapter
+from attncompare.models.same_outputs import check_same_outputs
 
 Target = int | str | Sequence[int] | Sequence[str] | Tensor | Callable[[Tensor], Tensor] | None
 """None: the argmax on the clean image. int, sequence or (B,) tensor: class indices. "class:NAME": a class by name.
@@ -178,12 +182,12 @@ class TargetScore:
         if words and not _all_start(words, CLASS):
             raise SpecError(f"target {target!r} is not known here; {ALLOWED}")
         chosen = [adapter.class_index(word.removeprefix(CLASS)) for word in words] if words else target
-        return TargetScore.of_indices(adapter, chosen, count)
+        return TargetScore.of_indices(adapter, chosen, count, width)
 
     @staticmethod
-    def of_indices(adapter: ModelAdapter, target: object, count: int) -> "TargetScore":
-        """Class indices for `count` images, for which no output need be known; SpecError for one out of range."""
-        index, classes = _indices(target, count, adapter.device), adapter.structure.outputs
+    def of_indices(adapter: ModelAdapter, target: object, count: int, classes: int) -> "TargetScore":
+        """Class indices for `count` images; SpecError for one out of range."""
+        index = _indices(target, count, adapter.device)
         if bool(((index < 0) | (index >= classes)).any()):
             raise SpecError(f"target {index.tolist()} out of range: {adapter.name} has classes 0 to {classes - 1}")
         return TargetScore(index)
@@ -222,7 +226,7 @@ class CountedForward(nn.Module):
     def __init__(self, adapter: ModelAdapter, scored: TargetScore) -> None:
         super().__init__()
         self.adapter, self.scored = adapter, scored
-        self.trunk_once = False  # the images are copies of one, and a tap makes copies of its features
+        self.tap: Tap | None = None  # where the images are copies of one, it makes copies of its features
         self.seen_forward = 0
         self.seen_backward = 0
         self.reached: Tensor | None = None
@@ -230,13 +234,40 @@ class CountedForward(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(n,3,H,W) in [0, 1] -> (n,K)."""
         with disable_mha_fastpath():
-            images = images[:1] if self.trunk_once else images
+            images = images[:1] if self.tap is not None and self.tap.repeat > 1 else images
             outputs = self.scored.outputs(self.adapter.forward(images))
+        self._check(images, outputs)
         self.seen_forward += len(images)
         if images.requires_grad:
             images.register_hook(self.watch)  # type: ignore[no-untyped-call]
         if outputs.requires_grad:
             outputs.register_hook(self._count)  # type: ignore[no-untyped-call]
+        return outputs
+
+    def _check(self, images: Tensor, outputs: Tensor) -> None:
+        """CaptureError where the tapped layer did not run, or where no gradient can arrive that somebody waits for."""
+        if self.tap is not None and self.tap.features is None:
+            raise CaptureError(f"layer {self.tap.path!r} did not run in the forward pass")
+        awaited = torch.is_grad_enabled() and (images.requires_grad or self.tap is not None)
+        if awaited and not outputs.requires_grad:
+            raise CaptureError(f"no gradient of the score reaches the images in {self.adapter.name}")
+
+    @contextmanager
+    def tapped(self) -> Iterator[None]:
+        """The tap, if there is one, listens for the length of the block."""
+        with nullcontext() if self.tap is None else tapped(self.adapter.model, self.tap):
+            yield
+
+    def under(self, rules: Rules, images: Tensor) -> Tensor:
+        """(n,K) of (n,3,H,W), with gradients by `rules`; CaptureError if these change values, checked once for a model."""
+        with rules:
+            outputs: Tensor = self(images)
+        if rules.name not in self.adapter.checked_recordings:
+            with torch.no_grad():
+                plain = self.scored.outputs(self.adapter.forward(images))
+            what = f"{rules.name} changes the scores of {self.adapter.name}"
+            check_same_outputs(plain, outputs, what, "; its maps would be wrong")
+            self.adapter.checked_recordings.add(rules.name)
         return outputs
 
     def target_score(self, images: Tensor, which: Tensor) -> Tensor:

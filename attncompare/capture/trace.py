@@ -1,4 +1,4 @@
-"""One probing pass: every module call and every attention call of a model, with what is needed to read its structure."""
+"""One probing pass: every module call and every attention call of a model, with what is needed to find its structure."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from attncompare.capture.attention import AttentionCalls, kernel
-from attncompare.capture.backward_rules import ActivationNames
 from attncompare.capture.state import disable_mha_fastpath, preserve_state
+from attncompare.inspection.functions import ActivationNames
 from attncompare.models.adapter import ModelAdapter, ModelSource
 from attncompare.models.structure import ModelStructure
 

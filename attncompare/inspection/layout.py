@@ -1,6 +1,6 @@
 """How tokens lie on the image: one sequence on one grid, or the windows of a block."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,17 +13,16 @@ class TokenLayout:
     """How a sequence of N tokens lies on the image: `prefix` tokens first, then an h x w grid row by row.
 
     class_token: the row that the score is read from; a tuple when several are averaged (distilled models); None when
-    the mean over the patch tokens is.
+    the mean over the patch tokens is. length: N = prefix + h * w.
     """
 
     prefix: int
     grid: tuple[int, int]
     class_token: int | tuple[int, ...] | None = None
+    length: int = field(init=False, repr=False, compare=False)
 
-    @property
-    def length(self) -> int:
-        """N = prefix + h * w."""
-        return self.prefix + self.grid[0] * self.grid[1]
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "length", self.prefix + self.grid[0] * self.grid[1])
 
     def rows(self) -> list[int]:
         """The query rows that the score is read from."""

@@ -3,11 +3,9 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-from attncompare.registry import Asked, Registry, own_options
-from attncompare.signals import OWN_PASSES, SIGNAL_OPTIONS, Signal
+from attncompare.registry import Asked, Registry, own_options, signals
 
 methods: "Registry[Method]" = Registry("method", "attncompare.methods")
 
@@ -23,17 +21,17 @@ class Method(Asked):
     """
 
     kind = "method"
-    needs: tuple[Signal, ...]
+    needs: tuple[str, ...]
     class_sensitive: bool = True
     control: bool = False
     space: str = "image"
     many_passes: bool = False
     passes_option: str = ""
 
-    @cached_property
+    @property
     def own_passes(self) -> bool:
         """Whether it runs the model itself rather than reading the shared pass."""
-        return bool(OWN_PASSES & set(self.needs))
+        return any(signals.get(name).cost == "extra" for name in self.needs)
 
 
 def method(  # noqa: PLR0913  (one keyword for each fact of a method)
@@ -57,9 +55,9 @@ def method(  # noqa: PLR0913  (one keyword for each fact of a method)
 
     def register(compute: Callable[..., Any]) -> Callable[..., Any]:
         parameters = inspect.signature(compute).parameters.values()
-        needs = [Signal(one.name) for one in parameters if one.kind is not one.KEYWORD_ONLY]
+        needs = [one.name for one in parameters if one.kind is not one.KEYWORD_ONLY]
         options = list(own_options(compute, meaning or {}, choices or {}, limits or {}))
-        options += {o.name: o for need in needs for o in SIGNAL_OPTIONS.get(need, ())}.values()
+        options += {option.name: option for name in needs for option in signals.get(name).options}.values()
         name = compute.__name__
         made = Method(
             name=name,

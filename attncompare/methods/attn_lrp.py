@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from attncompare.capture.backward_rules import scores_under
-from attncompare.capture.lrp_rules import AttentionRules
+from attncompare.backward.attn_lrp import attn_lrp as attn_lrp_rules
 from attncompare.capture.targets import CountedForward
 from attncompare.methods._base import method
 
@@ -18,7 +17,7 @@ from attncompare.methods._base import method
     limits={"conv_gamma": (0, 1e6), "linear_gamma": (0, 1e6)},
 )
 def attn_lrp(
-    images: Tensor, target: Tensor, forward: CountedForward, mean_colour: Tensor, *, conv_gamma: float = 0.25,
+    images: Tensor, target: Tensor, forward: CountedForward, mean_color: Tensor, *, conv_gamma: float = 0.25,
     linear_gamma: float = 0.05,
 ) -> Tensor:  # fmt: skip
     """Relevance of each pixel, handed down from the target's logit, summed over the colours.
@@ -27,6 +26,7 @@ def attn_lrp(
     of the model's mean colour has no relevance. Defaults are those the authors suggest for vision transformers.
     """
     images = images.detach().requires_grad_(True)
-    score = scores_under(AttentionRules(conv_gamma, linear_gamma), forward, images).gather(1, target[:, None]).sum()
+    outputs = forward.under(attn_lrp_rules(conv_gamma, linear_gamma), images)
+    score = outputs.gather(1, target[:, None]).sum()
     gradient = torch.autograd.grad(score, images)[0]
-    return ((images.detach() - mean_colour.reshape(1, 3, 1, 1)) * gradient).sum(dim=1)
+    return ((images.detach() - mean_color.reshape(1, 3, 1, 1)) * gradient).sum(dim=1)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attncompare.capture.backward_rules import rescale, scores_under
+from attncompare.backward.deep_lift import deep_lift as deep_lift_rules
 from attncompare.capture.targets import CountedForward
 from attncompare.errors import UnsupportedMethodError
 from attncompare.methods._base import method
@@ -31,7 +31,7 @@ def deep_lift(
     once, and lose what overlapping pooling windows share and what a pool right behind a ReLU hands on.
     """
     both = torch.cat([images, torch.full_like(images, baseline)]).requires_grad_(True)
-    scores = scores_under(rescale(), forward, both).gather(1, target.repeat(2)[:, None])[:, 0]
+    scores = forward.under(deep_lift_rules(), both).gather(1, target.repeat(2)[:, None])[:, 0]
     multipliers = torch.autograd.grad(scores.sum(), both)[0][: len(images)]
     attributions = (images - baseline) * multipliers
     after, before = scores.detach().chunk(2)

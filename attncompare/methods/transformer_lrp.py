@@ -15,10 +15,10 @@ def transformer_lrp(
 ) -> Tensor:
     """Product over the blocks of I + head mean of the positive part of gradient times relevance of the attention.
 
-    The relevance comes down by the rules in `capture.relevance`, from 1 at a class's logit; a target that is a function of
-    the outputs, or a cosine, starts with output x gradient, so a function that picks a class has another map. Rows are not
-    normalised. The identity in the whole product is left out: it is the same for every patch, and beside it a float32 map
-    would be rounding.
+    The relevance comes down by the rules in `backward.transformer_lrp`, from 1 at a class's logit; a target that is a
+    function of the outputs, or a cosine, starts with output x gradient, so a function that picks a class has another map.
+    Rows are not normalized. The identity in the whole product is left out: it is the same for every patch, and beside it a
+    float32 map would be rounding.
     """
     flow = torch.zeros_like(attention_relevance[0][:, 0])
     for relevance, gradients in zip(attention_relevance, attention_gradients, strict=True):

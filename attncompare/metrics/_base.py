@@ -31,7 +31,7 @@ class Evidence(StrEnum):
     SHARES = "shares"  # (n+1,) float64 share of the units that has changed at each point of a curve
     IMAGES = "images"  # (B,3,H,W) in [0, 1]
     CLEAN_SCORES = "clean_scores"  # (B,) the target's score on the clean images
-    MEAN_COLOUR = "mean_colour"  # (1,3,1,1) the model's mean colour
+    MEAN_COLOR = "mean_color"  # (1,3,1,1) the model's mean colour
     TARGET_SCORE = "target_score"  # Score
     EXPLAIN = "explain"  # Explain
     RANDOMISED_MAPS = "randomised_maps"  # iterator of (B,h,w): the map again as more and more weights are shuffled

@@ -38,7 +38,7 @@ def random_squares(size: tuple[int, int], seed: int) -> Iterator[Tensor]:
     limits={"squares": (1, 100_000)},
 )
 def infidelity(
-    images: Tensor, maps: Tensor, target_score: Score, mean_colour: Tensor, seed: int, *, squares: int = 64
+    images: Tensor, maps: Tensor, target_score: Score, mean_color: Tensor, seed: int, *, squares: int = 64
 ) -> Tensor:
     """Mean squared difference between the map's sum under a removed square and the score that the square costs.
 
@@ -52,7 +52,7 @@ def infidelity(
     masks = torch.stack(list(islice(random_squares(size, seed), squares)))[:, None].to(images.device)
 
     def remove(copies: Tensor) -> tuple[Tensor, Tensor]:
-        return masks.to(copies).expand_as(copies), torch.where(masks, mean_colour, copies)
+        return masks.to(copies).expand_as(copies), torch.where(masks, mean_color, copies)
 
     values = []
     for i in range(len(images)):

@@ -7,16 +7,16 @@ from attncompare.maps import normalise_map
 from attncompare.metrics._base import Score
 
 
-def images_behind_maps(images: Tensor, maps: Tensor, mean_colour: Tensor) -> Tensor:
+def images_behind_maps(images: Tensor, maps: Tensor, mean_color: Tensor) -> Tensor:
     """(B,3,H,W): each image times its map scaled to [0, 1], in the model's normalised space.
 
     There zero is the model's mean colour, so in pixel space the product is mean + m (x - mean). maps: (B,H,W).
     """
     weight = normalise_map(maps.to(images))[:, None]
-    return mean_colour + weight * (images - mean_colour)
+    return mean_color + weight * (images - mean_color)
 
 
-def scores_behind_maps(images: Tensor, maps: Tensor, target_score: Score, mean_colour: Tensor) -> Tensor:
+def scores_behind_maps(images: Tensor, maps: Tensor, target_score: Score, mean_color: Tensor) -> Tensor:
     """(B,) the target's score of each image behind its own map."""
     which = torch.arange(len(images), device=images.device)
-    return target_score(images_behind_maps(images, maps, mean_colour), which)
+    return target_score(images_behind_maps(images, maps, mean_color), which)

@@ -1,4 +1,4 @@
-"""A protocol by its name, or from a user's TOML file: a hash of the definition is part of that one's name."""
+"""A protocol by its name, or from a user's TOML file, whose name then includes a hash of its definition."""
 
 import hashlib
 import json
@@ -18,7 +18,9 @@ KEYS = tuple(field.name for field in fields(Protocol) if field.name not in ("nam
 def get_protocol(name: str) -> Protocol:
     """The protocol of that name, or the one that a TOML file defines; else an error that suggests a name."""
     if not isinstance(name, str):
-        raise SpecError(f"protocol {name!r} is no name; one of {', '.join(PROTOCOLS)} or the path of a TOML file")
+        raise SpecError(
+            f"protocol {name!r} is not a name; give one of {', '.join(PROTOCOLS)} or the path of a TOML file"
+        )
     if name.endswith(".toml"):
         return read_protocol(Path(name))
     if name not in PROTOCOLS:

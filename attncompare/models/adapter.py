@@ -1,6 +1,6 @@
 """A model, ready to be explained: what its source knows of it, and the adapter around it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -15,8 +15,8 @@ from attncompare.inspection.layout import TokenLayout
 from attncompare.models.batch_norm import ContiguousNorms
 from attncompare.models.fingerprint import structure_hash, weights_hash
 from attncompare.models.preprocessing import Preprocessing
-from attncompare.models.structure import Family, ModelStructure
-from attncompare.signals import Signal
+from attncompare.models.structure import Family, ModelStructure, Part
+from attncompare.registry import signals
 
 
 @contextmanager
@@ -158,10 +158,30 @@ class ModelAdapter:
         """Where its parameters live."""
         return device_of(self.model)
 
-    @cached_property
-    def supplies(self) -> frozenset[Signal]:
+    @property
+    def missing(self) -> dict[str, str]:
+        """Why it lacks each signal that it lacks, in words for its user."""
+        reasons = {kind.name: self._reason(kind) for kind in signals}
+        return {name: reason for name, reason in reasons.items() if reason}
+
+    @property
+    def supplies(self) -> frozenset[str]:
         """The signals a method may ask of this model."""
-        return frozenset(Signal) - frozenset(self.structure.missing)
+        return frozenset(signals.names()) - self.missing.keys()
+
+    def lacks(self, part: Part) -> str:
+        """Why a part of it was not found, "" where it was."""
+        return self.structure.missing.get(part, "")
+
+    def _reason(self, kind: Any) -> str:
+        """Why it lacks a signal, worked out once."""
+        if kind not in self._reasons:
+            self._reasons[kind] = kind().missing(self)
+        return self._reasons[kind]
+
+    @cached_property
+    def _reasons(self) -> dict[Any, str]:
+        return {}
 
     @cached_property
     def weights_hash(self) -> str:
@@ -179,7 +199,7 @@ class ModelAdapter:
         return any(name.endswith("running_mean") for name, _ in self.model.named_buffers())
 
     @property
-    def mean_colour(self) -> Tensor:
+    def mean_color(self) -> Tensor:
         """(3,) RGB in [0, 1], the colour that its normalisation maps to zero."""
         return self._normalisation[0].flatten()
 
@@ -201,10 +221,12 @@ class ModelAdapter:
             images = (images - mean) / std
             return self.source.output_fn(self.model(images.flip(1) if self.source.preprocessing.bgr else images))
 
-    def require(self, signals: frozenset[Signal], method: str) -> None:
-        """Raise UnsupportedMethodError with the reason if a signal is missing."""
-        for signal in sorted(signals - self.supplies):
-            raise UnsupportedMethodError(f"{method} needs {signal}: {self.structure.missing[signal]} ({self.name})")
+    def require(self, kinds: Iterable[Any], who: str) -> None:
+        """Raise UnsupportedMethodError with the reason if it lacks one of these signals."""
+        for kind in sorted(kinds, key=lambda kind: kind.name):
+            reason = self._reasons[kind] if kind in self._reasons else self._reason(kind)
+            if reason:
+                raise UnsupportedMethodError(f"{who} needs {kind.name}: {reason} ({self.name})")
 
     def class_name(self, index: int) -> str:
         """The name of an output, or its number."""
@@ -239,7 +261,7 @@ class ModelAdapter:
             "classifier": None if structure.classifier is None else vars(structure.classifier),
             "stages": list(structure.stages),
             "text_targets": self.source.encode_text is not None,
-            "missing": {str(signal): reason for signal, reason in structure.missing.items()},
+            "missing": self.missing,
             "note": self.source.note,
         }
 

@@ -8,11 +8,11 @@ import hashlib
 import inspect
 import marshal
 import os
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from enum import Enum
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from types import CellType, CodeType, FunctionType, MethodType
 
 import numpy as np
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "attncompare")
 """Packages whose code has a version of its own, which a run records: their classes count by name."""
 PLACES = ("__firstlineno__", "__static_attributes__")  # Python's own notes of a class (3.13), which decide nothing
-IMPORTED = time.time()  # a file edited since may not be what runs
 
 
 def structure_hash(module: nn.Module) -> str:
@@ -30,8 +29,7 @@ def structure_hash(module: nn.Module) -> str:
 
     Settings: attributes that are numbers, texts, members of an enum, tensors, functions (also partial) or collections of
     these. Code: the source of a class's methods and of the functions and constants that they name, comments included; the
-    bytecode where there is no source (typed at a prompt), where it may not be what runs (a file edited after the import
-    of attncompare) and of lambdas.
+    bytecode where there is no source (typed at a prompt), where the file no longer holds what runs, and of lambdas.
     """
     digest = hashlib.sha256()
     for line in _lines(module):
@@ -114,11 +112,20 @@ def _code(function: FunctionType, seen: set[int]) -> str:
 
 def _text(code: CodeType) -> str | bytes:
     """The source; the bytecode where there is none, or it may be that of something else."""
-    with suppress(OSError, SyntaxError):  # no file holds it, or not this any more
-        edited = os.path.exists(code.co_filename) and os.path.getmtime(code.co_filename) > IMPORTED
-        if not edited and code.co_name != "<lambda>":  # a line may hold two of them
+    with suppress(OSError, SyntaxError, ValueError):  # no file holds it, or what it holds is no Python
+        runs = code in _compiled(code.co_filename, os.path.getmtime(code.co_filename))
+        if runs and code.co_name != "<lambda>":  # a line may hold two of them
             return inspect.getsource(code)
     return marshal.dumps(code.replace(co_filename="", co_firstlineno=1), 2)  # 2: later formats depend on references
+
+
+@cache
+def _compiled(path: str, edited: float) -> frozenset[CodeType]:
+    """All code that a file holds now, which need not be what was imported from it."""
+    found = [compile(Path(path).read_bytes(), path, "exec", dont_inherit=True)]
+    for code in found:
+        found += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
+    return frozenset(found)
 
 
 def _names(code: CodeType) -> set[str]:

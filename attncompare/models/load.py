@@ -11,7 +11,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from attncompare.capture.listening import resolve_layer
+from attncompare.capture.hooks import resolve_layer
 from attncompare.capture.probe import probe
 from attncompare.errors import SpecError, UnknownNameError, UnsupportedModelError
 from attncompare.inspection.layout import TokenLayout
@@ -70,7 +70,7 @@ def load_model(name: str, *, device: str | torch.device = "cpu", seed: int = 0) 
 def load_source(name: str, *, seed: int = 0) -> ModelSource:
     """As `load_model`, without looking into the model: nothing is run."""
     if not isinstance(name, str):
-        raise UnknownNameError(f"model {name!r} is no name; a module of your own goes to wrap_model")
+        raise UnknownNameError(f"model {name!r} is not a name; a module of your own goes to wrap_model")
     folder = name.startswith(FOLDERS) and os.path.isdir(os.path.expanduser(name.partition("/")[2]))  # may hold an @
     plain, at, suffix = (name, "", "") if folder else name.partition("@")
     prefix, _, rest = plain.partition("/")
@@ -110,7 +110,7 @@ def wrap_model(
     """
     module = getattr(module, "_orig_mod", module)  # what torch.compile wraps: its calls cannot be followed
     if not isinstance(module, nn.Module):
-        raise UnsupportedModelError(f"{module!r} is no nn.Module; a function goes into the forward of one")
+        raise UnsupportedModelError(f"{module!r} is not an nn.Module; a function goes into the forward of one")
     if not isinstance(name, str):
         raise UnsupportedModelError(f"name must be text, not {name!r}")
     embedding, class_names = bool(overrides.pop("embedding", False)), overrides.pop("class_names", None)

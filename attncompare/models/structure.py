@@ -7,9 +7,22 @@ from typing import Literal
 from torch import Tensor
 
 from attncompare.inspection.layout import TokenLayout, WindowGeometry
-from attncompare.signals import Signal
 
 Family = Literal["cnn", "vit", "hierarchical"]
+Part = Literal[
+    "feature_layer",
+    "classifier",
+    "se_layers",
+    "attention",
+    "class_attention",
+    "windows",
+    "hierarchy",
+    "token_blocks",
+    "relus",
+]
+"""What a model may lack: a layer that lies on the image; averaged features and a linear layer; channel attention;
+attention that flows between tokens, that the score is read from, that lies in windows, or all of which lies in windows;
+blocks that hand their tokens on; nothing but ReLUs."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,7 @@ class ModelStructure:
     where that differs from `tokens`, the layout of the sequence. windows: blocks of windowed or multi-scale attention.
     token_layouts: every other way in which token sequences were seen to lie on the image. token_blocks: the transformer
     blocks around `attention_blocks`, each of which returns the tokens that the next one takes.
-    stages: one feature layer per resolution, shallow to deep. missing: the reason for each signal it cannot supply.
+    stages: one feature layer per resolution, shallow to deep. missing: why a part was not found, in words for the user.
     outputs: K, the number of classes or embedding dimensions.
     """
 
@@ -76,5 +89,5 @@ class ModelStructure:
     classifier: Classifier | None = None
     se_layers: tuple[SELayer, ...] = ()
     stages: tuple[str, ...] = ()
-    missing: Mapping[Signal, str] = field(default_factory=dict)
+    missing: Mapping[Part, str] = field(default_factory=dict)
     outputs: int = 0

@@ -49,7 +49,7 @@ def insert(model: nn.Module, layers: str | Sequence[str], reduction: int = 16, *
     """
     if not isinstance(model, nn.Module):
         hint = "; pass its .model, and wrap_model what comes back" if hasattr(model, "model") else ""
-        raise UnsupportedModelError(f"{type(model).__name__} is no nn.Module{hint}")
+        raise UnsupportedModelError(f"{type(model).__name__} is not an nn.Module{hint}")
     paths = [layers] if isinstance(layers, str) else list(layers)
     _check(model, paths)
     outputs = _outputs(model, paths, size)

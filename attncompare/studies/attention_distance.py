@@ -9,12 +9,11 @@ from torch import Tensor
 
 from attncompare.benchmark.evidence import with_smaller_batches
 from attncompare.capture.arguments import check_model
-from attncompare.capture.capture import capture
-from attncompare.capture.recorders import Need
+from attncompare.capture.forward_pass import record
 from attncompare.errors import UnsupportedModelError
 from attncompare.inspection.layout import TokenLayout
 from attncompare.models.adapter import ModelAdapter
-from attncompare.signals import Signal
+from attncompare.signals._base import request
 from attncompare.studies.pictures import Given, pictures_of
 
 BATCH = 4  # the full attention of every block is kept: L x heads x N x N numbers an image
@@ -63,7 +62,7 @@ def mean_attention_distance(attention: Tensor, layout: TokenLayout, size: tuple[
 
 def attends(model: ModelAdapter) -> bool:
     """Whether a model has blocks of global attention between patches, whose distance can be measured."""
-    return Signal.ATTENTION in model.supplies and bool(_measurable(model))
+    return "attention" in model.supplies and bool(_measurable(model))
 
 
 def _measurable(model: ModelAdapter) -> list[int]:
@@ -85,7 +84,7 @@ def attention_distances(model: ModelAdapter, images: Given) -> AttentionDistance
     check_model(model)
     kept, layout = _measurable(model), model.attention_tokens
     if not attends(model) or layout is None:
-        reason = model.structure.missing.get(Signal.ATTENTION, "its blocks have one query each")
+        reason = model.missing.get("attention", "its blocks have one query each")
         raise UnsupportedModelError(f"{model.name} has no attention distance: {reason}")
     pictures = pictures_of(model, images)
 
@@ -100,7 +99,7 @@ def attention_distances(model: ModelAdapter, images: Given) -> AttentionDistance
 
 def _distances(model: ModelAdapter, images: Tensor, kept: list[int], layout: TokenLayout) -> Tensor:
     """(B,L,heads) of one batch."""
-    need = Need(Signal.ATTENTION)
-    found = capture(model, images, [need], "embedding" if model.embedding else None).signals[need]
+    need = request("attention")
+    found = record(model, images, [need], "embedding" if model.embedding else None).signals[need]
     assert isinstance(found, list)
     return torch.stack([mean_attention_distance(found[i], layout, model.size) for i in kept], dim=1)

@@ -17,7 +17,6 @@ from attncompare.errors import ImageError, SpecError
 from attncompare.metrics.ranks import spearman
 from attncompare.models.adapter import ModelAdapter
 from attncompare.progress import Progress, Tick
-from attncompare.signals import Signal
 from attncompare.studies.attention_distance import AttentionDistances, attends, attention_distances
 from attncompare.studies.layer_measures import MEASURES
 from attncompare.studies.layer_responses import BATCH, LayerResponse, LayerStudy, layers
@@ -152,7 +151,7 @@ def _measured(model: ModelAdapter, part: Pictures) -> pd.DataFrame:
     """The measures of one batch: of the layers' activation and, in a transformer, of the class attention of its blocks."""
     study = layers(model, part, channels=1)
     found = [_on_grids(study).assign(map=ACTIVATION)]
-    if Signal.CLASS_ATTENTION in model.supplies:
+    if "class_attention" in model.supplies:
         found.append(_on_grids(replace(study, layers=_attended(model, part))).assign(map=ATTENTION))
     return pd.concat(found, ignore_index=True)
 

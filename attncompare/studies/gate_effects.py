@@ -8,13 +8,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncompare.capture.capture import capture
-from attncompare.capture.recorders import Need
+from attncompare.capture.forward_pass import record
 from attncompare.capture.replay import Replay
 from attncompare.capture.state import preserve_state
 from attncompare.models.adapter import ModelAdapter
 from attncompare.modules.insertion import inserted
-from attncompare.signals import Signal
+from attncompare.signals._base import request
 from attncompare.training.data import Part, TrainingData
 
 BATCH = 250
@@ -37,10 +36,10 @@ def _gates(model: ModelAdapter, part: Part, layers: Sequence[str]) -> dict[str, 
     """Layer -> (images, channels) gates, as the sigmoid gave them."""
     places = {gate.layer: number for number, gate in enumerate(model.structure.se_layers)}
     paths = inserted(model.model)
-    needs = {layer: Need(Signal.CHANNEL_ATTENTION, (("gate", places[paths[layer]]),)) for layer in layers}
+    needs = {layer: request("channel_attention", gate=places[paths[layer]]) for layer in layers}
     seen: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     for images, _ in _batches(model, part):
-        found = capture(model, images, needs.values())
+        found = record(model, images, needs.values())
         for layer, need in needs.items():
             gates = found.signals[need]
             assert isinstance(gates, Tensor)

@@ -29,7 +29,7 @@ class Inversion:
     """Images whose features at a layer are those of one image, for L layers.
 
     image: (3,H,W) the original. images: (L,3,H,W) in [0, 1], as the model takes them. losses: (L,steps + 1) relative feature
-    loss |phi(x) - phi0|^2 / |phi0|^2, that of the random start first and that of `images` last. mean_colour: (L,) the loss
+    loss |phi(x) - phi0|^2 / |phi0|^2, that of the random start first and that of `images` last. mean_color: (L,) the loss
     of an image of nothing but the model's mean colour, which an inversion that has learned anything must beat.
     """
 
@@ -38,7 +38,7 @@ class Inversion:
     image: Tensor
     images: Tensor
     losses: NDArray[np.float64]
-    mean_colour: NDArray[np.float64]
+    mean_color: NDArray[np.float64]
 
     @property
     def final(self) -> NDArray[np.float64]:
@@ -61,7 +61,7 @@ class Inversion:
                 "model": self.model,
                 "layer": self.layers,
                 "start": self.losses[:, 0],
-                "mean_colour": self.mean_colour,
+                "mean_color": self.mean_color,
                 "final": self.final,
                 "fall": self.falls,
                 "pixel_rmse": errors.numpy().astype(np.float64),
@@ -141,7 +141,7 @@ def invert(
         raise SpecError(f"{len(image)} images were given; invert takes one, (1, 3, H, W)")
     paths = _checked(model, layers, steps, rate, smoothness)
     goals = layer_outputs(model, image, paths)
-    flat = model.mean_colour.reshape(1, 3, 1, 1).expand_as(image)
+    flat = model.mean_color.reshape(1, 3, 1, 1).expand_as(image)
     plain = layer_outputs(model, flat, paths)
     start = _start(model, image, seed)
     images, losses = [], []
@@ -203,7 +203,7 @@ def _check_gradient(
 def _start(model: ModelAdapter, image: Tensor, seed: int) -> Tensor:
     """(1,3,H,W) the mean colour with noise on it, the same on every device."""
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(seed)).to(image)
-    return (model.mean_colour.reshape(1, 3, 1, 1) + START_NOISE * noise).clamp(0, 1)
+    return (model.mean_color.reshape(1, 3, 1, 1) + START_NOISE * noise).clamp(0, 1)
 
 
 def _descend(

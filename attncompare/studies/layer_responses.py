@@ -12,12 +12,11 @@ from torch import Tensor
 from attncompare.benchmark.evidence import with_smaller_batches
 from attncompare.benchmark.layer_maps import strongest_channels
 from attncompare.capture.arguments import check_model
-from attncompare.capture.capture import Capture, capture
-from attncompare.capture.listening import resolve_layer
-from attncompare.capture.recorders import Need
+from attncompare.capture.forward_pass import Recorded, record
+from attncompare.capture.hooks import resolve_layer
 from attncompare.errors import CaptureError, SpecError
 from attncompare.models.adapter import ModelAdapter
-from attncompare.signals import Signal
+from attncompare.signals._base import request
 from attncompare.studies.layer_measures import measure_maps
 from attncompare.studies.pictures import Given, Pictures, pictures_of
 
@@ -137,10 +136,10 @@ def _checked(model: ModelAdapter, layers: str | Sequence[str] | None, channels: 
 
 def _record(
     model: ModelAdapter, images: Tensor, paths: Sequence[str], channels: int
-) -> tuple[Capture, list[LayerResponse]]:
+) -> tuple[Recorded, list[LayerResponse]]:
     """One pass over one batch."""
-    needs = {path: Need(Signal.FEATURES, (("layer", path),)) for path in paths}
-    found = capture(model, images, needs.values(), "embedding" if model.embedding else None)
+    needs = {path: request("features", layer=path) for path in paths}
+    found = record(model, images, needs.values(), "embedding" if model.embedding else None)
     return found, [_response(path, found.signals[need], channels) for path, need in needs.items()]
 
 
@@ -166,6 +165,6 @@ def _predicted(model: ModelAdapter, index: int) -> str:
     return "" if model.embedding else model.class_name(index)
 
 
-def _probability(found: Capture) -> NDArray[np.float64]:
+def _probability(found: Recorded) -> NDArray[np.float64]:
     assert found.probability is not None
     return found.probability.cpu().double().numpy()

@@ -177,7 +177,7 @@ SCORES = {
     "metric nothing": ({"metrics": [None]}, "None is neither"),
     "a metric of two maps": ({"metrics": ["ssim"]}, "compares two maps"),
     "unknown protocol": ({"protocol": "rice"}, "unknown protocol 'rice'; did you mean rise"),
-    "protocol nothing": ({"protocol": None}, "protocol None is no name; one of rise"),
+    "protocol nothing": ({"protocol": None}, "protocol None is not a name; give one of rise"),
     "protocol that is missing": ({"protocol": "no.toml"}, "protocol no.toml cannot be read"),
 }
 

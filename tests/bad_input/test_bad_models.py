@@ -59,10 +59,10 @@ def inside_inference_mode() -> nn.Module:
 
 # what is wrapped, options of wrap_model, and words of the refusal
 WRONG = {
-    "no module": (lambda: "resnet50", {}, "'resnet50' is no nn.Module"),
-    "nothing": (lambda: None, {}, "None is no nn.Module"),
-    "a function": (lambda: torch.relu, {}, "is no nn.Module"),
-    "a class": (lambda: nn.Linear, {}, "is no nn.Module"),
+    "no module": (lambda: "resnet50", {}, "'resnet50' is not an nn.Module"),
+    "nothing": (lambda: None, {}, "None is not an nn.Module"),
+    "a function": (lambda: torch.relu, {}, "is not an nn.Module"),
+    "a class": (lambda: nn.Linear, {}, "is not an nn.Module"),
     "size a number": (net, {"size": 224}, r"size must be \(height, width\)"),
     "size of one": (net, {"size": (16,)}, r"size must be \(height, width\)"),
     "size zero": (net, {"size": (0, 16)}, r"size must be .*not \(0, 16\)"),
@@ -267,7 +267,7 @@ def test_a_checkpoint_of_half_precision_is_read_as_float32(tmp_path, state):
 
 
 NAMES = {
-    "nothing": (None, "is no name"),
+    "nothing": (None, "is not a name"),
     "a module": (nn.ReLU(), "goes to wrap_model"),
     "nothing behind the @": ("demo/cnn@", "behind the @ stands random or a checkpoint file"),
     "another word behind the @": ("demo/cnn@Random", "checkpoint Random does not exist"),

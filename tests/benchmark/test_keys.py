@@ -175,7 +175,7 @@ def test_a_model_that_is_loaded_again_or_has_run_hits():
 
 
 def test_the_wording_of_what_a_model_lacks_is_no_part_of_it():
-    reworded = {signal: "other words" for signal in MODEL.structure.missing}
+    reworded = dict.fromkeys(MODEL.structure.missing, "other words")
     assert reworded and key_of(model=replace(MODEL, structure=replace(MODEL.structure, missing=reworded))) == BASE
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import attncompare as ac
-from attncompare import tuning
+from attncompare import same_outputs
 from attncompare.benchmark.onednn import onednn_is_faster
 from attncompare.benchmark.openvino import openvino_forward, openvino_library
 from attncompare.benchmark.run import run_benchmark
@@ -66,7 +66,7 @@ def test_the_converted_pass_takes_any_batch_in_any_layout_and_is_made_once(name)
 
 @needs_openvino
 def test_a_deviation_beyond_the_limit_stops_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(tuning, "LARGEST_DEVIATION", -1.0)
+    monkeypatch.setattr(same_outputs, "TOLERANCE", -1.0)
     with pytest.raises(SpecError, match=r"backend openvino changes scores by .* leave it off"):
         run_benchmark(SPEC, tmp_path)
 

@@ -9,17 +9,16 @@ from torch import nn
 
 import attncompare as ac
 from attncompare.capture.attention import AttentionCalls, attention_rows, explicit_attention
-from attncompare.capture.capture import capture
-from attncompare.capture.recorders import Need
+from attncompare.capture.forward_pass import record
 from attncompare.capture.state import disable_mha_fastpath
 from attncompare.errors import CaptureError, UnsupportedModelError
 from attncompare.inspection.layout import TokenLayout
 from attncompare.models.adapter import ModelAdapter
-from attncompare.signals import Signal
+from attncompare.signals._base import request
 
 KERNEL = F.scaled_dot_product_attention
-ATTENTION, GRADIENTS = Need(Signal.ATTENTION), Need(Signal.ATTENTION_GRADIENTS)
-CLASS_ROWS = Need(Signal.CLASS_ATTENTION)
+ATTENTION, GRADIENTS = request("attention"), request("attention_gradients")
+CLASS_ROWS = request("class_attention")
 TRANSFORMERS = [
     "vit",
     "vit_mean",
@@ -36,11 +35,11 @@ TRANSFORMERS = [
 
 
 def fused(how):
-    return Need(Signal.FUSED_ATTENTION, (("fusion", how),))
+    return request("fused_attention", fusion=how)
 
 
 def recorded(model, images, need=ATTENTION, target=None):
-    return capture(model, images, [need], target).signals[need]
+    return record(model, images, [need], target).signals[need]
 
 
 def inputs_of(model, paths, images):
@@ -119,16 +118,14 @@ def test_rows_sum_to_one_and_fit_the_layout(tiny, pictures, name):
         torch.testing.assert_close(block.sum(dim=-1), torch.ones(block.shape[:-1]), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "need", [ATTENTION, GRADIENTS, CLASS_ROWS, fused("mean"), fused("max")], ids=lambda n: n.signal
-)
+@pytest.mark.parametrize("need", [ATTENTION, GRADIENTS, CLASS_ROWS, fused("mean"), fused("max")], ids=lambda n: n.name)
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_recording_does_not_change_the_logits(tiny, pictures, name, need):
     model = tiny(name)
     images = pictures(model)
     with torch.no_grad():
         plain = model.forward(images)
-    seen = capture(model, images, [need]).logits
+    seen = record(model, images, [need]).logits
     torch.testing.assert_close(seen, plain, atol=1e-5 * max(1.0, float(plain.abs().max())), rtol=0)
 
 
@@ -143,7 +140,7 @@ def test_class_rows_beside_the_fused_kernel_are_rows_of_the_full_attention(tiny,
     }
     read = rows[type(model.tokens.class_token)](model.tokens.class_token)
     full, alone = recorded(model, images), recorded(model, images, CLASS_ROWS)
-    together = capture(model, images, [ATTENTION, CLASS_ROWS]).signals[CLASS_ROWS]
+    together = record(model, images, [ATTENTION, CLASS_ROWS]).signals[CLASS_ROWS]
     for block, one, other in zip(full, alone, together, strict=True):
         expected = sum(block[:, :, row] for row in read) / len(read)
         torch.testing.assert_close(one, expected, atol=1e-6, rtol=1e-4)
@@ -220,8 +217,8 @@ def test_gradients_do_not_depend_on_what_else_is_recorded(tiny, pictures, name):
     model = tiny(name)
     images = pictures(model)
     alone = recorded(model, images, GRADIENTS, target=2)
-    others = [GRADIENTS, Need(Signal.IMAGE_GRADIENTS), Need(Signal.FEATURE_GRADIENTS), fused("mean"), CLASS_ROWS]
-    together = capture(model, images, others, 2).signals[GRADIENTS]
+    others = [GRADIENTS, request("image_gradients"), request("feature_gradients"), fused("mean"), CLASS_ROWS]
+    together = record(model, images, others, 2).signals[GRADIENTS]
     for one, other in zip(alone, together, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5 * float(one.abs().max()), rtol=0)
 
@@ -362,7 +359,7 @@ def with_blocks(model: ModelAdapter, *blocks: str) -> ModelAdapter:
     return ModelAdapter(model.source, replace(model.structure, attention_blocks=blocks))
 
 
-@pytest.mark.parametrize("need", [ATTENTION, GRADIENTS, CLASS_ROWS, fused("mean")], ids=lambda need: need.signal)
+@pytest.mark.parametrize("need", [ATTENTION, GRADIENTS, CLASS_ROWS, fused("mean")], ids=lambda need: need.name)
 def test_a_declared_block_that_never_attends_is_an_error_with_both_counts(tiny, pictures, need):
     model = with_blocks(tiny("vit"), *tiny("vit").structure.attention_blocks, "blocks.0.mlp")
     with pytest.raises(CaptureError, match=r"3 attention maps recorded .* 4 blocks declared"):
@@ -384,7 +381,7 @@ def test_a_module_that_holds_several_attentions_is_an_error(tiny, pictures):
 
 
 @pytest.mark.parametrize("name", ["vit", "vit_torchvision"])
-@pytest.mark.parametrize("need", [ATTENTION, fused("mean"), CLASS_ROWS], ids=lambda need: need.signal)
+@pytest.mark.parametrize("need", [ATTENTION, fused("mean"), CLASS_ROWS], ids=lambda need: need.name)
 def test_attention_of_another_length_than_the_layout_is_an_error(tiny, pictures, name, need):
     model = tiny(name)
     wrong = ModelAdapter(model.source, replace(model.structure, tokens=TokenLayout(2, (4, 4), 0)))

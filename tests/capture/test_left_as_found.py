@@ -14,20 +14,19 @@ from torch import nn
 import attncompare as ac
 from attncompare.errors import UnsupportedMethodError, UnsupportedModelError
 from attncompare.methods._base import methods
-from attncompare.signals import Signal
 
 ATTENTION = {
-    Signal.ATTENTION,
-    Signal.ATTENTION_GRADIENTS,
-    Signal.FUSED_ATTENTION,
-    Signal.CLASS_ATTENTION,
-    Signal.TOKENS,
-    Signal.BLOCK_GRADIENTS,
-    Signal.ATTENTION_RELEVANCE,
+    "attention",
+    "attention_gradients",
+    "fused_attention",
+    "class_attention",
+    "tokens",
+    "block_gradients",
+    "attention_relevance",
 }
-POOLING = {Signal.CLASSIFIER_WEIGHTS, Signal.POOLED_FEATURES}
-GATES = {Signal.CHANNEL_ATTENTION, Signal.GATED_FEATURES}
-WINDOWS = {Signal.WINDOW_ATTENTION, Signal.ATTENTION_HIERARCHY}
+POOLING = {"classifier_weights", "pooled_features"}
+GATES = {"channel_attention", "gated_features"}
+WINDOWS = {"window_attention", "attention_hierarchy"}
 MISSING = {
     "cnn": ATTENTION | GATES | WINDOWS,
     "vit": POOLING | GATES | WINDOWS,

@@ -8,10 +8,9 @@ from torch import nn
 import attncompare as ac
 from attncompare.capture.attention import explicit_attention
 from attncompare.errors import AttnCompareError, CaptureError, UnsupportedModelError
-from attncompare.signals import Signal
 
 CELLS, SIDE, WIDTH = 8, 64, 24
-ATTENTION_MAPS = (Signal.CLASS_ATTENTION, Signal.FUSED_ATTENTION, Signal.ATTENTION)
+ATTENTION_MAPS = ("class_attention", "fused_attention", "attention")
 
 
 class Tokens(nn.Module):
@@ -66,7 +65,7 @@ def test_the_plain_order_is_understood():
 def test_tokens_in_another_order_get_no_map(name):
     model = wrapped(built(lambda: Tokens(shuffled(SHUFFLES[name]))))
     assert not set(ATTENTION_MAPS) & model.supplies
-    assert "row by row" in model.structure.missing[Signal.CLASS_ATTENTION]
+    assert "row by row" in model.missing["class_attention"]
     assert model.structure.feature_layer in ("embed", "patches")  # the last one before the order is lost
 
 
@@ -105,7 +104,7 @@ TURNS = {"transposed": lambda x: x.transpose(2, 3), "mirrored": lambda x: x.flip
 def test_features_that_are_turned_are_not_the_features(name):
     model = wrapped(built(lambda: Turned(TURNS[name])))
     assert model.structure.feature_layer == "first"
-    assert Signal.CLASSIFIER_WEIGHTS in model.structure.missing
+    assert "classifier_weights" in model.missing
 
 
 class Twice(nn.Module):
@@ -119,7 +118,7 @@ class Twice(nn.Module):
 
 def test_a_layer_that_runs_twice_is_refused_by_name():
     model = wrapped(built(Twice))
-    assert "once per pass" in model.structure.missing[Signal.FEATURES]
+    assert "once per pass" in model.missing["features"]
     chosen = wrapped(built(Twice), feature_layer="look")
     images = torch.rand(2, 3, SIDE, SIDE)
     for method in ("layer_cam", "grad_cam"):
@@ -138,7 +137,7 @@ def test_a_layer_that_does_more_than_its_weights_is_no_cam():
     module = built(
         lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Adapted(8, 5))
     )
-    assert "not the output of one linear layer" in wrapped(module).structure.missing[Signal.CLASSIFIER_WEIGHTS]
+    assert "not the output of one linear layer" in wrapped(module).missing["classifier_weights"]
 
 
 class Chance(nn.Module):
@@ -229,8 +228,8 @@ def test_blocks_side_by_side_are_not_multiplied():
             return self.head((self.encoder.layers[0](tokens) + self.other(tokens)).mean(1))
 
     model = wrapped(built(Parallel))
-    assert "side by side" in model.structure.missing[Signal.FUSED_ATTENTION]
-    assert Signal.CLASS_ATTENTION in model.supplies
+    assert "side by side" in model.missing["fused_attention"]
+    assert "class_attention" in model.supplies
 
 
 def test_a_block_that_the_score_does_not_read_is_left_out():

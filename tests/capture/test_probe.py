@@ -9,7 +9,7 @@ import attncompare as ac
 from attncompare.errors import AttnCompareError, UnknownNameError, UnsupportedModelError
 from attncompare.inspection.layout import TokenLayout
 from attncompare.models.structure import Classifier, SELayer
-from attncompare.signals import Signal
+from attncompare.registry import signals
 
 TIMM_BLOCKS = ("blocks.0.attn", "blocks.1.attn", "blocks.2.attn")
 
@@ -69,16 +69,16 @@ def test_the_feature_layer_of_a_vit_feeds_its_last_attention(tiny, name, layer, 
 def test_the_blocks_around_attention_hand_their_tokens_on(tiny, name, blocks):
     found = tiny(name)
     assert found.structure.token_blocks == tuple(blocks.format(number) for number in range(3))
-    assert {Signal.BLOCK_GRADIENTS, Signal.ATTENTION_RELEVANCE} <= found.supplies
+    assert {"block_gradients", "attention_relevance"} <= found.supplies
 
 
 @pytest.mark.parametrize("name", ["cnn", "swin", "cait", "vit_map_pool", "levit", "xcit"])
 def test_where_blocks_do_not_hand_their_tokens_on_the_signals_of_blocks_are_missing(tiny, name):
     found = tiny(name)
     assert found.structure.token_blocks == ()
-    for signal in (Signal.BLOCK_GRADIENTS, Signal.ATTENTION_RELEVANCE):
+    for signal in ("block_gradients", "attention_relevance"):
         assert signal not in found.supplies
-        assert len(found.structure.missing[signal]) > 20
+        assert len(found.missing[signal]) > 20
 
 
 def chained(between):
@@ -103,15 +103,15 @@ def chained(between):
 def test_tokens_that_are_changed_between_two_blocks_break_the_chain():
     assert chained(lambda tokens: tokens).structure.token_blocks == ("layers.0", "layers.1")
     assert chained(lambda tokens: 2 * tokens).structure.token_blocks == ()
-    missing = chained(lambda tokens: tokens + 1).structure.missing
-    assert "blocks each of which hands its tokens to the next" in missing[Signal.BLOCK_GRADIENTS]
+    missing = chained(lambda tokens: tokens + 1).missing
+    assert "blocks each of which hands its tokens to the next" in missing["block_gradients"]
 
 
 @pytest.mark.parametrize("name", ["embedding_cnn", "embedding_vit"])
 def test_an_embedding_has_scores_but_no_classes(tiny, name):
     found = tiny(name)
-    assert Signal.SCORES in found.supplies
-    assert found.structure.missing[Signal.CLASS_SCORES] == "its output is an embedding; it has no classes"
+    assert "scores" in found.supplies
+    assert found.missing["class_scores"] == "its output is an embedding; it has no classes"
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_attention_pooling_is_one_more_reader_behind_the_blocks(pictures):
 def test_a_classifier_on_average_pooling_is_found_by_value(tiny, name, classifier):
     found = tiny(name)
     assert found.structure.classifier == classifier
-    assert (Signal.CLASSIFIER_WEIGHTS in found.supplies) == (classifier is not None)
+    assert ("classifier_weights" in found.supplies) == (classifier is not None)
 
 
 def test_max_pooling_before_the_classifier_is_no_cam(build):
@@ -188,7 +188,7 @@ def test_max_pooling_before_the_classifier_is_no_cam(build):
     module[6] = nn.AdaptiveMaxPool2d(1)
     model = ac.wrap_model(module, size=(32, 32))
     assert model.structure.classifier is None
-    assert "global average pooling" in model.structure.missing[Signal.CLASSIFIER_WEIGHTS]
+    assert "global average pooling" in model.missing["classifier_weights"]
 
 
 def test_logits_that_are_scaled_after_the_linear_layer_are_no_cam(build):
@@ -202,7 +202,7 @@ def test_logits_that_are_scaled_after_the_linear_layer_are_no_cam(build):
 
     model = ac.wrap_model(Tempered(), size=(32, 32))
     assert model.structure.classifier is None
-    assert "not the output of one linear layer" in model.structure.missing[Signal.POOLED_FEATURES]
+    assert "not the output of one linear layer" in model.missing["pooled_features"]
 
 
 def test_a_one_by_one_convolution_is_a_classifier_too():
@@ -268,32 +268,32 @@ def test_gates_at_rest_are_told_from_a_learned_scale(input_, found):
 def test_a_module_that_adds_instead_of_multiplying_is_no_gate():
     model = ac.wrap_model(gated_net(False), size=(32, 32))
     assert model.structure.se_layers == ()
-    assert "returns gates that multiply its channels" in model.structure.missing[Signal.CHANNEL_ATTENTION]
+    assert "returns gates that multiply its channels" in model.missing["channel_attention"]
 
 
 @pytest.mark.parametrize(
     ("name", "signal", "reason"),
     [
-        ("cnn", Signal.ATTENTION, "no softmax attention between image positions"),
-        ("cnn", Signal.TOKENS, "no softmax attention between image positions"),
-        ("cnn", Signal.CHANNEL_ATTENTION, "returns gates that multiply its channels"),
-        ("swin", Signal.FUSED_ATTENTION, "use window_attention or hierarchical_rollout"),
-        ("vit", Signal.WINDOW_ATTENTION, "use class_attention, attention_rollout or gradient_rollout"),
-        ("xcit", Signal.ATTENTION, "only its last blocks attend globally"),
-        ("vit", Signal.CLASSIFIER_WEIGHTS, "global average pooling"),
-        ("vit_distilled", Signal.CLASSIFIER_WEIGHTS, "not the output of one linear layer"),
-        ("embedding_cnn", Signal.CLASSIFIER_WEIGHTS, "its output is an embedding, and no linear layer"),
+        ("cnn", "attention", "no softmax attention between image positions"),
+        ("cnn", "tokens", "no softmax attention between image positions"),
+        ("cnn", "channel_attention", "returns gates that multiply its channels"),
+        ("swin", "fused_attention", "use window_attention or hierarchical_rollout"),
+        ("vit", "window_attention", "use class_attention, attention_rollout or gradient_rollout"),
+        ("xcit", "attention", "only its last blocks attend globally"),
+        ("vit", "classifier_weights", "global average pooling"),
+        ("vit_distilled", "classifier_weights", "not the output of one linear layer"),
+        ("embedding_cnn", "classifier_weights", "its output is an embedding, and no linear layer"),
     ],
 )
 def test_every_missing_signal_has_a_reason(tiny, name, signal, reason):
-    assert reason in tiny(name).structure.missing[signal]
+    assert reason in tiny(name).missing[signal]
     assert reason in tiny(name).describe()["missing"][signal]
     assert signal not in tiny(name).supplies
 
 
 def test_supplied_and_missing_signals_are_all_signals(each_tiny):
-    missing = set(each_tiny.structure.missing)
-    assert each_tiny.supplies | missing == set(Signal)
+    missing = set(each_tiny.missing)
+    assert each_tiny.supplies | missing == set(signals.names())
     assert not each_tiny.supplies & missing
 
 
@@ -448,8 +448,8 @@ def test_a_layout_given_for_a_model_whose_own_is_not_found_makes_it_explainable(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = Shuffled()
-    missing = ac.wrap_model(module, size=(32, 32)).structure.missing
-    assert "its 16 tokens do not lie on the image row by row" in missing[Signal.ATTENTION]
+    missing = ac.wrap_model(module, size=(32, 32)).missing
+    assert "its 16 tokens do not lie on the image row by row" in missing["attention"]
     layout = TokenLayout(0, (4, 4), None)
     model = ac.wrap_model(module, size=(32, 32), tokens=layout, attention_blocks=("look",), feature_layer="norm")
     images = pictures(model)
@@ -469,7 +469,7 @@ def test_a_token_layout_of_another_type_is_refused(build):
 
 def test_the_description_names_what_was_found(tiny):
     found = tiny("vit_distilled").describe()
-    assert found["tokens"] == {"prefix": 2, "grid": (4, 4), "class_token": (0, 1)}
+    assert found["tokens"] == {"prefix": 2, "grid": (4, 4), "class_token": (0, 1), "length": 18}
     assert found["attention_blocks"] == list(TIMM_BLOCKS)
     assert tiny("se_cnn").describe()["channel_attention"] == ["0.3", "1.3", "2.3"]
 
@@ -510,13 +510,13 @@ def test_a_classifier_and_gates_of_ones_own_are_used_and_no_longer_missing(build
             return self.head(self.norm(self.net(images).mean((2, 3))))
 
     module = Two().eval()
-    assert Signal.CLASSIFIER_WEIGHTS in ac.wrap_model(module, size=(32, 32)).structure.missing
+    assert "classifier_weights" in ac.wrap_model(module, size=(32, 32)).missing
     model = ac.wrap_model(module, size=(32, 32), classifier=Classifier("net", "head"))
     assert model.structure.classifier == Classifier("net", "head")
     assert ac.make_explainer(model, "cam").explain(pictures(model)).values.shape == (2, 16, 16)
     module = build("cnn")
     model = ac.wrap_model(module, size=(32, 32), se_layers=(SELayer("4", "5"),))
-    assert Signal.CHANNEL_ATTENTION in model.supplies
+    assert "channel_attention" in model.supplies
 
 
 @pytest.mark.parametrize(

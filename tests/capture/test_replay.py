@@ -3,20 +3,19 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from references.supply import supply
 from torch import nn
 
 import attncompare as ac
-from attncompare.capture.ablation import ablated_scores, has_linear_head
-from attncompare.capture.capture import capture
 from attncompare.capture.features import find_layout, join_features, split_features
-from attncompare.capture.recorders import Need
 from attncompare.capture.replay import Replay, modules_before, rows_of
 from attncompare.capture.state import preserve_state
 from attncompare.errors import CaptureError
 from attncompare.models.adapter import ModelAdapter, ModelSource
 from attncompare.models.preprocessing import Preprocessing
 from attncompare.models.structure import ModelStructure
-from attncompare.signals import Signal
+from attncompare.signals._base import request
+from attncompare.signals.ablated_scores import AblatedScores
 
 WHICH = [2, 0, 1, 2, 2, 0]
 
@@ -293,17 +292,13 @@ def scores_by_slow_loop(model, images, target, path):
     return torch.stack(found, dim=1)
 
 
-def scores_by_head(model, images, target, layer=None, linear=True):
-    need = Need(Signal.ABLATED_SCORES, (("layer", layer),))
-    needs = [Need(Signal.POOLED_FEATURES), Need(Signal.CLASSIFIER_WEIGHTS), Need(Signal.SCORES)] if linear else []
-    reference = capture(model, images, needs, target)
-    with preserve_state(model.model):
-        return ablated_scores(model, images, reference, need)
+def scores_by_head(model, images, target, layer=None):
+    return supply(model, request("ablated_scores", layer=layer), images, target)
 
 
 def assert_scores_without_each_channel(model, images):
     target = torch.arange(len(images)) % 5
-    found, forward, backward = scores_by_head(model, images, target, linear=False)
+    found, forward, backward = scores_by_head(model, images, target)
     expected = scores_by_slow_loop(model, images, target, model.structure.feature_layer)
     assert expected.std() > 1e-4
     torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
@@ -315,7 +310,7 @@ def assert_scores_without_each_channel(model, images):
 )
 def test_scores_without_each_channel_are_those_of_the_whole_model_with_that_channel_zeroed(model_of, pictures, name):
     model = model_of(name)
-    assert not has_linear_head(model, Need(Signal.ABLATED_SCORES, (("layer", None),)))
+    assert not request("ablated_scores").has_linear_head(model)
     assert_scores_without_each_channel(model, pictures(model, 3))
 
 
@@ -326,8 +321,8 @@ def test_behind_pooling_and_a_linear_layer_three_ways_agree(model_of, pictures, 
     closed, forward, backward = scores_by_head(model, images, target)
     assert (forward, backward) == (0.0, 0.0)
     slow = scores_by_slow_loop(model, images, target, model.structure.feature_layer)
-    monkeypatch.setattr("attncompare.capture.ablation.has_linear_head", lambda adapter, need: False)
-    head, forward, _ = scores_by_head(model, images, target, linear=False)
+    monkeypatch.setattr(AblatedScores, "has_linear_head", lambda self, model: False)
+    head, forward, _ = scores_by_head(model, images, target)
     assert forward == 1.0
     scale = 1e-5 * float(slow.abs().max())
     torch.testing.assert_close(closed, slow, atol=scale, rtol=0)
@@ -346,7 +341,7 @@ def test_a_rectified_feature_layer_loses_its_channel_behind_the_relu_or_before_i
 def test_another_layer_than_the_pooled_one_goes_through_the_head(model_of, pictures):
     model = model_of("cnn")
     images, target = pictures(model, 2), torch.tensor([1, 3])
-    found, forward, _ = scores_by_head(model, images, target, layer="2", linear=False)
+    found, forward, _ = scores_by_head(model, images, target, layer="2")
     assert forward == 1.0
     expected = scores_by_slow_loop(model, images, target, "2")
     torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
@@ -356,9 +351,9 @@ def test_another_layer_than_the_pooled_one_goes_through_the_head(model_of, pictu
 def test_the_size_of_the_passes_does_not_change_the_scores(model_of, pictures, monkeypatch, chunk):
     model = model_of("vit")
     images, target = pictures(model, 2), torch.tensor([1, 3])
-    expected = scores_by_head(model, images, target, linear=False)[0]
-    monkeypatch.setattr("attncompare.capture.ablation.CHUNK", chunk)
-    found = scores_by_head(model, images, target, linear=False)[0]
+    expected = scores_by_head(model, images, target)[0]
+    monkeypatch.setattr("attncompare.signals.ablated_scores.CHUNK", chunk)
+    found = scores_by_head(model, images, target)[0]
     torch.testing.assert_close(found, expected, atol=1e-6 * float(expected.abs().max()), rtol=0)
 
 
@@ -384,10 +379,9 @@ def test_a_layer_that_is_added_to_before_it_is_averaged_is_no_classifiers_featur
     images, target = pictures(model, 2), torch.tensor([1, 3])
     layer = model.structure.feature_layer
     slow = scores_by_slow_loop(model, images, target, layer)
-    closed = has_linear_head(model, Need(Signal.ABLATED_SCORES, (("layer", None),)))
-    found = scores_by_head(model, images, target, linear=closed)[0]
+    found = scores_by_head(model, images, target)[0]
     torch.testing.assert_close(found, slow, atol=1e-5 * float(slow.abs().max()), rtol=0)
-    if Signal.CLASSIFIER_WEIGHTS in model.supplies:  # CAM's mean and the bias are the logit, or it is no CAM
+    if "classifier_weights" in model.supplies:  # CAM's mean and the bias are the logit, or it is no CAM
         cam = ac.make_explainer(model, "cam").explain(images, target).values.mean((1, 2))
         with torch.no_grad():
             logits = model.forward(images).gather(1, target[:, None])[:, 0]

@@ -6,19 +6,18 @@ import torch.nn.functional as F
 from torch import nn
 
 import attncompare as ac
-from attncompare.capture.capture import capture
 from attncompare.capture.features import Tap, find_layout, tapped
-from attncompare.capture.recorders import Need
+from attncompare.capture.forward_pass import record
 from attncompare.errors import CaptureError, UnknownNameError
 from attncompare.inspection.layout import TokenLayout
-from attncompare.signals import Signal
+from attncompare.signals._base import request
 
 CLASS_TOKEN = TokenLayout(prefix=1, grid=(4, 6), class_token=0)
 
 
 def features_of(model, images, layer=None, target=None):
-    needs = [Need(signal, (("layer", layer),)) for signal in (Signal.FEATURES, Signal.FEATURE_GRADIENTS)]
-    seen = capture(model, images, needs, target)
+    needs = [request(signal, layer=layer) for signal in ("features", "feature_gradients")]
+    seen = record(model, images, needs, target)
     return [seen.signals[need] for need in needs]
 
 
@@ -152,9 +151,9 @@ def test_an_in_place_relu_behind_the_tap_cannot_overwrite_the_features(tiny, pic
     images = pictures(model)
     with torch.no_grad():
         expected = model.model.features((images - 0.5) / 0.5)
-    needs = [Need(Signal.FEATURES, (("layer", None),))]
-    needs += [Need(Signal.FEATURE_GRADIENTS, (("layer", None),)), Need(Signal.IMAGE_GRADIENTS)] if together else []
-    actual = capture(model, images, needs).signals[needs[0]]
+    needs = [request("features", layer=None)]
+    needs += [request("feature_gradients", layer=None), request("image_gradients")] if together else []
+    actual = record(model, images, needs).signals[needs[0]]
     assert expected.min() < -0.1  # there is something that the ReLU would cut off
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
 
@@ -184,8 +183,8 @@ def test_an_inner_layer_overwritten_in_place_is_recorded_as_it_was(tiny, picture
 def test_two_layers_are_tapped_in_one_pass(tiny, pictures):
     model = tiny("cnn")
     images = pictures(model)
-    needs = [Need(Signal.FEATURE_GRADIENTS, (("layer", layer),)) for layer in ("1", "5")]
-    both = capture(model, images, needs, 2).signals
+    needs = [request("feature_gradients", layer=layer) for layer in ("1", "5")]
+    both = record(model, images, needs, 2).signals
     for need, layer in zip(needs, ("1", "5"), strict=True):
         torch.testing.assert_close(both[need], features_of(model, images, layer, 2)[1], atol=1e-8, rtol=1e-5)
 

@@ -7,11 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import attncompare as ac
-from attncompare.capture.capture import capture
-from attncompare.capture.recorders import Need
+from attncompare.capture.forward_pass import record
 from attncompare.capture.targets import TargetScore
 from attncompare.errors import CaptureError, SpecError, UnsupportedMethodError
-from attncompare.signals import Signal
+from attncompare.signals._base import request
 
 GRADIENT_METHODS = ["layer_cam", "hires_cam", "saliency", "grad_cam", "integrated_gradients"]
 SHARED_OR_ALONE = ["saliency", "grad_cam", "random_map"]
@@ -56,8 +55,8 @@ def test_the_score_is_the_logit_before_softmax(tiny, pictures):
     plain = images.clone().requires_grad_(True)
     logits = model.forward(plain)
     expected = torch.autograd.grad(logits[:, 2].sum(), plain)[0]
-    need = Need(Signal.IMAGE_GRADIENTS)
-    torch.testing.assert_close(capture(model, images, [need], 2).signals[need], expected, atol=1e-7, rtol=1e-4)
+    need = request("image_gradients")
+    torch.testing.assert_close(record(model, images, [need], 2).signals[need], expected, atol=1e-7, rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", SHARED_OR_ALONE)
@@ -201,8 +200,8 @@ def test_an_embedding_is_explained_by_its_product_with_the_clean_direction(tiny,
     clean = embedded.detach()
     score = sum((embedded[b] * clean[b]).sum() / clean[b].norm() for b in range(2))
     expected = torch.autograd.grad(score, plain)[0]
-    need = Need(Signal.IMAGE_GRADIENTS)
-    actual = capture(model, images, [need], target).signals[need]
+    need = request("image_gradients")
+    actual = record(model, images, [need], target).signals[need]
     assert expected.abs().max() > 1e-4
     torch.testing.assert_close(actual, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-4)
 
@@ -212,8 +211,8 @@ def test_the_cosine_itself_would_have_no_gradient(tiny, pictures):
     plain = pictures(model).requires_grad_(True)
     embedded = model.forward(plain)
     cosine = F.cosine_similarity(embedded, embedded.detach()).sum()
-    need = Need(Signal.IMAGE_GRADIENTS)
-    used = capture(model, plain.detach(), [need]).signals[need]
+    need = request("image_gradients")
+    used = record(model, plain.detach(), [need]).signals[need]
     assert torch.autograd.grad(cosine, plain)[0].abs().max() < 1e-4 * used.abs().max()
 
 

@@ -5,18 +5,17 @@ import torch
 import torch.nn.functional as F
 
 import attncompare as ac
-from attncompare.capture.capture import capture
-from attncompare.capture.recorders import Need
+from attncompare.capture.forward_pass import record
 from attncompare.errors import SpecError, UnsupportedMethodError
 from attncompare.inspection.layout import TokenLayout
-from attncompare.signals import Signal
+from attncompare.signals._base import request
 
-WINDOWS = Need(Signal.WINDOW_ATTENTION)
-HIERARCHY = Need(Signal.ATTENTION_HIERARCHY)
+WINDOWS = request("window_attention")
+HIERARCHY = request("attention_hierarchy")
 
 
 def recorded(model, images, need=WINDOWS):
-    return capture(model, images, [need]).signals[need]
+    return record(model, images, [need]).signals[need]
 
 
 def positions(h, w):
@@ -253,8 +252,8 @@ def test_reduced_keys_are_refused_with_the_reason():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = ac.wrap_model(PyramidVisionTransformerV2(**sizes, num_classes=5).eval(), size=(64, 64))
-    assert "1 of its 2 attention blocks" in model.structure.missing[Signal.ATTENTION_HIERARCHY]
-    assert "positions are mixed before it" in model.structure.missing[Signal.ATTENTION_HIERARCHY]
+    assert "1 of its 2 attention blocks" in model.missing["attention_hierarchy"]
+    assert "positions are mixed before it" in model.missing["attention_hierarchy"]
     assert [block.path for block in model.structure.windows] == ["stages.1.blocks.0.attn"]
 
 
@@ -264,7 +263,7 @@ def test_attention_between_channels_is_not_taken_for_attention_between_as_many_t
     assert model.structure.attention_blocks == ("cls_attn_blocks.0.attn", "cls_attn_blocks.1.attn")
     assert model.structure.pooling_blocks == model.structure.attention_blocks
     assert model.attention_tokens == TokenLayout(1, (4, 4), 0)
-    assert Signal.CLASS_ATTENTION in model.supplies
+    assert "class_attention" in model.supplies
 
 
 def test_as_many_channels_per_head_as_tokens_is_still_token_attention():
@@ -285,8 +284,8 @@ def test_class_attention_blocks_join_the_flow_of_the_patches(tiny):
     """CaiT: the class token exists in the last two blocks only, which leave the patches as they are."""
     model = tiny("cait")
     images = images_of(model, 1)
-    needs = [Need(Signal.ATTENTION), Need(Signal.CLASS_ATTENTION)]
-    found = capture(model, images, needs).signals
+    needs = [request("attention"), request("class_attention")]
+    found = record(model, images, needs).signals
     attention = [block[0].double().mean(0) for block in found[needs[0]]]
     assert [block.shape for block in attention] == [(17, 17)] * 4
     for block in attention[:2]:  # the patches' own blocks
@@ -316,8 +315,8 @@ def test_talking_heads_are_recorded_before_they_are_mixed(tiny):
     seen = []
     handle = model.model.blocks[0].attn.attn_drop.register_forward_hook(lambda m, a, out: seen.append(out))
     try:
-        need = Need(Signal.ATTENTION)
-        block = capture(model, images_of(model), [need]).signals[need][0]
+        need = request("attention")
+        block = record(model, images_of(model), [need]).signals[need][0]
     finally:
         handle.remove()
     torch.testing.assert_close(block.sum(-1), torch.ones(block.shape[:-1]))

@@ -5,14 +5,13 @@ import pytest
 import torch
 
 import attncompare as ac
-from attncompare.capture.capture import capture
-from attncompare.capture.recorders import Need
+from attncompare.capture.forward_pass import record
 from attncompare.errors import SpecError
 from attncompare.inspection.layout import TokenLayout
 from attncompare.methods.attention_rollout import attention_rollout
 from attncompare.methods.class_attention import class_attention
 from attncompare.methods.gradient_rollout import gradient_rollout
-from attncompare.signals import Signal
+from attncompare.signals._base import request
 
 CLASS_TOKEN = TokenLayout(prefix=1, grid=(2, 3), class_token=0)
 TWO_TOKENS = TokenLayout(prefix=2, grid=(2, 3), class_token=(0, 1))
@@ -88,8 +87,8 @@ def test_the_fusion_option_fuses_the_heads_that_were_recorded(tiny, pictures, fu
     model = tiny("vit")
     images = pictures(model)
     actual = ac.make_explainer(model, "attention_rollout", fusion=fusion).explain(images).values
-    need = Need(Signal.ATTENTION)
-    blocks = capture(model, images, [need]).signals[need]
+    need = request("attention")
+    blocks = record(model, images, [need]).signals[need]
     for image in range(2):
         steps = [getattr(block[image].double().numpy(), fusion)(axis=0) for block in blocks]
         expected = read_row(half_identity_product(steps), model.tokens)

@@ -2,9 +2,8 @@ import timm
 import torch
 
 import attncompare as ac
-from attncompare.capture.capture import capture
-from attncompare.capture.recorders import Need
-from attncompare.signals import Signal
+from attncompare.capture.forward_pass import record
+from attncompare.signals._base import request
 
 
 def test_what_patches_gain_is_not_lost_beside_the_identity_where_tokens_are_averaged():
@@ -17,8 +16,8 @@ def test_what_patches_gain_is_not_lost_beside_the_identity_where_tokens_are_aver
         )  # fmt: skip
     model = ac.wrap_model(net.eval(), size=(64, 64))
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    needs = [Need(Signal.ATTENTION), Need(Signal.ATTENTION_GRADIENTS)]
-    recorded = capture(model, images, needs).signals
+    needs = [request("attention"), request("attention_gradients")]
+    recorded = record(model, images, needs).signals
     product = torch.eye(16, dtype=torch.float64).repeat(2, 1, 1)
     for weights, gradients in zip(*(recorded[need] for need in needs), strict=True):
         product = product + (weights.double() * gradients.double()).clamp(min=0).mean(dim=1) @ product

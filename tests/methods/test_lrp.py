@@ -8,16 +8,11 @@ import torch
 from references import lrp, transformer, vit
 from references.compare import difference
 from references.plain import Plain
+from references.supply import supply
 from torch import nn
 
 import attncompare as ac
-from attncompare.capture import relevance as relevance_module
-from attncompare.capture.altered import altered
-from attncompare.capture.capture import capture
-from attncompare.capture.recorders import Need
-from attncompare.capture.state import preserve_state
-from attncompare.errors import UnsupportedMethodError
-from attncompare.signals import Signal
+from attncompare.signals._base import request
 
 RELATIVE = 1e-5
 TARGET = torch.tensor([3, 1])
@@ -32,10 +27,8 @@ def doubled(model):
 
 
 def signal(model, images, name, target=TARGET):
-    """An altered signal of the package, in the precision of the model."""
-    scores = Need(Signal.SCORES)
-    with torch.enable_grad(), preserve_state(model.model):
-        return altered(model, images, capture(model, images, [scores], target), Need(name))[0]
+    """An extra signal of the package, in the precision of the model."""
+    return supply(model, request(name), images, target)[0]
 
 
 @pytest.mark.parametrize("name", VIT_KINDS)
@@ -63,7 +56,7 @@ def test_legrad_is_the_mean_over_blocks_of_each_blocks_own_positive_gradients(ti
 def test_the_block_gradients_are_those_of_the_derivation_to_rounding_in_float64(tiny, pictures, name):
     model = tiny(name)
     images = pictures(model).double()
-    found = signal(doubled(model), images, Signal.BLOCK_GRADIENTS)
+    found = signal(doubled(model), images, "block_gradients")
     for one, expected in zip(found, transformer.legrad_gradients(model, images, TARGET), strict=True):
         assert difference(one, expected) <= 1e-12
 
@@ -88,7 +81,7 @@ def test_the_relevance_of_every_block_is_that_of_the_layer_by_layer_derivation(t
     """To the rounding of what is handed on, float32."""
     model = tiny(name)
     images = pictures(model).double()
-    found = signal(doubled(model), images, Signal.ATTENTION_RELEVANCE)
+    found = signal(doubled(model), images, "attention_relevance")
     for index in range(2):
         expected = lrp.attention_relevance(model, images[index : index + 1], int(TARGET[index]))
         assert difference(torch.stack([one[index] for one in found]), torch.stack(expected)) <= 1e-7
@@ -107,45 +100,6 @@ def test_transformer_lrp_of_a_trained_model_does_not_hang_on_rounding():
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     shown = ac.make_explainer(model, "transformer_lrp").explain(images, TARGET[:1])
     assert difference(shown.values, lrp.transformer_lrp(model, images, TARGET[:1])) <= RELATIVE
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_the_rules_share_out_all_relevance(seed):
-    """Linear layers, products and residual sums hand on what they get, however their inputs are signed."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    weight, relevance = draw(5, 7), draw(4, 5)
-    x = draw(4, 7).requires_grad_(True)
-    with relevance_module.RelevanceRules():
-        out = nn.functional.linear(x, weight, draw(5))
-    found = torch.autograd.grad(out, x, relevance)[0]
-    torch.testing.assert_close(found, lrp.positive_linear(x.detach(), weight, relevance))
-    torch.testing.assert_close(found.sum(), relevance.sum())
-
-    a, b, relevance = draw(2, 3, 4).requires_grad_(True), draw(2, 4, 5).requires_grad_(True), draw(2, 3, 5)
-    with relevance_module.RelevanceRules():
-        out = a @ b
-    found = torch.autograd.grad(out, [a, b], relevance)
-    for one, expected in zip(found, lrp.product(a.detach(), b.detach(), relevance), strict=True):
-        torch.testing.assert_close(one, expected, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(one.sum(), relevance.sum() / 2)
-
-    a, b, relevance = draw(1, 6).requires_grad_(True), draw(1, 6).requires_grad_(True), draw(1, 6)
-    with relevance_module.RelevanceRules():
-        out = a + b
-    found = torch.autograd.grad(out, [a, b], relevance)
-    for one, expected in zip(found, lrp.residual(a.detach(), b.detach(), relevance), strict=True):
-        torch.testing.assert_close(one, expected, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(found[0].sum() + found[1].sum(), relevance.sum())
-
-
-def test_relevance_has_no_rule_for_a_product_and_says_so():
-    x = torch.rand(2, 4, requires_grad=True)
-    with relevance_module.RelevanceRules(), pytest.raises(UnsupportedMethodError, match="no rule for"):
-        _ = x * x
 
 
 # AttnLRP

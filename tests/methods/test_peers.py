@@ -10,12 +10,11 @@ from references import cams, gradients, peers, transformer, vit
 from references.compare import difference
 from references.plain import Plain
 
-from attncompare.capture.capture import capture
-from attncompare.capture.recorders import Need
+from attncompare.capture.forward_pass import record
 from attncompare.explain import explain_together
 from attncompare.methods._base import methods
 from attncompare.models.load import load_model
-from attncompare.signals import Signal
+from attncompare.signals._base import request
 
 pytestmark = pytest.mark.peers
 RELATIVE = 1e-5
@@ -67,8 +66,8 @@ def test_weights_and_projections_equal_those_of_pytorch_grad_cam(opened, model, 
     """Its functions on our features behind a ReLU; the gradients enlarged, so that what it adds to a divisor is small."""
     pytest.importorskip("pytorch_grad_cam")
     adapter, images, target = opened(model)
-    needs = [Need(Signal.FEATURES), Need(Signal.FEATURE_GRADIENTS)]
-    found = capture(adapter, images, needs, target).signals
+    needs = [request("features"), request("feature_gradients")]
+    found = record(adapter, images, needs, target).signals
     features, slopes = found[needs[0]].relu().double(), 1e6 * found[needs[1]].double()
     peer = peers.on_our_features(
         {"grad_cam_pp": "GradCAMPlusPlus", "xgrad_cam": "XGradCAM", "eigen_cam": "EigenCAM"}[name]

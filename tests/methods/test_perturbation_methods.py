@@ -9,19 +9,17 @@ import torch
 from references import cams, perturbation
 from references.compare import difference
 from references.plain import Plain, enlarged
+from references.supply import supply
 from torch import nn
 
 import attncompare as ac
-from attncompare.capture.altered import altered, prerequisites
-from attncompare.capture.capture import capture
-from attncompare.capture.recorders import Need
 from attncompare.capture.state import preserve_state
 from attncompare.capture.targets import CountedForward, TargetScore
 from attncompare.maps import normalise_map, resize_map
 from attncompare.methods.ablation_cam import ablation_cam
 from attncompare.methods.kernel_shap import kernel_shap
 from attncompare.methods.lime import lime
-from attncompare.signals import Signal
+from attncompare.signals._base import request
 
 RELATIVE = 1e-5
 MODELS = ["cnn", "overwriting_cnn", "swin", "vit", "vit_mean", "vit_oblong", "hf_vit", "vit_registers"]
@@ -99,10 +97,7 @@ def test_ablated_scores_are_those_of_the_loop_to_rounding(tiny, pictures, name):
     source = replace(model.source, model=copy.deepcopy(model.model).double())
     double = replace(model, source=source, checked_recordings=set())
     images, target = pictures(model).double(), torch.tensor([3, 1])
-    need = Need(Signal.ABLATED_SCORES)
-    with preserve_state(double.model):
-        reference = capture(double, images, prerequisites(double, need, target) or [Need(Signal.SCORES)], target)
-        found = altered(double, images, reference, need)[0]
+    found = supply(double, request("ablated_scores"), images, target)[0]
     plain = Plain(model)
     for index in range(2):
         for channel in range(found.shape[1]):

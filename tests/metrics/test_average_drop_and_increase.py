@@ -20,7 +20,7 @@ def picture(*rows):
     return torch.tensor(rows).expand(3, -1, -1)[None].clone()
 
 
-def test_where_the_map_is_low_the_mean_colour_shows():
+def test_where_the_map_is_low_the_mean_color_shows():
     image = picture([1.0, 0.0], [0.0, 1.0])
     behind = images_behind_maps(image, torch.tensor([[[4.0, 2.0], [0.0, 3.0]]]), GREY)  # weights 1, 1/2, 0, 3/4
     torch.testing.assert_close(behind, picture([1.0, 0.25], [0.5, 0.875]))

@@ -23,7 +23,7 @@ def test_blur_is_a_convolution_in_normalised_space_with_zero_padding(size):
     np.testing.assert_allclose(blurred[0].numpy(), blurred_by_hand(image[0].double().numpy()), atol=1e-6)
 
 
-def test_blurring_the_mean_colour_changes_nothing_even_at_the_border():
+def test_blurring_the_mean_color_changes_nothing_even_at_the_border():
     flat = torch.tensor(MEAN).reshape(1, 3, 1, 1).expand(1, 3, 16, 12)
     torch.testing.assert_close(baseline_images(flat, "blur", MEAN), flat.contiguous(), rtol=0, atol=1e-6)
 

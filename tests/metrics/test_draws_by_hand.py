@@ -45,7 +45,7 @@ def rectangles(size: tuple[int, int], count: int = 64) -> list[tuple[slice, slic
 @pytest.mark.parametrize("name", MODELS)
 def test_infidelity_removes_the_same_64_rectangles_from_every_image(name):
     model, images, maps, values = scored(name, "infidelity")
-    mean = model.mean_colour.reshape(3, 1, 1)
+    mean = model.mean_color.reshape(3, 1, 1)
     for image, shown, target, value in zip(images, enlarged(maps, model.size), maps.target, values, strict=True):
         altered = [image]
         for rows, columns in rectangles(model.size):

@@ -62,7 +62,7 @@ def test_lite0_sees_the_coffee(lite0):
 @needs_lite
 def test_lite0_supplies_cam_and_no_gates(lite0):
     assert lite0.structure.classifier.linear == "classifier"
-    assert "returns gates that multiply its channels" in lite0.structure.missing["channel_attention"]
+    assert "returns gates that multiply its channels" in lite0.missing["channel_attention"]
     assert lite0.size == (224, 224)
     assert len(lite0.class_names) == 1000
 

@@ -10,11 +10,10 @@ from PIL import Image
 from references.dual_encoders import TEXT, write_tokenizer
 
 import attncompare as ac
-from attncompare.capture.capture import capture
-from attncompare.capture.recorders import Need
+from attncompare.capture.forward_pass import record
 from attncompare.errors import UnsupportedModelError
 from attncompare.models.sources.patches import to_images, to_patches
-from attncompare.signals import Signal
+from attncompare.signals._base import request
 
 SIDE, PATCH = 32, 8
 VISION = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
@@ -95,8 +94,8 @@ def test_attention_is_what_the_library_returns(classifier, tmp_path):
     images = ac.load_images(picture(), model)
     with torch.no_grad():
         expected = eager(**patches_of(folder, picture()), output_attentions=True).attentions
-    need = Need(Signal.ATTENTION)
-    found = capture(model, images, [need]).signals[need]
+    need = request("attention")
+    found = record(model, images, [need]).signals[need]
     assert len(found) == len(expected) == 3
     for mine, right in zip(found, expected, strict=True):
         torch.testing.assert_close(mine[..., -16:, -16:], right, atol=1e-5, rtol=0)

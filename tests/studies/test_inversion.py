@@ -69,7 +69,7 @@ def test_the_loss_falls_by_90_percent_on_every_layer(inverted, demo, name):
     assert found.layers == layers_over_depth(demo[name]) and len(found.layers) == 5
     assert found.losses.shape == (5, STEPS + 1) and np.isfinite(found.losses).all()
     assert (found.falls >= 0.9).all(), found.falls
-    assert (found.final < 0.1 * found.mean_colour).all(), "a plain image must be beaten as well"
+    assert (found.final < 0.1 * found.mean_color).all(), "a plain image must be beaten as well"
     assert found.images.shape == (5, 3, 64, 64)
     assert float(found.images.min()) >= 0 and float(found.images.max()) <= 1
 
@@ -83,7 +83,7 @@ def test_the_losses_are_those_of_the_images_that_are_returned(inverted, demo, pi
         grey = output_by_hook(demo[name], path, plain)
         assert found.final[number] == pytest.approx(float(((at - goal) ** 2).sum() / (goal**2).sum()), rel=1e-3)
         expected = float(((grey - goal) ** 2).sum() / (goal**2).sum())
-        assert found.mean_colour[number] == pytest.approx(expected, rel=1e-3)
+        assert found.mean_color[number] == pytest.approx(expected, rel=1e-3)
 
 
 def test_shallow_layers_keep_more_of_the_image_than_deep_ones(inverted):

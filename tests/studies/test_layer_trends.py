@@ -13,12 +13,11 @@ from command_line import run
 from references.layout import drawn_texts, faults
 
 import attncompare as ac
-from attncompare.capture.capture import capture
-from attncompare.capture.recorders import Need
+from attncompare.capture.forward_pass import record
 from attncompare.errors import ImageError, ResultFormatError, SpecError, UnsupportedModelError
 from attncompare.inspection.layout import TokenLayout
 from attncompare.reporting.studies.layer_trends import distance_figure, trends_figure
-from attncompare.signals import Signal
+from attncompare.signals._base import request
 from attncompare.studies.attention_distance import mean_attention_distance, patch_distances
 from attncompare.studies.depth_trends import ACTIVATION, ATTENTION, COARSEST, DISTANCE, OWN, layer_trends, trend
 
@@ -67,10 +66,10 @@ def test_queries_that_see_no_patch_do_not_count():
 @pytest.mark.parametrize("name", ["vit", "vit_oblong", "vit_registers", "vit_mean", "hf_vit", "vit_torchvision"])
 def test_distances_are_those_of_the_recorded_attention(tiny, pictures, name):
     model = tiny(name)
-    images, need = pictures(model, 5), Need(Signal.ATTENTION)
+    images, need = pictures(model, 5), request("attention")
     found = ac.studies.attention_distances(model, images)
     assert found.blocks == model.structure.attention_blocks and found.values.shape == (5, len(found.blocks), 2)
-    recorded = capture(model, images, [need]).signals[need]
+    recorded = record(model, images, [need]).signals[need]
     for block in range(len(found.blocks)):
         for image, head in ((0, 0), (4, 1)):
             expected = slow_distance(recorded[block][image, head], model.tokens, model.size)

@@ -31,7 +31,7 @@ from attncompare.models.load import load_model
 from attncompare.tuning import Tuning, tune
 
 PLAIN = "(plain forward)"
-NO_METER = Failure("unsupported", "this system does not tell the peak of a process")
+NO_METER = Failure("unsupported", "this system does not report the peak memory of a process")
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,9 @@ import torch
 from torch import Tensor
 
 from attncompare.benchmark.records import Variant
-from attncompare.capture.capture import UNRECORDED
 from attncompare.methods._base import Method
 from attncompare.models.adapter import ModelAdapter
-from attncompare.signals import Signal
-
-FROM_OUTSIDE = UNRECORDED | {Signal.FORWARD, Signal.TARGET_SCORE}
-"""Signals that need nothing but the model's input and output."""
+from attncompare.registry import signals
 
 
 def refusal(variant: Variant, method: Method) -> str:
@@ -22,7 +18,7 @@ def refusal(variant: Variant, method: Method) -> str:
     Hooks that are set after torch.compile never run (torch._dynamo.config.skip_nnmodule_hook_guards), so what reads
     inside the model would silently get nothing, or what an earlier call recorded.
     """
-    inside = sorted(set(method.needs) - FROM_OUTSIDE)
+    inside = sorted(name for name in method.needs if signals.get(name).inside)
     if variant == "compile" and inside:
         return f"{method.name} reads {', '.join(inside)} inside the model, where torch.compile leaves nothing to read"
     return ""

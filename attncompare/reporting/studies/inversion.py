@@ -43,7 +43,7 @@ def inversion_figure(study: Inversion, venue: str = "a4") -> Figure:
 
 
 def _title(study: Inversion, number: int, side: float, page: Venue) -> str:
-    losses = f"loss {study.final[number]:.2g}\n(mean colour {study.mean_colour[number]:.2g})"
+    losses = f"loss {study.final[number]:.2g}\n(mean colour {study.mean_color[number]:.2g})"
     return "\n".join(wrapped(line, side - 0.1, page.small) for line in (study.layers[number], *losses.split("\n")))
 
 

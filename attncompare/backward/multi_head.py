@@ -1,5 +1,6 @@
 """nn.MultiheadAttention in functions that a backward rule can meet one by one."""
 
+import inspect
 from typing import Any
 
 import torch.nn.functional as F
@@ -7,12 +8,7 @@ from torch import Tensor
 
 from attncompare.errors import UnsupportedMethodError
 
-NAMES = (
-    "query", "key", "value", "embed_dim_to_check", "num_heads", "in_proj_weight", "in_proj_bias", "bias_k", "bias_v",
-    "add_zero_attn", "dropout_p", "out_proj_weight", "out_proj_bias", "training", "key_padding_mask", "need_weights",
-    "attn_mask", "use_separate_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "static_k", "static_v",
-    "average_attn_weights", "is_causal",
-)  # fmt: skip
+SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 UNUSED = ("bias_k", "bias_v", "add_zero_attn", "key_padding_mask", "attn_mask", "static_k", "static_v", "is_causal")
 
 
@@ -21,15 +17,15 @@ def multi_head_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | No
 
     The kernel and softmax are looked up when they are called, so that who stands in for them is met.
     """
-    given = {"need_weights": True, "average_attn_weights": True, **dict(zip(NAMES, args, strict=False)), **kwargs}
-    if used := [name for name in UNUSED if given.get(name) is not None and given.get(name) is not False]:
+    bound = SIGNATURE.bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = bound.arguments
+    if used := [name for name in UNUSED if given[name] is not None and given[name] is not False]:
         raise UnsupportedMethodError(f"no backward rules for nn.MultiheadAttention with {', '.join(used)}")
     heads, inputs = given["num_heads"], (given["query"], given["key"], given["value"])
     biases = (None,) * 3 if given["in_proj_bias"] is None else given["in_proj_bias"].chunk(3)
-    if given.get("use_separate_proj_weight"):
-        weights = tuple(given[f"{part}_proj_weight"] for part in "qkv")
-    else:
-        weights = given["in_proj_weight"].chunk(3)
+    apart = given["use_separate_proj_weight"]
+    weights = [given[f"{part}_proj_weight"] for part in "qkv"] if apart else given["in_proj_weight"].chunk(3)
     length, batch, width = inputs[0].shape
 
     def by_head(x: Tensor) -> Tensor:
@@ -46,5 +42,4 @@ def multi_head_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | No
     else:
         mixed = F.scaled_dot_product_attention(query, key, value)
     joined = mixed.permute(2, 0, 1, 3).reshape(length, batch, width)
-    output: Tensor = F.linear(joined, given["out_proj_weight"], given["out_proj_bias"])
-    return output, attention
+    return F.linear(joined, given["out_proj_weight"], given["out_proj_bias"]), attention

@@ -4,7 +4,6 @@ import torch
 
 from attncompare.errors import CaptureError
 from attncompare.inspection.layout import TokenLayout
-from attncompare.signals import GRADIENTS, SIGNAL_OPTIONS, Signal
 
 PREFIXES = (0, 1, 2, 5)
 GRIDS = ((3, 3), (2, 5), (4, 1))
@@ -79,13 +78,3 @@ def test_a_flow_with_a_wrong_number_of_keys_is_refused():
 
 def test_length_counts_prefix_and_patches():
     assert [TokenLayout(prefix, (2, 5)).length for prefix in PREFIXES] == [10, 11, 12, 15]
-
-
-def test_every_gradient_has_a_signal_it_is_taken_of_and_shares_its_options():
-    for gradient, of in GRADIENTS.items():
-        assert gradient.value == f"{of.value.removesuffix('s')}_gradients"
-        assert SIGNAL_OPTIONS.get(gradient) == SIGNAL_OPTIONS.get(of)
-
-
-def test_a_signal_is_the_name_of_the_parameter_that_asks_for_it():
-    assert all(signal.value == signal.name.lower() and signal.value.isidentifier() for signal in Signal)

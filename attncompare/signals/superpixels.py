@@ -4,6 +4,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attncompare.capture.forward_pass import ForwardPass
+from attncompare.registry import Option
+from attncompare.signals._base import Signal, signal
+
+SEGMENTS = Option("segments", 50, None, "how many superpixels are wanted", int, (2, 10_000))
+
+
+@signal(cost="free", options=(SEGMENTS,))
+class Superpixels(Signal):
+    """(B,H,W) int64 labels of SLIC segments, 0 to count - 1 in each image."""
+
+    segments: int = 50
+
+    def read(self, of: ForwardPass) -> Tensor:
+        return superpixels(of.images, self.segments)
+
 
 def superpixels(images: Tensor, count: int) -> Tensor:
     """(B,3,H,W) in [0, 1] -> (B,H,W) int64 labels 0, 1, ... of about `count` SLIC segments each.

@@ -1,0 +1,25 @@
+"""The gates of a channel-attention layer."""
+
+from torch import Tensor
+
+from attncompare.capture.forward_pass import ForwardPass
+from attncompare.capture.hooks import Hooks, gate_index
+from attncompare.models.adapter import ModelAdapter
+from attncompare.signals._base import GATE, Signal, signal
+
+
+@signal(cost="shared", options=(GATE,))
+class ChannelAttention(Signal):
+    """(B,C) gate values of a squeeze-and-excitation layer, in [0, 1]."""
+
+    gate: int = -1
+
+    def missing(self, model: ModelAdapter) -> str:
+        return model.lacks("se_layers")
+
+    def attach(self, hooks: Hooks) -> None:
+        hooks.gates.add(self.gate)
+
+    def read(self, of: ForwardPass) -> Tensor:
+        gate = of.model.structure.se_layers[gate_index(of.model, self.gate)]
+        return of.hooks.outputs.outputs[gate.values].flatten(1)

@@ -1,0 +1,29 @@
+"""The attention of every block, its heads fused."""
+
+from torch import Tensor
+
+from attncompare.capture.forward_pass import ForwardPass
+from attncompare.capture.hooks import Hooks
+from attncompare.models.adapter import ModelAdapter
+from attncompare.registry import Option
+from attncompare.signals._base import Signal, signal
+
+FUSION = Option(
+    "fusion", "mean", ("mean", "max", "min"), "how the heads of a block are fused; the paper's is mean", str
+)
+
+
+@signal(cost="shared", options=(FUSION,))
+class FusedAttention(Signal):
+    """L x (B,N,N) attention, heads fused."""
+
+    fusion: str = "mean"
+
+    def missing(self, model: ModelAdapter) -> str:
+        return model.lacks("attention")
+
+    def attach(self, hooks: Hooks) -> None:
+        hooks.attention.fusions.add(self.fusion)
+
+    def read(self, of: ForwardPass) -> list[Tensor]:
+        return of.hooks.attention.listed(of.hooks.attention.fused.get(self.fusion, {}))
