@@ -9,12 +9,13 @@ import torch
 from typer.testing import CliRunner
 
 import attncompare as ac
-from attncompare import same_outputs, tuning
+from attncompare import tuning
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.cli import app
 from attncompare.cli.running import parse_tuning
 from attncompare.errors import SpecError, UnknownNameError
+from attncompare.models import same_outputs
 from attncompare.tuning import Tuning, applied, check_deviation, tune, untuned
 
 

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 import attncompare as ac
-from attncompare import same_outputs
 from attncompare.benchmark.onednn import onednn_is_faster
 from attncompare.benchmark.openvino import openvino_forward, openvino_library
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.errors import SpecError, UnsupportedModelError
+from attncompare.models import same_outputs
 from attncompare.reporting.tables import table
 
 # not importorskip, which would import it with the telemetry that openvino_library leaves out

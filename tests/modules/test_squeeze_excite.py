@@ -215,7 +215,7 @@ def test_token_layers_are_refused(build):
 
 
 def test_an_adapter_is_told_from_its_module():
-    with pytest.raises(UnsupportedModelError, match=r"ModelAdapter is no nn\.Module; pass its \.model"):
+    with pytest.raises(UnsupportedModelError, match=r"ModelAdapter is not an nn\.Module; pass its \.model"):
         insert(ac.load_model("demo/cnn"), ["0"])
 
 
