@@ -43,6 +43,7 @@ def box(size):
         ("BitImageProcessor", {"size": edge(256)}, 0.875),
         ("ConvNextImageProcessor", {"size": edge(224)}, 0.875),
         ("ConvNextImageProcessor", {}, None),
+        ("PPLCNetImageProcessor", {"crop_size": 96, "resize_short": 128}, 0.75),
         ("EfficientNetImageProcessor", {}, None),
         ("EfficientNetImageProcessor", {"include_top": False, "rescale_offset": True}, None),
         ("LevitImageProcessor", {}, 0.875),

@@ -39,6 +39,7 @@ def preprocessing_of(processor: Any, size: tuple[int, int] | None, name: str) ->
     """
     resized, cropped = (pair(getattr(processor, field, None)) for field in ("size", "crop_size"))
     how = _colors(processor, size or resized or (DEFAULT_SIDE, DEFAULT_SIDE), name)
+    resized = pair(getattr(processor, "resize_short", None)) or resized  # PP-LCNet's, which reads no `size`
     ratio = cropped[0] / resized[0] if resized and cropped else 1.0
     stated = getattr(processor, "crop_pct", getattr(processor, "data_config", {}).get("crop_pct"))
     views = [_views(processor, how, (None, stated, ratio, 1 / ratio, RULE * ratio), shape, name) for shape in SHAPES]
