@@ -22,7 +22,7 @@ SECONDS = 10  # git answers in milliseconds; a folder of a network that hangs mu
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What a result records of the process and the machine. Callers add their `tuning`, which is no part of it.
+    """What a result records of the process and the machine. Callers add their own `tuning`.
 
     >>> environment("cpu")["gpu"]
     ''

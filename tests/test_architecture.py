@@ -33,9 +33,9 @@ SHOWS_ITSELF = ("registry", "reporting")
 SHOWN = {"html.write_report"}
 """The one hook through which a map or a run finds what draws it: `registry.report_function`."""
 UPWARD = {
-    ("models", "capture"): "house 2: inspection/ stands apart from capture/",
+    ("models", "capture"): "until what inspects a model stands in inspection/",
 }
-"""Imports that still point upward, and the step of the restructuring that ends each. The list only shrinks."""
+"""Imports that still point upward, and what ends each. The list only shrinks."""
 ONLY_IN = {
     "timm": "models/sources/timm.py",
     "transformers": "models/sources/huggingface.py",

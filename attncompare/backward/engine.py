@@ -1,8 +1,8 @@
 """The engine of changed backward rules: functions keep their values, and gradients taken of these follow rules.
 
 A method is a table, functions -> rule, and a rule for every function that the table leaves out. Functions are met where they
-are called: a ReLU that is no module, or one module used twice, is no exception. Nothing of the model is changed: where the
-context ends, functions are as they were.
+are called, so a ReLU need not be a module, and one module may be used twice. The model itself is not changed: when the
+context ends, every function is as it was.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -16,7 +16,6 @@ from attncompare.models.structure import SELayer
 ROW_SUM_TOLERANCE = 1e-4
 KERNEL_OPTIONS = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 
-
 CallListener = Callable[[int, Tensor, Tensor, Tensor], None]
 """Called at each kernel call of a declared block: with its index, and query, key and value (B,heads,N,D)."""
 
@@ -28,8 +27,8 @@ class AttentionRecorder:
     their sum is needed. listeners: of signals that read the kernel's inputs. Methods that read the class row alone never
     hold (B,heads,N,N).
 
-    Blocks whose only query is a class token or a pooling query (readers) come behind the blocks over all tokens; where
-    there are some, the score's attention rows are theirs.
+    Blocks whose only query is a class token or a pooling query come behind the blocks over all tokens; where there are
+    some, the score's attention rows are theirs.
     """
 
     def __init__(self, adapter: ModelAdapter, *, full: bool = False) -> None:
@@ -38,8 +37,8 @@ class AttentionRecorder:
         self.listeners: list[CallListener] = []
         self.listened: dict[int, Tensor] = {}
         structure = adapter.structure
-        self.readers = {i for i, path in enumerate(structure.attention_blocks) if path in structure.pooling_blocks}
-        self.row_blocks = sorted(self.readers) or list(range(len(structure.attention_blocks)))
+        self.pooling = {i for i, path in enumerate(structure.attention_blocks) if path in structure.pooling_blocks}
+        self.row_blocks = sorted(self.pooling) or list(range(len(structure.attention_blocks)))
         self.blocks: dict[int, Tensor] = {}
         self.fused: dict[str, dict[int, Tensor]] = {}
         self.class_rows: dict[int, Tensor] = {}
@@ -56,7 +55,7 @@ class AttentionRecorder:
         options = {**dict(zip(KERNEL_OPTIONS, args, strict=False)), **kwargs}
         if self.listeners:
             self._verify_shape((query.shape[-2], key.shape[-2]))
-            self._keep(self.listened, query.detach())
+            self._keep(self.listened, query.new_empty(0))  # a mark, so that a second run of the block is refused
         for listener in self.listeners:
             listener(self.running[-1], query.detach(), key.detach(), value.detach())
         if self.full or (self.fusions and not torch.is_grad_enabled()):
@@ -86,7 +85,7 @@ class AttentionRecorder:
         """The query rows that the score is read from, in the running block."""
         layout = self.adapter.attention_tokens
         assert layout is not None
-        return [0] if self.running[-1] in self.readers else layout.rows()
+        return [0] if self.running[-1] in self.pooling else layout.rows()
 
     def _keep_all(self, probabilities: Tensor) -> None:
         """What is asked for of the (B,heads,Nq,Nk) weights of the running block."""
@@ -128,7 +127,7 @@ class AttentionRecorder:
     def _verify_shape(self, found: tuple[int, int]) -> None:
         layout = self.adapter.attention_tokens
         assert layout is not None
-        if self.running[-1] in self.readers:
+        if self.running[-1] in self.pooling:
             right = found in ((1, layout.length), (1, layout.length - 1))
         else:
             side = layout.length if self.adapter.tokens is None else self.adapter.tokens.length

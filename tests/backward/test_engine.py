@@ -34,7 +34,7 @@ def values(*shape):
 
 
 def gradient(function, rules=None):
-    """Of the sum of a function of x, and x itself, which is no leaf so that it can be written into."""
+    """Of the sum of a function of x, and x itself, which is not a leaf, so that it can be written into."""
     leaf = values(4, 6).requires_grad_(True)
     with rules or Rules("none", {}, otherwise=plain):
         result = function(leaf * 1)

@@ -1,7 +1,7 @@
 """Eight small models, their images, masks and targets: the same numbers on every machine and with every release of torch.
 
 The architectures are those of the other tests. Every weight is drawn anew from numpy's frozen generator, since how a
-library initialises its layers changes between releases.
+library initializes its layers changes between releases.
 """
 
 import sys
@@ -75,7 +75,7 @@ def model_of(name: str):
 
 
 def images_of(name: str) -> Tensor:
-    """(IMAGES,3,H,W) in [0, 1]: coarse patches of colour under some noise, so that edges and superpixels are clear."""
+    """(IMAGES,3,H,W) in [0, 1]: coarse patches of color under some noise, so that edges and superpixels are clear."""
     random, (height, width) = np.random.RandomState(1), model_of(name).size
     patches = np.kron(random.uniform(size=(IMAGES, 3, height // 8, width // 8)), np.ones((8, 8)))
     return torch.from_numpy(0.8 * patches + 0.2 * random.uniform(size=patches.shape)).float()
