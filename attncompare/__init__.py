@@ -8,9 +8,9 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "AttributionMap": "maps",
     "BenchmarkSpec": "benchmark.spec",
-    "Classifier": "models.structure",
+    "Classifier": "inspection.structure",
     "Explainer": "explain",
-    "SELayer": "models.structure",
+    "SELayer": "inspection.structure",
     "Signal": "signals._base",
     "Meter": "benchmark.meter",
     "ModelAdapter": "models.adapter",
@@ -47,10 +47,13 @@ __all__ = sorted([*_PUBLIC, *_MODULES, "__version__"])
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
-        return getattr(import_module(f"attncompare.{_PUBLIC[name]}"), name)
-    if name in _MODULES:
-        return import_module(f"attncompare.{_MODULES[name]}")
-    raise AttributeError(f"module 'attncompare' has no attribute {name!r}")
+        found = getattr(import_module(f"attncompare.{_PUBLIC[name]}"), name)
+    elif name in _MODULES:
+        found = import_module(f"attncompare.{_MODULES[name]}")
+    else:
+        raise AttributeError(f"module 'attncompare' has no attribute {name!r}")
+    globals()[name] = found  # so that Python asks once
+    return found
 
 
 def __dir__() -> list[str]:
@@ -77,14 +80,14 @@ if TYPE_CHECKING:
     from attncompare.explain import explain_together as explain_together
     from attncompare.explain import make_explainer as make_explainer
     from attncompare.inspection.layout import TokenLayout as TokenLayout
+    from attncompare.inspection.structure import Classifier as Classifier
+    from attncompare.inspection.structure import SELayer as SELayer
     from attncompare.maps import AttributionMap as AttributionMap
     from attncompare.methods._base import method as method
     from attncompare.models.adapter import ModelAdapter as ModelAdapter
     from attncompare.models.load import list_models as list_models
     from attncompare.models.load import load_model as load_model
     from attncompare.models.load import wrap_model as wrap_model
-    from attncompare.models.structure import Classifier as Classifier
-    from attncompare.models.structure import SELayer as SELayer
     from attncompare.reporting import figures as figures
     from attncompare.reporting import tables as tables
     from attncompare.reporting.show import show_maps as show_maps

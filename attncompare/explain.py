@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from attncompare.capture.arguments import check_images, check_model
+from attncompare.capture.counting_forward import CountingForward
 from attncompare.capture.extra_pass import ExtraPass
 from attncompare.capture.forward_pass import Recorded, shared_pass
-from attncompare.capture.hooks import resolve_layer
-from attncompare.capture.state import LOCK, frozen_eval
-from attncompare.capture.targets import CountedForward, Target
+from attncompare.capture.target import Target
 from attncompare.errors import CaptureError, SpecError
 from attncompare.maps import AttributionMap
 from attncompare.methods._base import Method, methods
-from attncompare.models.adapter import ModelAdapter
+from attncompare.models.adapter import ModelAdapter, resolve_layer
 from attncompare.registry import Request, requested, signals
 from attncompare.signals._base import Signal
+from attncompare.state import LOCK, frozen_eval
 
 
 class Explainer(Protocol):
@@ -148,21 +148,21 @@ def _explain(
 
 
 def _explain_by(job: Job, model: ModelAdapter, images: Tensor, recorded: Recorded) -> AttributionMap:
-    """The map of one method: of what was recorded alone, or with passes of its own, which are counted."""
+    """The map of one method: of what was recorded alone, or with passes of its own, which are own."""
     values = {one: recorded.signals[one] for one in job.shared}
     own = [one for one in job.needs if one.cost == "extra"]
     if not own:
         return _as_map(job, model, recorded, job.compute(values))
-    extra = ExtraPass(model, images, recorded, CountedForward(model, recorded.score))
+    extra = ExtraPass(model, images, recorded, CountingForward(model, recorded.score))
     with frozen_eval(model.model, graph=True):
         values |= {one: one.run(extra) for one in own}
-        with extra.counted.tapped():
+        with extra.forward.hooked():
             result = job.compute(values)
-    return _as_map(job, model, recorded, result, extra.counted)
+    return _as_map(job, model, recorded, result, extra.forward)
 
 
 def _as_map(
-    job: Job, model: ModelAdapter, recorded: Recorded, result: Any, counted: CountedForward | None = None
+    job: Job, model: ModelAdapter, recorded: Recorded, result: Any, own: CountingForward | None = None
 ) -> AttributionMap:
     """Check what a method returned and say who made it, of what, in how many passes."""
     values, detail = result if isinstance(result, tuple) else (result, {})
@@ -170,10 +170,10 @@ def _as_map(
     vanishing = [recorded.vanishing[one] for one in job.shared if one.backward]
     forward = any(one.cost == "shared" for one in job.shared) / recorded.repeat
     backward = float(bool(vanishing))
-    if counted is not None:
+    if own is not None:
         images = len(score.target)
-        vanishing += [] if counted.reached is None else [counted.reached[:images] == 0]
-        forward, backward = forward + counted.seen_forward / images, backward + counted.seen_backward / images
+        vanishing += [] if own.reached is None else [own.reached[:images] == 0]
+        forward, backward = forward + own.seen_forward / images, backward + own.seen_backward / images
     if vanishing and bool((zero := torch.stack(vanishing).any(dim=0)).any()):
         raise CaptureError(
             f"{name}: the gradient of the score is zero at rounding level for image {int(zero.nonzero()[0])}; "

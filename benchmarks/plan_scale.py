@@ -33,9 +33,9 @@ from attncompare.benchmark.records import Record
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.store import SCHEMA, ResultStore
 from attncompare.inspection.layout import TokenLayout
+from attncompare.inspection.structure import ModelStructure
 from attncompare.models.adapter import ModelAdapter, ModelSource
 from attncompare.models.preprocessing import Preprocessing
-from attncompare.models.structure import ModelStructure
 
 COLUMNS = {"device": "cpu", "threads": 1, "batch_size": 8}
 

@@ -40,7 +40,7 @@ from attncompare.benchmark.evidence import Passes, images_a_pass, in_parts, targ
 from attncompare.benchmark.forwarding import fast_forward, suitable_way
 from attncompare.benchmark.openvino import openvino_forward
 from attncompare.benchmark.records import Backend
-from attncompare.capture.targets import TargetScore
+from attncompare.capture.target import TargetScore
 from attncompare.metrics._base import Evidence
 from attncompare.metrics.imputation import SHARES, imputed_scores
 from attncompare.metrics.perturbation import area_under_curve, baseline_images, perturbation_curves

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import attncompare as ac
-from attncompare.capture.features import find_layout
 from attncompare.errors import SpecError, UnknownNameError, UnsupportedMethodError
+from attncompare.inspection.layout import find_layout
 from attncompare.methods._base import methods
 
 STEPS = 4

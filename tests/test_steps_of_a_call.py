@@ -10,9 +10,7 @@ import torch
 import attncompare as ac
 
 PACKAGE = Path(ac.__file__).parent
-MOST_CALLS = 60
-MOST_CHANGES = {"demo/cnn": 28, "demo/vit": 29}  # a ViT also goes to the layout of its tokens
-MOST_FILES = {"demo/cnn": 13, "demo/vit": 14}
+MOST_CALLS, MOST_CHANGES, MOST_FILES = 55, 28, 13
 
 
 def steps(run):
@@ -33,7 +31,7 @@ def steps(run):
     return files
 
 
-@pytest.mark.parametrize("name", list(MOST_FILES))
+@pytest.mark.parametrize("name", ["demo/cnn", "demo/vit"])
 def test_a_reader_can_follow_one_grad_cam(name):
     model = ac.load_model(name)
     images = torch.rand(2, 3, *model.size)
@@ -41,5 +39,5 @@ def test_a_reader_can_follow_one_grad_cam(name):
     files = steps(lambda: ac.explain_together(model, ["grad_cam"], images))
     changes = sum(one != other for one, other in pairwise(files))
     assert len(files) <= MOST_CALLS
-    assert changes <= MOST_CHANGES[name]
-    assert len(set(files)) <= MOST_FILES[name]
+    assert changes <= MOST_CHANGES
+    assert len(set(files)) <= MOST_FILES

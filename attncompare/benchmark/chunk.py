@@ -13,13 +13,13 @@ from attncompare.benchmark.plan import Cell, Chunk, chosen_metrics
 from attncompare.benchmark.records import Record
 from attncompare.benchmark.scoring import Scored, again_of, as_records, score_maps
 from attncompare.benchmark.spec import BenchmarkSpec
-from attncompare.capture.state import preserve_state
-from attncompare.capture.targets import TEXT, Target, TargetScore
+from attncompare.capture.target import TEXT, Target, TargetScore
 from attncompare.data.images import fit_image, fit_mask, to_tensor
 from attncompare.errors import AttnCompareError, CaptureError, Failure
 from attncompare.maps import AttributionMap
 from attncompare.metrics.user_protocols import get_protocol
 from attncompare.models.adapter import ModelAdapter
+from attncompare.state import preserve_state
 
 CHECKED = 2
 """Images of each model that are also scored in float32 where the spec asks for less."""

@@ -22,7 +22,6 @@ from attncompare.benchmark.plan import (
 )
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.benchmark.store import ResultStore
-from attncompare.capture.state import preserve_state
 from attncompare.data.datasets import Dataset, open_dataset
 from attncompare.data.images import fit_image, to_tensor
 from attncompare.errors import AttnCompareError
@@ -33,6 +32,7 @@ from attncompare.metrics.perturbation import ends_of
 from attncompare.metrics.user_protocols import get_protocol
 from attncompare.models.adapter import ModelAdapter
 from attncompare.models.load import load_model
+from attncompare.state import preserve_state
 from attncompare.storage.folder import Location
 
 BACKWARD = 2.0

@@ -12,13 +12,13 @@ from attncompare.benchmark.forwarding import fast_forward
 from attncompare.benchmark.openvino import openvino_forward
 from attncompare.benchmark.randomised import randomised_maps
 from attncompare.benchmark.records import Backend, Dtype
-from attncompare.capture.state import preserve_state
-from attncompare.capture.targets import Target, TargetScore
+from attncompare.capture.target import Target, TargetScore
 from attncompare.errors import CaptureError, SpecError, is_out_of_memory
 from attncompare.maps import resize_map
 from attncompare.metrics._base import Evidence, Explain, Metric, Score
 from attncompare.metrics.protocols import ScoreKind
 from attncompare.models.adapter import ModelAdapter
+from attncompare.state import preserve_state
 from attncompare.tuning import applied, check_deviation
 
 T = TypeVar("T")

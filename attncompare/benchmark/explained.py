@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from attncompare.benchmark.plan import Cell
-from attncompare.capture.targets import Target
+from attncompare.capture.target import Target
 from attncompare.errors import Failure
 from attncompare.explain import explain_together
 from attncompare.maps import AttributionMap

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from attncompare.benchmark.onednn import SMALLEST_PRODUCT, OneDNNLinear, onednn_is_faster
-from attncompare.capture.state import preserve_state
 from attncompare.models.adapter import ModelAdapter
 from attncompare.models.same_outputs import check_same_outputs
+from attncompare.state import preserve_state
 from attncompare.tuning import applied
 
 Way = Literal["contiguous", "channels_last", "onednn"]

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attncompare.capture.state import LOCK, preserve_state
 from attncompare.errors import SpecError, UnsupportedModelError, reason_of
 from attncompare.models.adapter import ModelAdapter
+from attncompare.state import LOCK, preserve_state
 
 LARGEST_BATCH = 1 << 16
 

@@ -12,15 +12,15 @@ from attncompare.benchmark.execution import Execution
 from attncompare.benchmark.records import cell_key
 from attncompare.benchmark.scoring import MetricRequest, choose_metrics
 from attncompare.benchmark.spec import BenchmarkSpec
-from attncompare.capture.targets import CLASS, TargetScore, prompts_of, text_key
+from attncompare.capture.target import CLASS, TargetScore, prompts_of, text_key
 from attncompare.data.datasets import Dataset, Sample
 from attncompare.errors import AttnCompareError, Failure, ImageError, SpecError
 from attncompare.explain import make_job
+from attncompare.inspection.structure import ModelStructure
 from attncompare.methods._base import Method, methods
 from attncompare.metrics._base import Metric, metrics
 from attncompare.metrics.user_protocols import get_protocol
 from attncompare.models.adapter import ModelAdapter
-from attncompare.models.structure import ModelStructure
 
 
 @dataclass(frozen=True)

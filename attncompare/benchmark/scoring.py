@@ -9,7 +9,6 @@ from torch import Tensor
 
 from attncompare.benchmark.evidence import Again, Passes, Scene, Witness, measure, target_scorer, with_smaller_batches
 from attncompare.benchmark.records import Record
-from attncompare.capture.state import preserve_state
 from attncompare.errors import Failure, SpecError
 from attncompare.explain import Explainer, explain_together
 from attncompare.maps import AttributionMap, resize_map
@@ -20,6 +19,7 @@ from attncompare.metrics.perturbation import perturbation_curves
 from attncompare.metrics.protocols import Protocol
 from attncompare.models.adapter import ModelAdapter
 from attncompare.registry import Request, requested
+from attncompare.state import preserve_state
 
 MetricRequest = Request
 

@@ -10,8 +10,7 @@ from attncompare.benchmark.evidence import Scene, clean_outputs
 from attncompare.benchmark.records import Record, cell_key
 from attncompare.benchmark.scoring import MetricRequest, again_of, as_records, choose_metrics, score_maps
 from attncompare.capture.arguments import check_images
-from attncompare.capture.state import preserve_state
-from attncompare.capture.targets import Target, TargetScore, text_key
+from attncompare.capture.target import Target, TargetScore, text_key
 from attncompare.errors import SpecError, UnsupportedMethodError
 from attncompare.explain import Explainer
 from attncompare.maps import AttributionMap
@@ -20,6 +19,7 @@ from attncompare.metrics.protocols import Protocol
 from attncompare.metrics.user_protocols import get_protocol
 from attncompare.models.adapter import ModelAdapter
 from attncompare.models.fingerprint import bytes_of, structure_hash, weights_hash
+from attncompare.state import preserve_state
 
 
 def score(

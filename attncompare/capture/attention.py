@@ -1,195 +1,211 @@
-"""One way to see attention in torchvision, timm and transformers: stand in for the fused kernel, listen to softmax."""
+"""What listens during a pass: the attention recorders, and plain input and output hooks."""
 
-import math
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-kernel = F.scaled_dot_product_attention
-"""The fused kernel itself, as it is while nothing stands in for it."""
+from attncompare.errors import CaptureError
+from attncompare.inspection.attention_calls import attention_rows, explicit_attention, hearing, kernel
+from attncompare.inspection.layout import WindowAttention
+from attncompare.models.adapter import ModelAdapter
 
-_MHA = F.multi_head_attention_forward
-_softmax = F.softmax
-_SOFTMAXES = frozenset({F.softmax, torch.softmax, Tensor.softmax})
+ROW_SUM_TOLERANCE = 1e-4
+KERNEL_OPTIONS = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+
+CallListener = Callable[[int, Tensor, Tensor, Tensor], None]
+"""Called at each kernel call of a declared block: with its index, and query, key and value (B,heads,N,D)."""
 
 
-class Listener(Protocol):
-    """Who hears of attention while AttentionCalls is active."""
+class AttentionRecorder:
+    """Keeps what is asked for of every declared attention block.
 
-    def kernel(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Stand in for the fused kernel: same arguments, same result."""
-        ...
+    full: whole weights (B,heads,Nq,Nk). rows: those that the score is read from. fusions: how heads are fused where only
+    their sum is needed. listeners: of signals that read the kernel's inputs. Methods that read the class row alone never
+    hold (B,heads,N,N).
+
+    Blocks whose only query is a class token or a pooling query come behind the blocks over all tokens; where there are
+    some, the score's attention rows are theirs.
+    """
+
+    def __init__(self, adapter: ModelAdapter, *, full: bool = False) -> None:
+        self.adapter, self.running = adapter, list[int]()
+        self.full, self.rows, self.fusions = full, False, set[str]()
+        self.listeners: list[CallListener] = []
+        self.listened: dict[int, Tensor] = {}
+        structure = adapter.structure
+        self.pooling = {i for i, path in enumerate(structure.attention_blocks) if path in structure.pooling_blocks}
+        self.row_blocks = sorted(self.pooling) or list(range(len(structure.attention_blocks)))
+        self.blocks: dict[int, Tensor] = {}
+        self.fused: dict[str, dict[int, Tensor]] = {}
+        self.class_rows: dict[int, Tensor] = {}
+
+    def active(self) -> AbstractContextManager[object]:
+        """Listens to the declared blocks inside the `with` statement."""
+        return hearing(self, self.adapter.model, self.adapter.structure.attention_blocks)
+
+    def kernel(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """Stand in for the fused kernel."""
+        if not self.running:
+            self._refuse_undeclared(query.shape[-2], key.shape[-2])
+            return kernel(query, key, value, *args, **kwargs)  # type: ignore[arg-type]
+        options = {**dict(zip(KERNEL_OPTIONS, args, strict=False)), **kwargs}
+        if self.listeners:
+            self._verify_shape((query.shape[-2], key.shape[-2]))
+            self._keep(self.listened, query.new_empty(0))  # a mark, so that a second run of the block is refused
+        for listener in self.listeners:
+            listener(self.running[-1], query.detach(), key.detach(), value.detach())
+        if self.full or (self.fusions and not torch.is_grad_enabled()):
+            output, probabilities = explicit_attention(query, key, value, **options)  # type: ignore[arg-type]
+            self._keep_all(probabilities)
+            return output
+        if self.fusions:  # outside the graph, which would keep every head of every block
+            with torch.no_grad():
+                self._keep_all(explicit_attention(query, key, value, **options)[1])  # type: ignore[arg-type]
+        elif self.rows and self.running[-1] in self.row_blocks:
+            self._verify_shape((query.shape[-2], key.shape[-2]))
+            taken = {name: value for name, value in options.items() if name != "dropout_p"}
+            self._keep_rows(attention_rows(query, key, self._rows(), **taken))  # type: ignore[arg-type]
+        return kernel(query, key, value, **options)  # type: ignore[arg-type]
 
     def softmax(self, probabilities: Tensor) -> Tensor:
-        """See the result (..., Nq, Nk), 4-D or more, of a softmax over the last axis; what it returns is used."""
-        ...
+        """Hear of an unfused attention; where gradients are wanted the probabilities start the graph or stay in it."""
+        if not self.running:
+            self._refuse_undeclared(probabilities.shape[-2], probabilities.shape[-1])
+            return probabilities
+        if self.full and torch.is_grad_enabled() and not probabilities.requires_grad:
+            probabilities = probabilities.detach().requires_grad_(True)
+        self._keep_all(probabilities)
+        return probabilities
+
+    def _rows(self) -> list[int]:
+        """The query rows that the score is read from, in the running block."""
+        layout = self.adapter.attention_tokens
+        assert layout is not None
+        return [0] if self.running[-1] in self.pooling else layout.rows()
+
+    def _keep_all(self, probabilities: Tensor) -> None:
+        """What is asked for of the (B,heads,Nq,Nk) weights of the running block."""
+        block = self.running[-1]
+        self._verify(probabilities)
+        if self.full:
+            self._keep(self.blocks, probabilities)
+        seen = probabilities.detach()
+        for fusion in self.fusions:
+            fused = seen.mean(1) if fusion == "mean" else seen.amax(1) if fusion == "max" else seen.amin(1)
+            self._keep(self.fused.setdefault(fusion, {}), self._completed(fused, 1.0))
+        if self.rows and block in self.row_blocks:
+            self._keep_rows(seen[:, :, self._rows()].mean(dim=2))
+
+    def _keep_rows(self, rows: Tensor) -> None:
+        """(B,heads,Nk) on all tokens; a pooling query does not attend to itself."""
+        layout = self.adapter.attention_tokens
+        assert layout is not None
+        self._keep(self.class_rows, nn.functional.pad(rows, (layout.length - rows.shape[-1], 0)))
+
+    def _keep(self, into: dict[int, Tensor], value: Tensor) -> None:
+        block = self.running[-1]
+        if block in into:
+            raise CaptureError(f"attention block {block} ran twice in one pass; one call was declared")
+        into[block] = value
+
+    def _completed(self, matrix: Tensor, rest: float) -> Tensor:
+        layout = self.adapter.attention_tokens
+        assert layout is not None
+        return on_all_tokens(matrix, layout.length, rest)
+
+    def _refuse_undeclared(self, queries: int, keys: int) -> None:
+        """Attention among all tokens outside the declared blocks would be missing from every map."""
+        layout = self.adapter.tokens
+        if layout is not None and queries == keys == layout.length:
+            declared = len(self.adapter.structure.attention_blocks)
+            raise CaptureError(f"{self.adapter.name} attends outside the {declared} attention blocks it declares")
+
+    def _verify_shape(self, found: tuple[int, int]) -> None:
+        layout = self.adapter.attention_tokens
+        assert layout is not None
+        if self.running[-1] in self.pooling:
+            right = found in ((1, layout.length), (1, layout.length - 1))
+        else:
+            side = layout.length if self.adapter.tokens is None else self.adapter.tokens.length
+            right = found == (side, side)
+        if not right:
+            raise CaptureError(f"attention block {self.running[-1]} is {found}, the layout says {layout.length} tokens")
+
+    def _verify(self, probabilities: Tensor) -> None:
+        self._verify_shape((probabilities.shape[-2], probabilities.shape[-1]))
+        verify_rows(probabilities, self.running[-1])
+
+    def attention(self) -> list[Tensor]:
+        """Every block over all tokens, (B,heads,N,N)."""
+        return [self._completed(block.detach(), 1.0) for block in self.listed(self.blocks)]
+
+    def gradients(self, found: Iterable[Tensor]) -> list[Tensor]:
+        """The gradients of `blocks`, over all tokens: none reaches what a block leaves alone."""
+        return [self._completed(gradient, 0.0) for gradient in found]
+
+    def rows_read(self) -> list[Tensor]:
+        """(B,heads,N) of every block whose rows the score is read from."""
+        return self.listed(self.class_rows, self.row_blocks)
+
+    def listed(self, found: dict[int, Tensor], expected: Iterable[int] | None = None) -> list[Tensor]:
+        """The blocks in order, or CaptureError when one was not seen."""
+        wanted = list(range(len(self.adapter.structure.attention_blocks)) if expected is None else expected)
+        if sorted(found) != wanted:
+            raise CaptureError(
+                f"{len(found)} attention maps recorded in {self.adapter.name}, {len(wanted)} blocks declared"
+            )
+        return [found[block] for block in wanted]
 
 
-class BlockListener(Listener, Protocol):
-    """A listener that knows which declared blocks are running, by their indices, the innermost last."""
-
-    running: list[int]
-
-
-class AttentionCalls(TorchFunctionMode):
-    """While active, `listener` stands in for every fused attention call and hears of every unfused one.
-
-    An unfused attention is a softmax over the last axis of a tensor with four axes or more. nn.MultiheadAttention
-    reaches the kernel and softmax through module globals from inside a function that the mode itself intercepts, so for
-    the length of that call the globals are swapped and put back.
-    """
-
-    def __init__(self, listener: Listener) -> None:
-        super().__init__()
-        self.listener = listener
-
-    def __torch_function__(
-        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Divert attention, pass on everything else."""
-        kwargs = kwargs or {}
-        if func is kernel:
-            return self.listener.kernel(*args, **kwargs)
-        if func in _SOFTMAXES:
-            found = func(*args, **kwargs)
-            axis = args[1] if len(args) > 1 else kwargs.get("dim")
-            return self.listener.softmax(found) if found.ndim > 3 and axis in (-1, found.ndim - 1) else found
-        if func is _MHA:
-            return self._multi_head(args, kwargs)
-        return func(*args, **kwargs)
-
-    def _multi_head(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """nn.MultiheadAttention: the kernel when its weights are not asked for, else softmax with the heads folded in."""
-        heads = args[4] if len(args) > 4 else kwargs["num_heads"]
-
-        owner = threading.get_ident()  # another thread's forward pass meets the swapped globals, too
-
-        def fused(*given: Any, **options: Any) -> Tensor:
-            mine = threading.get_ident() == owner
-            return self.listener.kernel(*given, **options) if mine else kernel(*given, **options)
-
-        def listened(x: Tensor, *rest: Any, **options: Any) -> Tensor:
-            found = _softmax(x, *rest, **options)
-            if threading.get_ident() != owner:
-                return found
-            return self.listener.softmax(found.reshape(-1, heads, *found.shape[1:])).flatten(0, 1)
-
-        previous = F.scaled_dot_product_attention, F.softmax
-        F.scaled_dot_product_attention, F.softmax = fused, listened  # type: ignore[assignment]
-        try:
-            return _MHA(*args, **kwargs)
-        finally:
-            F.scaled_dot_product_attention, F.softmax = previous
+def verify_rows(probabilities: Tensor, block: int) -> None:
+    """Raise CaptureError unless every row of attention weights sums to 1."""
+    error = (probabilities.detach().sum(-1) - 1).abs().max().item()
+    if not error <= ROW_SUM_TOLERANCE:
+        raise CaptureError(f"attention rows of block {block} miss 1 by {error:.2g}")
 
 
-def _mask(attn_mask: Tensor | None, is_causal: bool, queries: int, keys: int, like: Tensor) -> Tensor | None:
-    """The additive mask of a kernel call."""
-    if is_causal:
-        lower = torch.ones(queries, keys, dtype=torch.bool, device=like.device).tril()
-        return torch.zeros(queries, keys, dtype=like.dtype, device=like.device).masked_fill(~lower, -math.inf)
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        return torch.zeros_like(attn_mask, dtype=like.dtype).masked_fill(~attn_mask, -math.inf)
-    return attn_mask
+class WindowRecorder:
+    """Keeps the attention inside the windows of every declared block."""
 
+    def __init__(self, adapter: ModelAdapter) -> None:
+        self.adapter, self.running = adapter, list[int]()
+        self.blocks: dict[int, Tensor] = {}
 
-def attention_probabilities(
-    query: Tensor, key: Tensor, *, mask: Tensor | None = None, scale: float | None = None
-) -> Tensor:
-    """softmax(Q K^T * scale + mask), (B,heads,Nq,Nk): what the fused kernel computes and does not return."""
-    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    query = query * factor
-    # A product with a single row would first copy the keys of a batch.
-    scores = (query * key).sum(-1)[..., None, :] if query.shape[-2] == 1 else query @ key.transpose(-2, -1)
-    return (scores if mask is None else scores + mask).softmax(dim=-1)
+    def active(self) -> AbstractContextManager[object]:
+        """Listens to the declared blocks inside the `with` statement."""
+        return hearing(self, self.adapter.model, [block.path for block in self.adapter.structure.windows])
 
+    def kernel(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """Stand in for the fused kernel."""
+        if self.running:
+            options = {**dict(zip(KERNEL_OPTIONS, args, strict=False)), **kwargs}
+            with torch.no_grad():
+                self._keep(explicit_attention(query, key, value, **options)[1])  # type: ignore[arg-type]
+        return kernel(query, key, value, *args, **kwargs)  # type: ignore[arg-type]
 
-@contextmanager
-def current_block(model: nn.Module, blocks: Iterable[str], running: list[int]) -> Iterator[None]:
-    """Keep in `running` the index of the declared attention block that is running, and nothing outside them."""
-    handles = []
-    for index, path in enumerate(blocks):
-        module = model.get_submodule(path)
+    def softmax(self, probabilities: Tensor) -> Tensor:
+        """Hear of an unfused attention."""
+        if self.running:
+            self._keep(probabilities.detach())
+        return probabilities
 
-        def enter(module: nn.Module, args: object, index: int = index) -> None:
-            running.append(index)
+    def _keep(self, probabilities: Tensor) -> None:
+        block = self.running[-1]
+        if block in self.blocks:
+            raise CaptureError(f"attention block {block} ran twice in one pass; one call was declared")
+        verify_rows(probabilities, block)
+        self.blocks[block] = probabilities
 
-        def leave(module: nn.Module, args: object, output: object) -> None:
-            running.pop()
-
-        handles.append(module.register_forward_pre_hook(enter))
-        handles.append(module.register_forward_hook(leave, always_call=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def hearing(listener: BlockListener, model: nn.Module, blocks: Iterable[str]) -> Iterator[None]:
-    """Let a listener hear the attention of the declared blocks, and know which of them is running."""
-    with current_block(model, blocks, listener.running), AttentionCalls(listener):
-        yield
-
-
-def _one_per_head(shared: Tensor, query: Tensor) -> Tensor:
-    """Grouped keys or values, repeated so that every query head has its own."""
-    return shared.repeat_interleave(query.shape[-3] // shared.shape[-3], -3)
-
-
-def explicit_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """(output, probabilities) of one kernel call; the probabilities stay in the graph, or start it.
-
-    When nothing below asks for gradients the probabilities become a leaf, so a backward pass stops here.
-    """
-    if enable_gqa:
-        key, value = _one_per_head(key, query), _one_per_head(value, query)
-    mask = _mask(attn_mask, is_causal, query.shape[-2], key.shape[-2], query)
-    probabilities = attention_probabilities(query, key, mask=mask, scale=scale)
-    if torch.is_grad_enabled() and not probabilities.requires_grad:
-        probabilities = probabilities.detach().requires_grad_(True)
-    return probabilities @ value, probabilities
-
-
-def attention_rows(
-    query: Tensor,
-    key: Tensor,
-    rows: list[int],
-    *,
-    attn_mask: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-    chunk: int = 64,
-) -> Tensor:
-    """(B,heads,Nk) mean of the given query rows, in O(Nk) memory: rows are taken `chunk` at a time."""
-    with torch.no_grad():
-        key = _one_per_head(key, query) if enable_gqa else key
-        mask = _mask(attn_mask, is_causal, query.shape[-2], key.shape[-2], query)
-        total: Tensor | None = None
-        for start in range(0, len(rows), chunk):
-            part = rows[start : start + chunk]
-            part_mask = mask if mask is None or mask.shape[-2] == 1 else mask[..., part, :]
-            several = query[..., part[0] : part[0] + 1, :] if len(part) == 1 else query[..., part, :]
-            summed = attention_probabilities(several, key, mask=part_mask, scale=scale).sum(dim=-2)
-            total = summed if total is None else total + summed
-        assert total is not None
-        return total / len(rows)
+    def listed(self) -> list[WindowAttention]:
+        """Every block, windows told apart, shallow to deep."""
+        declared = self.adapter.structure.windows
+        if sorted(self.blocks) != list(range(len(declared))):
+            raise CaptureError(
+                f"{len(self.blocks)} attention maps recorded in {self.adapter.name}, {len(declared)} blocks declared"
+            )
+        return [WindowAttention(windows.split(self.blocks[i]), windows.geometry) for i, windows in enumerate(declared)]
 
 
 def on_all_tokens(matrix: Tensor, length: int, rest: float) -> Tensor:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attncompare.capture.counting_forward import CountingForward
 from attncompare.capture.forward_pass import Recorded
-from attncompare.capture.targets import CountedForward
 from attncompare.errors import CaptureError
 from attncompare.models.adapter import ModelAdapter
 
@@ -15,14 +15,14 @@ from attncompare.models.adapter import ModelAdapter
 class ExtraPass:
     """What an extra signal works with, while the method runs.
 
-    images: (B,3,H,W), as many as there are targets. recorded: what the shared pass found. counted: the model as a module
+    images: (B,3,H,W), as many as there are targets. recorded: what the shared pass found. forward: the model as a module
     that counts its passes.
     """
 
     model: ModelAdapter
     images: Tensor
     recorded: Recorded
-    counted: CountedForward
+    forward: CountingForward
 
     def gradient(self, score: Tensor, source: Tensor) -> Tensor:
         """The gradient of the scores (B,) with respect to a tensor; CaptureError where none can arrive."""

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from attncompare.capture.hooks import Hooks
-from attncompare.capture.state import LOCK, frozen_eval, preserve_state
-from attncompare.capture.targets import Target, TargetScore
+from attncompare.capture.target import Target, TargetScore
 from attncompare.errors import CaptureError
 from attncompare.inspection.layout import WindowAttention
 from attncompare.models.adapter import ModelAdapter
 from attncompare.models.same_outputs import check_same_outputs
+from attncompare.state import LOCK, frozen_eval, preserve_state
 
 Cost = Literal["free", "shared", "extra"]
 """Of a signal: no pass, the one pass that all methods of a call share, or passes of its own."""
@@ -122,11 +122,11 @@ def shared_pass(
 
 
 def _features(hooks: Hooks) -> dict[str | None, Tensor]:
-    """(B,C,h,w) of each layer that is tapped, or CaptureError."""
-    for tap in hooks.taps.values():
-        if tap.features is None:
-            raise CaptureError(f"layer {tap.path!r} did not run in the forward pass")
-    return {layer: tap.features for layer, tap in hooks.taps.items() if tap.features is not None}
+    """(B,C,h,w) of each hooked layer, or CaptureError."""
+    for hook in hooks.features.values():
+        if hook.features is None:
+            raise CaptureError(f"layer {hook.path!r} did not run in the forward pass")
+    return {layer: hook.features for layer, hook in hooks.features.items() if hook.features is not None}
 
 
 def _without_pass(

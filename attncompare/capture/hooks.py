@@ -1,22 +1,59 @@
 """Everything that listens during one pass: put together by the signals that are asked for, taken down after."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from attncompare.capture.features import Tap
-from attncompare.capture.recorders import AttentionRecorder, OutputRecorder, WindowRecorder
+from attncompare.capture.attention import AttentionRecorder, WindowRecorder
+from attncompare.capture.feature_hook import FeatureHook
 from attncompare.errors import UnknownNameError
-from attncompare.models.adapter import ModelAdapter
+from attncompare.inspection.structure import SELayer
+from attncompare.models.adapter import ModelAdapter, resolve_layer
+
+
+@dataclass(frozen=True)
+class OutputRecorder:
+    """Keeps the inputs and outputs of plain modules: gates and what they multiply."""
+
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+    @contextmanager
+    def of_gate(self, model: nn.Module, gate: SELayer) -> Iterator[None]:
+        """Listen to a gate and to the layer that it multiplies, for the length of the block."""
+        handles = (
+            model.get_submodule(gate.layer).register_forward_pre_hook(self.input_hook(gate.layer)),
+            model.get_submodule(gate.values).register_forward_hook(self.output_hook(gate.values)),
+        )
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def output_hook(self, path: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        """A forward hook that keeps copies: what comes after may write in place."""
+
+        def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            self.outputs[path] = output.detach().clone()
+
+        return keep
+
+    def input_hook(self, path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        """A forward pre-hook that keeps a copy of the first input."""
+
+        def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self.inputs[path] = args[0].detach().clone()
+
+        return keep
 
 
 @dataclass
 class Hooks:
-    """What signals attach: a tap for each layer, one recorder for all attention, one for windows, one for gates.
+    """What signals attach: a feature hook for each layer, one recorder for all attention, one for windows, one for gates.
 
     layers: of the features, None for the model's own. gates: numbers. down_to_images: whether the graph starts there. kept:
     what a signal's own listener has kept, by block. windows: the recorder of attention inside windows.
@@ -28,7 +65,7 @@ class Hooks:
     layers: set[str | None] = field(default_factory=set)
     gates: set[int] = field(default_factory=set)
     down_to_images: bool = False
-    taps: dict[str | None, Tap] = field(default_factory=dict)
+    features: dict[str | None, FeatureHook] = field(default_factory=dict)
     outputs: OutputRecorder = field(default_factory=OutputRecorder)
     windows: WindowRecorder | None = None
     kept: dict[object, dict[int, Tensor]] = field(default_factory=dict)
@@ -42,11 +79,11 @@ class Hooks:
     def installed(self) -> Iterator[None]:
         """All of it listens inside the `with` statement."""
         model, paths = self.model, {layer: layer_of(self.model, layer) for layer in self.layers}
-        taps = {path: Tap(path, model.size, model.token_layouts) for path in paths.values()}
-        self.taps = {layer: taps[path] for layer, path in paths.items()}
+        hooks = {path: FeatureHook(path, model.size, model.token_layouts) for path in paths.values()}
+        self.features = {layer: hooks[path] for layer, path in paths.items()}
         with ExitStack() as stack:
-            for path, tap in taps.items():
-                stack.callback(model.model.get_submodule(path).register_forward_hook(tap).remove)
+            for path, hook in hooks.items():
+                stack.callback(model.model.get_submodule(path).register_forward_hook(hook).remove)
             for gate in {gate_index(model, number) for number in self.gates}:
                 stack.enter_context(self.outputs.of_gate(model.model, model.structure.se_layers[gate]))
             if "attention" in vars(self):  # somebody has asked for it
@@ -59,20 +96,6 @@ class Hooks:
 def layer_of(model: ModelAdapter, layer: str | None) -> str:
     """The module path of a feature layer: the given one, or the model's own."""
     return str(model.structure.feature_layer) if layer is None else resolve_layer(model, layer)
-
-
-def resolve_layer(model: ModelAdapter, path: str) -> str:
-    """Check that a module path exists in the model."""
-    try:
-        model.model.get_submodule(path)
-        known = path != ""
-    except AttributeError:
-        known = False
-    if not known:
-        names = {name for name, _ in model.model.named_modules() if name}
-        near = get_close_matches(path, names, n=3) or sorted(model.structure.stages)
-        raise UnknownNameError(f"{model.name} has no layer {path!r}; did you mean {', '.join(near)}?")
-    return path
 
 
 def gate_index(model: ModelAdapter, number: int) -> int:

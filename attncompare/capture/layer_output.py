@@ -5,11 +5,10 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from torch import Tensor, nn
 
-from attncompare.capture.hooks import resolve_layer
-from attncompare.capture.state import frozen_eval
-from attncompare.capture.trace import first_tensor
 from attncompare.errors import CaptureError
-from attncompare.models.adapter import ModelAdapter
+from attncompare.inspection.trace import first_tensor
+from attncompare.models.adapter import ModelAdapter, resolve_layer
+from attncompare.state import frozen_eval
 
 
 class _Reached(BaseException):

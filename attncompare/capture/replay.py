@@ -6,10 +6,10 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from attncompare.capture.state import disable_mha_fastpath
 from attncompare.errors import CaptureError
 from attncompare.models.adapter import ModelAdapter
 from attncompare.models.same_outputs import check_same_outputs
+from attncompare.state import disable_mha_fastpath
 
 
 def modules_before(model: nn.Module, path: str) -> list[str]:

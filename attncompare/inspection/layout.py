@@ -1,6 +1,8 @@
 """How tokens lie on the image: one sequence on one grid, or the windows of a block."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -47,6 +49,56 @@ class TokenLayout:
     def readout(self, flow: Tensor) -> Tensor:
         """(B,N,N) query x key -> (B,h,w): the row(s) that the score is read from, on the patch keys."""
         return self.to_grid(flow[:, self.rows()].mean(dim=1))
+
+
+Layout = Literal["nchw", "nhwc"] | TokenLayout
+
+
+def _on_image(h: int, w: int, size: tuple[int, int]) -> bool:
+    """Whether a grid has the image's aspect ratio, up to one cell of rounding."""
+    return 1 < h <= size[0] and 1 < w <= size[1] and abs(h * size[1] - w * size[0]) < max(size)
+
+
+def token_grid(length: int, size: tuple[int, int]) -> tuple[int, int] | None:
+    """The one grid of that many cells with the image's aspect ratio; None where there is none, or a choice.
+
+    >>> token_grid(3136, (224, 224)), token_grid(197, (224, 224))
+    ((56, 56), None)
+    """
+    sides = [(h, length // h) for h in range(2, length // 2 + 1) if length % h == 0]
+    fitting = [grid for grid in sides if _on_image(*grid, size)]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def find_layout(shape: torch.Size, size: tuple[int, int], sequences: Iterable[TokenLayout] = ()) -> Layout | None:
+    """How a module's output lies on an image of that size, or None when it does not.
+
+    A channel axis is told from the spatial axes by the image's aspect ratio, a sequence of tokens by its length.
+
+    >>> find_layout(torch.Size([1, 7, 7, 768]), (224, 224))
+    'nhwc'
+    """
+    if len(shape) == 3:
+        return next((layout for layout in sequences if layout.length == shape[1]), None)
+    if len(shape) == 4 and _on_image(shape[2], shape[3], size):
+        return "nchw"
+    if len(shape) == 4 and _on_image(shape[1], shape[2], size):
+        return "nhwc"
+    return None
+
+
+def split_features(x: Tensor, layout: Layout) -> Tensor:
+    """A layer's output -> its features (B,C,h,w)."""
+    if isinstance(layout, TokenLayout):
+        return layout.to_grid(x)
+    return x if layout == "nchw" else x.permute(0, 3, 1, 2)
+
+
+def join_features(features: Tensor, x: Tensor, layout: Layout) -> Tensor:
+    """Features (B,C,h,w) -> an output as `x` is, prefix tokens taken from `x`."""
+    if isinstance(layout, TokenLayout):
+        return torch.cat([x[:, : layout.prefix], features.flatten(2).transpose(1, 2)], dim=1)
+    return features.clone() if layout == "nchw" else features.permute(0, 2, 3, 1).contiguous()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from attncompare.backward.attn_lrp import attn_lrp as attn_lrp_rules
-from attncompare.capture.targets import CountedForward
+from attncompare.capture.counting_forward import CountingForward
 from attncompare.methods._base import method
 
 
@@ -17,7 +17,7 @@ from attncompare.methods._base import method
     limits={"conv_gamma": (0, 1e6), "linear_gamma": (0, 1e6)},
 )
 def attn_lrp(
-    images: Tensor, target: Tensor, forward: CountedForward, mean_color: Tensor, *, conv_gamma: float = 0.25,
+    images: Tensor, target: Tensor, forward: CountingForward, mean_color: Tensor, *, conv_gamma: float = 0.25,
     linear_gamma: float = 0.05,
 ) -> Tensor:  # fmt: skip
     """Relevance of each pixel, handed down from the target's logit, summed over the colours.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from attncompare.backward.deep_lift import deep_lift as deep_lift_rules
-from attncompare.capture.targets import CountedForward
+from attncompare.capture.counting_forward import CountingForward
 from attncompare.errors import UnsupportedMethodError
 from attncompare.methods._base import method
 
@@ -21,7 +21,7 @@ ROUNDING = 1e-6  # of a score, in float32
     limits={"baseline": (0, 1)},
 )
 def deep_lift(
-    images: Tensor, target: Tensor, forward: CountedForward, *, baseline: float = 0.0
+    images: Tensor, target: Tensor, forward: CountingForward, *, baseline: float = 0.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """How the difference to a reference image is handed down by the rescale rule, summed over the colours.
 

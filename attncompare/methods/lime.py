@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attncompare.capture.targets import score_of_image
+from attncompare.capture.counting_forward import score_of_image
 from attncompare.methods._base import method
 
 RIDGE = 1.0  # penalty of the linear model

@@ -1,7 +1,7 @@
 """A model, ready to be explained: what its source knows of it, and the adapter around it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
@@ -10,24 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attncompare.errors import SpecError, UnsupportedMethodError, UnsupportedModelError
+from attncompare.errors import SpecError, UnknownNameError, UnsupportedMethodError, UnsupportedModelError
 from attncompare.inspection.layout import TokenLayout
+from attncompare.inspection.structure import Family, ModelStructure, Part
 from attncompare.models.batch_norm import ContiguousNorms
 from attncompare.models.fingerprint import structure_hash, weights_hash
 from attncompare.models.preprocessing import Preprocessing
-from attncompare.models.structure import Family, ModelStructure, Part
 from attncompare.registry import signals
-
-
-@contextmanager
-def seeded_weights(seed: int) -> Iterator[None]:
-    """What is drawn inside depends on the seed alone, and leaves the generator of the process as it was.
-
-    Only the CPU's generator is seeded, as only that is restored: `torch.manual_seed` seeds those of all devices.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(seed))  # a NumPy integer too
-        yield
+from attncompare.state import device_of
 
 
 def output_tensor(output: object) -> Tensor:
@@ -52,7 +42,7 @@ def output_tensor(output: object) -> Tensor:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What an adapter file knows of a model before it is probed.
+    """A module, how it wants its images, and what its library says of it; inspection finds out the rest.
 
     embedding: True when the output is a pooled embedding, not class logits. overrides: parts of the structure that
     the user gives; the probe finds the rest. output_fn: the (B,K) tensor of what the model returns.
@@ -68,6 +58,34 @@ class ModelSource:
     overrides: Mapping[str, object] = field(default_factory=dict)
     output_fn: Callable[[object], Tensor] = output_tensor
     encode_text: Callable[[str], Tensor] | None = None
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Input (H, W)."""
+        return self.preprocessing.size
+
+    @cached_property
+    def _has_batch_norm(self) -> bool:
+        """Whether the one-image gradient of PyTorch's batch norm is of any concern."""
+        return any(name.endswith("running_mean") for name, _ in self.model.named_buffers())
+
+    @cached_property
+    def normalization(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (1,3,1,1) of red, green and blue, where the model is."""
+        device, how = device_of(self.model), self.preprocessing
+        with torch.inference_mode(False):  # kept for later calls, which may need gradients
+            return (
+                torch.tensor(how.mean, device=device).reshape(1, -1, 1, 1),
+                torch.tensor(how.std, device=device).reshape(1, -1, 1, 1),
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B,3,H,W) in [0, 1] -> (B,K) logits, or the embedding of a model with no classifier."""
+        mean, std = self.normalization
+        one = torch.is_grad_enabled() and len(images) == 1 and self._has_batch_norm
+        with ContiguousNorms() if one else nullcontext():
+            images = (images - mean) / std
+            return self.output_fn(self.model(images.flip(1) if self.preprocessing.bgr else images))
 
 
 class ModelCache(dict[object, Any]):
@@ -193,33 +211,14 @@ class ModelAdapter:
         """What tells two modules of the same weights apart: see `structure_hash` in models/fingerprint.py."""
         return structure_hash(self.model)
 
-    @cached_property
-    def _has_batch_norm(self) -> bool:
-        """Whether the one-image gradient of PyTorch's batch norm is of any concern."""
-        return any(name.endswith("running_mean") for name, _ in self.model.named_buffers())
-
     @property
     def mean_color(self) -> Tensor:
-        """(3,) RGB in [0, 1], the colour that its normalisation maps to zero."""
-        return self._normalisation[0].flatten()
-
-    @cached_property
-    def _normalisation(self) -> tuple[Tensor, Tensor]:
-        mean, std = self.mean, self.std
-        shape = (1, -1, 1, 1)
-        with torch.inference_mode(False):  # kept for later calls, which may need gradients
-            return (
-                torch.tensor(mean, device=self.device).reshape(shape),
-                torch.tensor(std, device=self.device).reshape(shape),
-            )
+        """(3,) RGB in [0, 1], the color that its normalization maps to zero."""
+        return self.source.normalization[0].flatten()
 
     def forward(self, images: Tensor) -> Tensor:
         """(B,3,H,W) in [0, 1] -> (B,K) logits, or the embedding of a model with no classifier."""
-        mean, std = self._normalisation
-        one = torch.is_grad_enabled() and len(images) == 1 and self._has_batch_norm
-        with ContiguousNorms() if one else nullcontext():
-            images = (images - mean) / std
-            return self.source.output_fn(self.model(images.flip(1) if self.source.preprocessing.bgr else images))
+        return self.source.forward(images)
 
     def require(self, kinds: Iterable[Any], who: str) -> None:
         """Raise UnsupportedMethodError with the reason if it lacks one of these signals."""
@@ -266,7 +265,15 @@ class ModelAdapter:
         }
 
 
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module's parameters live; the CPU for a module without any."""
-    first = next(module.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
+def resolve_layer(model: ModelAdapter, path: str) -> str:
+    """Check that a module path exists in the model."""
+    try:
+        model.model.get_submodule(path)
+        known = path != ""
+    except AttributeError:
+        known = False
+    if not known:
+        names = {name for name, _ in model.model.named_modules() if name}
+        near = get_close_matches(path, names, n=3) or sorted(model.structure.stages)
+        raise UnknownNameError(f"{model.name} has no layer {path!r}; did you mean {', '.join(near)}?")
+    return path

@@ -11,14 +11,14 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from attncompare.capture.hooks import resolve_layer
-from attncompare.capture.probe import probe
 from attncompare.errors import SpecError, UnknownNameError, UnsupportedModelError
 from attncompare.inspection.layout import TokenLayout
-from attncompare.models.adapter import ModelAdapter, ModelSource, device_of
+from attncompare.inspection.probe import probe
+from attncompare.inspection.structure import Classifier, Family, ModelStructure, SELayer
+from attncompare.models.adapter import ModelAdapter, ModelSource, resolve_layer
 from attncompare.models.checkpoint import load_checkpoint
 from attncompare.models.preprocessing import Preprocessing
-from attncompare.models.structure import Classifier, Family, ModelStructure, SELayer
+from attncompare.state import device_of
 
 SOURCES = {
     "torchvision": "models.sources.torchvision",

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attncompare.capture.features import find_layout
-from attncompare.capture.state import preserve_state
 from attncompare.errors import SpecError, UnsupportedModelError, reason_of, unknown_name
-from attncompare.models.adapter import device_of
+from attncompare.inspection.layout import find_layout
 from attncompare.modules.squeeze_excite import SqueezeExcite
+from attncompare.state import device_of, preserve_state
 
 Size = tuple[int, int]
 

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from attncompare.capture.extra_pass import ExtraPass
-from attncompare.capture.features import find_layout, join_features, split_features
 from attncompare.capture.forward_pass import Recorded
 from attncompare.capture.hooks import layer_of
 from attncompare.capture.replay import Replay
 from attncompare.errors import CaptureError
+from attncompare.inspection.layout import find_layout, join_features, split_features
 from attncompare.models.adapter import ModelAdapter
 from attncompare.signals._base import LAYER, Signal, signal
 from attncompare.signals.classifier_weights import ClassifierWeights
@@ -51,7 +51,7 @@ class AblatedScores(Signal):
         with torch.no_grad():
             replay = Replay(model, layer_of(model, self.layer))
             replay.verify(replay.record(extra.images))
-            extra.counted.add(1.0, 0.0)
+            extra.forward.add(1.0, 0.0)
             return torch.stack([_without_each_channel(replay, recorded, i) for i in range(len(extra.images))])
 
 

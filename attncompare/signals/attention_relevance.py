@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from attncompare.backward.transformer_lrp import transformer_lrp
+from attncompare.capture.attention import AttentionRecorder
 from attncompare.capture.extra_pass import ExtraPass
-from attncompare.capture.recorders import AttentionRecorder
-from attncompare.capture.state import disable_mha_fastpath
 from attncompare.errors import CaptureError
 from attncompare.models.adapter import ModelAdapter
 from attncompare.models.same_outputs import check_same_outputs
 from attncompare.signals._base import Signal, signal
 from attncompare.signals.scores import Scores
+from attncompare.state import disable_mha_fastpath
 
 
 @signal(cost="extra")
@@ -52,7 +52,7 @@ class AttentionRelevance(Signal):
         seed = extra.gradient(score.score(output), output)
         seed = seed if score.of_classes else seed * output.detach()
         found = torch.autograd.grad(raw, attention, seed.double())
-        extra.counted.add(1.0, 1.0)
+        extra.forward.add(1.0, 1.0)
         relevance = recorder.gradients(one.float() for one in found)
         extra.refuse_silent(self.name, relevance)
         return relevance

@@ -6,13 +6,13 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from attncompare.capture.attention import AttentionRecorder
 from attncompare.capture.extra_pass import ExtraPass
-from attncompare.capture.recorders import AttentionRecorder
 from attncompare.capture.replay import Replay
-from attncompare.capture.state import disable_mha_fastpath
 from attncompare.errors import CaptureError
 from attncompare.models.adapter import ModelAdapter
 from attncompare.signals._base import Signal, signal
+from attncompare.state import disable_mha_fastpath
 
 
 @signal(cost="extra")
@@ -43,7 +43,7 @@ class BlockGradients(Signal):
             for tokens, weights in zip(outputs, attention, strict=True):
                 raw = replay.run(tokens, torch.arange(len(tokens), device=tokens.device))
                 found.append(extra.gradient(extra.recorded.score.score(raw), weights))
-        extra.counted.add(1.0, 1.0)
+        extra.forward.add(1.0, 1.0)
         gradients = recorder.gradients(found)
         extra.refuse_silent(self.name, gradients)
         return gradients

@@ -3,7 +3,7 @@
 from torch import nn
 
 from attncompare.capture.extra_pass import ExtraPass
-from attncompare.capture.features import Tap
+from attncompare.capture.feature_hook import FeatureHook
 from attncompare.capture.hooks import layer_of
 from attncompare.models.adapter import ModelAdapter
 from attncompare.signals._base import LAYER, Signal, signal
@@ -19,6 +19,6 @@ class FeatureLayer(Signal):
         return model.lacks("feature_layer")
 
     def run(self, extra: ExtraPass) -> nn.Module:
-        model, counted, repeat = extra.model, extra.counted, extra.recorded.repeat
-        counted.tap = Tap(layer_of(model, self.layer), model.size, model.token_layouts, counted.watch, repeat)
-        return counted.tap.identity
+        model, forward, repeat = extra.model, extra.forward, extra.recorded.repeat
+        forward.hook = FeatureHook(layer_of(model, self.layer), model.size, model.token_layouts, forward.watch, repeat)
+        return forward.hook.identity

@@ -11,4 +11,4 @@ class Forward(Signal):
     """nn.Module: images -> (B,K) scores; its passes are counted."""
 
     def run(self, extra: ExtraPass) -> nn.Module:
-        return extra.counted
+        return extra.forward

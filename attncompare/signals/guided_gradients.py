@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from attncompare.backward.guided import guided
+from attncompare.capture.counting_forward import CountingForward
 from attncompare.capture.extra_pass import ExtraPass
-from attncompare.capture.targets import CountedForward
 from attncompare.models.adapter import ModelAdapter
 from attncompare.signals._base import Signal, signal
 
@@ -18,8 +18,8 @@ class GuidedGradients(Signal):
 
     def run(self, extra: ExtraPass) -> Tensor:
         images, score = extra.images.detach().requires_grad_(True), extra.recorded.score
-        scores = CountedForward(extra.model, score).under(guided(), images)
+        scores = CountingForward(extra.model, score).under(guided(), images)
         found = extra.gradient(scores.gather(1, score.target[:, None])[:, 0], images)
-        extra.counted.add(1.0, 1.0)
+        extra.forward.add(1.0, 1.0)
         extra.refuse_silent(self.name, [found])
         return found

@@ -13,4 +13,4 @@ class TargetScore(Signal):
     """Function of altered images (n,3,H,W) and the image (n,) each one is a copy of -> (n,) probability of its target."""
 
     def run(self, extra: ExtraPass) -> Callable[[Tensor, Tensor], Tensor]:
-        return extra.counted.target_score
+        return extra.forward.target_score

@@ -1,8 +1,8 @@
 """The attention inside windows."""
 
+from attncompare.capture.attention import WindowRecorder
 from attncompare.capture.forward_pass import ForwardPass
 from attncompare.capture.hooks import Hooks
-from attncompare.capture.recorders import WindowRecorder
 from attncompare.inspection.layout import WindowAttention as Windows
 from attncompare.models.adapter import ModelAdapter
 from attncompare.signals._base import Signal, signal

@@ -14,9 +14,9 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from attncompare.capture.state import frozen_eval
 from attncompare.errors import CaptureError
 from attncompare.models.adapter import ModelAdapter
+from attncompare.state import frozen_eval
 
 HELD_OUT = 1 / 3  # share of the images that a concept vector's accuracy is measured on
 NUMBERS = 4_000_000  # that Captum holds as Python numbers at a time: it turns every concept vector into a list

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from attncompare.benchmark.statistics import mean_interval
 from attncompare.capture.layer_output import layer_outputs
-from attncompare.capture.targets import TargetScore
+from attncompare.capture.target import TargetScore
 from attncompare.errors import CaptureError, SpecError
 from attncompare.models.adapter import ModelAdapter
 from attncompare.progress import Progress, Tick

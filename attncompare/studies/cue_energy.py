@@ -12,7 +12,7 @@ from torch import Tensor
 from attncompare.benchmark.explained import explain_cells, maps_of
 from attncompare.benchmark.plan import Cell
 from attncompare.benchmark.statistics import cliffs_delta, mean_interval, paired_p
-from attncompare.capture.targets import Target
+from attncompare.capture.target import Target
 from attncompare.errors import Failure, SpecError, UnsupportedMethodError
 from attncompare.explain import make_job
 from attncompare.maps import resize_map

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from attncompare.capture.forward_pass import record
 from attncompare.capture.replay import Replay
-from attncompare.capture.state import preserve_state
 from attncompare.models.adapter import ModelAdapter
 from attncompare.modules.insertion import inserted
 from attncompare.signals._base import request
+from attncompare.state import preserve_state
 from attncompare.training.data import Part, TrainingData
 
 BATCH = 250

@@ -13,9 +13,8 @@ from attncompare.benchmark.evidence import with_smaller_batches
 from attncompare.benchmark.layer_maps import strongest_channels
 from attncompare.capture.arguments import check_model
 from attncompare.capture.forward_pass import Recorded, record
-from attncompare.capture.hooks import resolve_layer
 from attncompare.errors import CaptureError, SpecError
-from attncompare.models.adapter import ModelAdapter
+from attncompare.models.adapter import ModelAdapter, resolve_layer
 from attncompare.signals._base import request
 from attncompare.studies.layer_measures import measure_maps
 from attncompare.studies.pictures import Given, Pictures, pictures_of

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from attncompare.errors import AttnCompareError, SpecError
-from attncompare.models.adapter import device_of, output_tensor
+from attncompare.models.adapter import output_tensor
+from attncompare.state import device_of
 from attncompare.training.checkpoint import Row, State, load_state, save_state, stored
 from attncompare.training.recipes import Recipe
 

@@ -9,12 +9,12 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from attncompare.capture.state import preserve_state
 from attncompare.errors import UnsupportedModelError, reason_of
 from attncompare.models.adapter import ModelSource
 from attncompare.models.load import load_source
 from attncompare.models.preprocessing import Preprocessing
 from attncompare.modules.insertion import insert
+from attncompare.state import preserve_state
 from attncompare.training.spec import TUTORIAL_CNN, TrainSpec
 
 CHANNELS = (32, 64, 128)

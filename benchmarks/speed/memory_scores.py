@@ -29,7 +29,7 @@ def measure(images: int, maps: int) -> float:
 
     import attncompare as ac
     from attncompare.benchmark.evidence import clean_outputs, target_scorer
-    from attncompare.capture.targets import TargetScore
+    from attncompare.capture.target import TargetScore
     from attncompare.metrics._base import Evidence
     from attncompare.metrics.perturbation import perturbation_curves
     from attncompare.metrics.protocols import Protocol

@@ -10,7 +10,7 @@ import attncompare as ac
 from attncompare.benchmark.evidence import Scene
 from attncompare.benchmark.run import run_benchmark
 from attncompare.benchmark.spec import BenchmarkSpec
-from attncompare.capture.targets import TargetScore
+from attncompare.capture.target import TargetScore
 from attncompare.errors import SpecError, UnknownNameError
 from attncompare.maps import AttributionMap
 from attncompare.metrics._base import metrics

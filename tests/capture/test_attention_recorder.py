@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import attncompare as ac
-from attncompare.capture.attention import AttentionCalls, attention_rows, explicit_attention
 from attncompare.capture.forward_pass import record
-from attncompare.capture.state import disable_mha_fastpath
 from attncompare.errors import CaptureError, UnsupportedModelError
+from attncompare.inspection.attention_calls import AttentionCalls, attention_rows, explicit_attention
 from attncompare.inspection.layout import TokenLayout
 from attncompare.models.adapter import ModelAdapter
 from attncompare.signals._base import request
+from attncompare.state import disable_mha_fastpath
 
 KERNEL = F.scaled_dot_product_attention
 ATTENTION, GRADIENTS = request("attention"), request("attention_gradients")
@@ -402,7 +402,7 @@ def test_every_kind_of_recording_is_checked_against_the_plain_logits(fresh, pict
 
     model = fresh("vit")
     recorded(model, pictures(model), CLASS_ROWS)  # right, and checked
-    monkeypatch.setattr("attncompare.capture.recorders.explicit_attention", off)
+    monkeypatch.setattr("attncompare.capture.attention.explicit_attention", off)
     with pytest.raises(CaptureError, match="changes the logits"):
         recorded(model, pictures(model), GRADIENTS)
 

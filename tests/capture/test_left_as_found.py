@@ -422,7 +422,7 @@ def test_a_raise_inside_torchvisions_attention_puts_the_kernel_back(fresh, pictu
     def raising(*args, **kwargs):
         raise BoomError
 
-    monkeypatch.setattr("attncompare.capture.recorders.explicit_attention", raising)
+    monkeypatch.setattr("attncompare.capture.attention.explicit_attention", raising)
     with unchanged(model.model, images), pytest.raises(BoomError):
         ac.make_explainer(model, "gradient_rollout").explain(images)
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import attncompare as ac
-from attncompare.capture.attention import explicit_attention
 from attncompare.errors import AttnCompareError, CaptureError, UnsupportedModelError
+from attncompare.inspection.attention_calls import explicit_attention
 
 CELLS, SIDE, WIDTH = 8, 64, 24
 ATTENTION_MAPS = ("class_attention", "fused_attention", "attention")
@@ -284,6 +284,6 @@ def test_a_recording_that_changes_the_logits_is_refused(rounded, monkeypatch):
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=rounded):
         found = ac.make_explainer(ac.load_model("demo/vit"), "attention_rollout").explain(images)
         assert found.values.isfinite().all() and found.values.std() > 0
-        monkeypatch.setattr("attncompare.capture.recorders.explicit_attention", twisted_attention)
+        monkeypatch.setattr("attncompare.capture.attention.explicit_attention", twisted_attention)
         with pytest.raises(CaptureError, match="recording changes the logits of demo/vit"):
             ac.make_explainer(ac.load_model("demo/vit"), "attention_rollout").explain(images)

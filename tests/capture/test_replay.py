@@ -7,15 +7,15 @@ from references.supply import supply
 from torch import nn
 
 import attncompare as ac
-from attncompare.capture.features import find_layout, join_features, split_features
 from attncompare.capture.replay import Replay, modules_before, rows_of
-from attncompare.capture.state import preserve_state
 from attncompare.errors import CaptureError
+from attncompare.inspection.layout import find_layout, join_features, split_features
+from attncompare.inspection.structure import ModelStructure
 from attncompare.models.adapter import ModelAdapter, ModelSource
 from attncompare.models.preprocessing import Preprocessing
-from attncompare.models.structure import ModelStructure
 from attncompare.signals._base import request
 from attncompare.signals.ablated_scores import AblatedScores
+from attncompare.state import preserve_state
 
 WHICH = [2, 0, 1, 2, 2, 0]
 

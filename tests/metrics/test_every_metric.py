@@ -8,7 +8,7 @@ import torch
 import attncompare as ac
 from attncompare.benchmark.evidence import Passes, Scene
 from attncompare.benchmark.scoring import again_of, as_records, score_maps
-from attncompare.capture.targets import TargetScore
+from attncompare.capture.target import TargetScore
 from attncompare.maps import AttributionMap
 from attncompare.metrics._base import metrics
 from attncompare.metrics.protocols import Protocol

@@ -10,7 +10,7 @@ from references.dual_encoders import PAIRS, PIXELS, VISION, write
 from torch import nn
 
 import attncompare as ac
-from attncompare.capture.targets import TargetScore
+from attncompare.capture.target import TargetScore
 from attncompare.cli import app
 from attncompare.errors import SpecError
 

@@ -1,16 +1,16 @@
 """One signal on its own, whatever it costs."""
 
+from attncompare.capture.counting_forward import CountingForward
 from attncompare.capture.extra_pass import ExtraPass
 from attncompare.capture.forward_pass import record
-from attncompare.capture.state import frozen_eval
-from attncompare.capture.targets import CountedForward
+from attncompare.state import frozen_eval
 
 
 def supply(model, signal, images, target):
     """The value of an extra signal, and the forward and backward passes per image that it made."""
     taken = signal.takes(model, target)
     recorded = record(model, images, taken, target)
-    counted = CountedForward(model, recorded.score)
+    counted = CountingForward(model, recorded.score)
     extra = ExtraPass(model, images, recorded, counted)
     with frozen_eval(model.model, graph=True):
         value = signal.run(extra)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import attncompare as ac
-from attncompare.capture.recorders import AttentionRecorder
+from attncompare.capture.attention import AttentionRecorder
 from attncompare.errors import CaptureError
 from attncompare.registry import signals
 from attncompare.signals._base import request

@@ -21,13 +21,13 @@ from attncompare.benchmark.records import Variant
 from attncompare.benchmark.timing.device import Device, open_device, peak_of
 from attncompare.benchmark.timing.latency import Job, Timing, time_interleaved
 from attncompare.benchmark.timing.variants import in_variant
-from attncompare.capture.state import preserve_state
-from attncompare.capture.targets import Target
+from attncompare.capture.target import Target
 from attncompare.errors import AttnCompareError, Failure
 from attncompare.explain import explain_together
 from attncompare.maps import AttributionMap
 from attncompare.models.adapter import ModelAdapter
 from attncompare.models.load import load_model
+from attncompare.state import preserve_state
 from attncompare.tuning import Tuning, tune
 
 PLAIN = "(plain forward)"

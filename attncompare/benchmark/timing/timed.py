@@ -17,12 +17,12 @@ from attncompare.benchmark.timing.measured import as_timing_records, without_tim
 from attncompare.benchmark.timing.process import Request
 from attncompare.benchmark.timing.variants import refusal
 from attncompare.benchmark.worker import Worker
-from attncompare.capture.state import preserve_state
-from attncompare.capture.targets import Target, TargetScore
+from attncompare.capture.target import Target, TargetScore
 from attncompare.data.images import fit_image, to_tensor
 from attncompare.environment import gpu_name
 from attncompare.errors import AttnCompareError, Failure
 from attncompare.models.adapter import ModelAdapter
+from attncompare.state import preserve_state
 
 PROTOCOL_VERSION = 1
 """Raised when a change of the pass changes what its numbers mean; part of every key."""

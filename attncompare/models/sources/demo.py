@@ -7,10 +7,11 @@ from pathlib import Path
 from torch import nn
 
 from attncompare.errors import unknown_name
-from attncompare.models.adapter import ModelSource, seeded_weights
+from attncompare.models.adapter import ModelSource
 from attncompare.models.preprocessing import Preprocessing
 from attncompare.models.sources.timm import vision_transformer
 from attncompare.models.sources.torchvision import squeeze_excitation
+from attncompare.state import seeded_weights
 
 WEIGHTS = Path(__file__).parent / "demo_weights"
 CHANNELS = (32, 64, 128)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attncompare.errors import AttnCompareError, SpecError, UnsupportedModelError
-from attncompare.models.adapter import ModelSource, output_tensor, seeded_weights
+from attncompare.models.adapter import ModelSource, output_tensor
 from attncompare.models.preprocessing import Preprocessing
 from attncompare.models.sources.patches import (
     KINDS,
@@ -26,6 +26,7 @@ from attncompare.models.sources.patches import (
     vision_config,
 )
 from attncompare.models.sources.processor import DEFAULT_SIDE, pair, preprocessing_of
+from attncompare.state import seeded_weights
 
 REFUSED = {
     "imagegpt": "it reads the numbers of colour clusters, through which no gradient reaches the pixels",

@@ -5,8 +5,9 @@ from typing import Any
 from torch import nn
 
 from attncompare.errors import AttnCompareError, unknown_name
-from attncompare.models.adapter import ModelSource, seeded_weights
+from attncompare.models.adapter import ModelSource
 from attncompare.models.preprocessing import Preprocessing
+from attncompare.state import seeded_weights
 
 
 def vision_transformer(**options: Any) -> nn.Module:

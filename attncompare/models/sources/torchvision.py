@@ -7,8 +7,9 @@ from typing import Any
 from torch import nn
 
 from attncompare.errors import SpecError, reason_of, unknown_name
-from attncompare.models.adapter import ModelSource, seeded_weights
+from attncompare.models.adapter import ModelSource
 from attncompare.models.preprocessing import Preprocessing
+from attncompare.state import seeded_weights
 
 
 def squeeze_excitation(channels: int, squeezed: int) -> nn.Module:

@@ -12,18 +12,16 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from attncompare.capture.attention_layout import HEADS, NO_ATTENTION, AttentionLayout, find_attention
-from attncompare.capture.classifier import find_classifier, outermost
-from attncompare.capture.features import find_layout
-from attncompare.capture.graph import Graph
-from attncompare.capture.missing import NO_HEAD, missing_flow, missing_parts
-from attncompare.capture.placement import Changes, Grid, find_sequences, grid_of
-from attncompare.capture.state import LOCK, disable_mha_fastpath, preserve_state
-from attncompare.capture.trace import BATCH, Call, Note, Trace, equal, trace
 from attncompare.errors import UnsupportedModelError, reason_of
-from attncompare.inspection.layout import TokenLayout
-from attncompare.models.adapter import ModelAdapter, ModelSource
-from attncompare.models.structure import Family, ModelStructure, SELayer
+from attncompare.inspection.attention import HEADS, NO_ATTENTION, AttentionLayout, find_attention
+from attncompare.inspection.classifier import find_classifier, outermost
+from attncompare.inspection.graph import Graph
+from attncompare.inspection.layout import TokenLayout, find_layout
+from attncompare.inspection.reasons import NO_HEAD, missing_flow, missing_parts
+from attncompare.inspection.spatial import Changes, Grid, find_sequences, grid_of
+from attncompare.inspection.structure import Family, ModelStructure, SELayer
+from attncompare.inspection.trace import BATCH, Call, Network, Note, Trace, equal, trace
+from attncompare.state import LOCK, disable_mha_fastpath, preserve_state
 
 POOLERS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten)
 CHANCE = 1e-3  # largest change of one image's output between passes, relative
@@ -84,14 +82,14 @@ def _on_the_scores_path(graph: Graph, calls: list[Call], sequences: list[TokenLa
 
 
 def _stages(
-    seen: Trace, graph: Graph, calls: list[Call], source: ModelSource, sequences: list[TokenLayout]
+    seen: Trace, graph: Graph, calls: list[Call], source: Network, sequences: list[TokenLayout]
 ) -> tuple[str, ...]:
     """One layer per resolution, shallow to deep, of those the score depends on.
 
     On the last grid the last module to finish; on those before it the outermost one, of equals the last, because what
     opens the next stage still has the resolution of the stage before.
     """
-    size = source.preprocessing.size
+    size = source.size
     with torch.no_grad():
         calls = [c for c in calls if source.embedding or not _is_score_map(graph, c)]
     best: dict[Grid, tuple[int, int, str]] = {}
@@ -117,14 +115,14 @@ def _attention_input(seen: Trace, block: str) -> str | None:
     return next((c.path for c in seen.calls if c.output.number == fed.number and c.direct), None)
 
 
-def _refuse_chance(seen: Trace, source: ModelSource) -> None:
+def _refuse_chance(seen: Trace, source: Network) -> None:
     """Raise UnsupportedModelError when the output for an image changes with the random state or the rest of the batch."""
     assert seen.logits is not None
     other = torch.rand(seen.images.shape, generator=torch.Generator().manual_seed(1)).to(seen.images)
     images = torch.cat([seen.images[:1], other[1:]])
     with torch.no_grad(), preserve_state(source.model), disable_mha_fastpath():
         torch.default_generator.manual_seed(torch.initial_seed() ^ 1)  # any seed but that of the first pass
-        again = ModelAdapter(source, ModelStructure("cnn", None)).forward(images)
+        again = source.forward(images)
     first = seen.logits[0]
     if float((again[0] - first).abs().max()) > CHANCE * max(float(first.abs().max()), 1e-6):
         raise UnsupportedModelError(
@@ -181,7 +179,7 @@ def _same(tokens: Note, fed: Note | None) -> bool:
     return fed.number == tokens.number or (fed.shape == tokens.shape and torch.equal(fed.marks, tokens.marks))
 
 
-def probe(source: ModelSource) -> ModelStructure:
+def probe(source: Network) -> ModelStructure:
     """The structure of a model, from a traced pass and a few that follow it up; what `source.overrides` gives is taken.
 
     Raises UnsupportedModelError when the model does not run or nothing in it lies on the image.
@@ -192,7 +190,7 @@ def probe(source: ModelSource) -> ModelStructure:
     except UnsupportedModelError:
         raise
     except Exception as error:  # a user's module may do anything
-        h, w = source.preprocessing.size
+        h, w = source.size
         raise UnsupportedModelError(
             f"{source.name} does not run on ({BATCH}, 3, {h}, {w}), or what it does there cannot be followed: "
             f"{reason_of(error)}{_hint(source.model)}"
@@ -205,9 +203,9 @@ def _hint(model: nn.Module) -> str:
     return f"; its weights are {', '.join(sorted(kinds))}: call .float() on it first" if kinds else ""
 
 
-def _structure(source: ModelSource) -> ModelStructure:
+def _structure(source: Network) -> ModelStructure:
     """As `probe`; what the model raises passes through."""
-    seen, size = trace(source), source.preprocessing.size
+    seen, size = trace(source), source.size
     assert seen.logits is not None
     if (rows := len(seen.logits)) != BATCH:
         raise UnsupportedModelError(f"{source.name} returned {rows} rows for {BATCH} images; one for each is needed")

@@ -3,11 +3,11 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attncompare.capture.features import find_layout
-from attncompare.capture.graph import Graph
-from attncompare.capture.placement import Grid
-from attncompare.capture.trace import Call, Note, Trace, equal, marks_of
-from attncompare.models.structure import Classifier
+from attncompare.inspection.graph import Graph
+from attncompare.inspection.layout import find_layout
+from attncompare.inspection.spatial import Grid
+from attncompare.inspection.structure import Classifier
+from attncompare.inspection.trace import Call, Note, Trace, equal, marks_of
 
 ROUNDING = 1e-5  # relative
 
@@ -15,7 +15,7 @@ ROUNDING = 1e-5  # relative
 def outermost(seen: Trace, call: Call) -> str:
     """Of the modules that return this very tensor the outermost, and of its equals the last to touch it.
 
-    One that runs once, where there is one: a tap keeps the last of several runs (VOLO's dropout before both its heads).
+    One that runs once, where there is one: a hook keeps the last of several runs (VOLO's dropout before both its heads).
     """
     same = [
         (sum(c.path == other.path for other in seen.calls) > 1, c.path.count("."), -order, c.path)

@@ -5,10 +5,10 @@ import gc
 import torch
 from torch import Tensor, nn
 
-from attncompare.capture.graph import Graph
-from attncompare.capture.placement import Changes
-from attncompare.capture.probe import _candidates
-from attncompare.capture.trace import BATCH, trace
+from attncompare.inspection.graph import Graph
+from attncompare.inspection.probe import _candidates
+from attncompare.inspection.spatial import Changes
+from attncompare.inspection.trace import BATCH, trace
 from attncompare.models.adapter import ModelSource
 from attncompare.models.preprocessing import Preprocessing
 from attncompare.models.sources import timm as timm_source

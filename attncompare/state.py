@@ -62,3 +62,20 @@ def frozen_eval(model: nn.Module, *, graph: bool) -> Iterator[None]:
         disable_mha_fastpath(),
     ):
         yield
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters live; the CPU for a module without any."""
+    first = next(module.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+@contextmanager
+def seeded_weights(seed: int) -> Iterator[None]:
+    """What is drawn inside depends on the seed alone, and leaves the generator of the process as it was.
+
+    Only the CPU's generator is seeded, as only that is restored: `torch.manual_seed` seeds those of all devices.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(seed))  # a NumPy integer too
+        yield

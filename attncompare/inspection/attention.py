@@ -3,13 +3,12 @@
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from attncompare.capture.graph import Graph
-from attncompare.capture.state import preserve_state
-from attncompare.capture.trace import BATCH, AttentionCall, Trace
-from attncompare.capture.windows import attends_to_tokens, find_windows
+from attncompare.inspection.graph import Graph
 from attncompare.inspection.layout import TokenLayout
-from attncompare.models.adapter import ModelSource
-from attncompare.models.structure import Part, WindowBlock
+from attncompare.inspection.structure import Part, WindowBlock
+from attncompare.inspection.trace import BATCH, AttentionCall, Network, Trace
+from attncompare.inspection.windows import attends_to_tokens, find_windows
+from attncompare.state import preserve_state
 
 FLOW: tuple[Part, ...] = ("attention",)
 GLOBAL: tuple[Part, ...] = ("attention", "class_attention")
@@ -39,7 +38,7 @@ def _none(reason: str) -> AttentionLayout:
 
 
 def find_attention(
-    seen: Trace, graph: Graph, source: ModelSource, given: TokenLayout | None, sequences: list[TokenLayout]
+    seen: Trace, graph: Graph, source: Network, given: TokenLayout | None, sequences: list[TokenLayout]
 ) -> AttentionLayout:
     """Global attention on one grid, class attention behind something else, windows, or none.
 
@@ -81,7 +80,7 @@ def _is_global(call: AttentionCall) -> bool:
     return len(call.shape) == 4 and call.shape[0] == BATCH
 
 
-def _over_tokens(seen: Trace, source: ModelSource, attention: AttentionCall) -> bool:
+def _over_tokens(seen: Trace, source: Network, attention: AttentionCall) -> bool:
     """Whether as many tokens go into the module as its weights have rows: attention between channels looks alike."""
     call = seen.call_of(attention.path)
     fed = None if call is None else call.fed
@@ -162,7 +161,7 @@ def _last_stage(seen: Trace, graph: Graph, layout: TokenLayout, blocks: list[Att
 
 
 def _windowed(
-    seen: Trace, graph: Graph, source: ModelSource, sequences: list[TokenLayout], calls: list[AttentionCall]
+    seen: Trace, graph: Graph, source: Network, sequences: list[TokenLayout], calls: list[AttentionCall]
 ) -> AttentionLayout:
     """Attention inside windows, or global at several resolutions."""
     reason = (
@@ -173,7 +172,7 @@ def _windowed(
     found: list[WindowBlock | str] = []
     with preserve_state(source.model):
         for call in calls:
-            block = find_windows(seen, source.model, call, source.preprocessing.size, layouts)
+            block = find_windows(seen, source.model, call, source.size, layouts)
             found.append(block)
             if isinstance(block, WindowBlock):  # what a reducing block gives lies on its query grid
                 layouts.append(TokenLayout(0, block.geometry.query_grid))

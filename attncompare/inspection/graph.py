@@ -9,10 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from attncompare.capture.state import disable_mha_fastpath, preserve_state
-from attncompare.capture.trace import Call, Trace, first_tensor
-from attncompare.models.adapter import ModelAdapter, ModelSource
-from attncompare.models.structure import ModelStructure
+from attncompare.inspection.trace import Call, Network, Trace, first_tensor
+from attncompare.state import disable_mha_fastpath, preserve_state
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Graph:
     One image, because this is what takes the memory: as much as any method with a gradient takes for one image.
     """
 
-    def __init__(self, source: ModelSource, seen: Trace) -> None:
+    def __init__(self, source: Network, seen: Trace) -> None:
         self.outputs: dict[str, list[Tensor]] = defaultdict(list)
         self.means: dict[str, list[Means]] = defaultdict(list)
         self.inputs: dict[str, list[tuple[Tensor, ...]]] = defaultdict(list)
@@ -50,7 +48,7 @@ class Graph:
             for path, module in source.model.named_modules():
                 if path:
                     stack.callback(module.register_forward_hook(self._keeper(path), with_kwargs=True).remove)
-            self.logits = ModelAdapter(source, ModelStructure("cnn", None)).forward(self.images)
+            self.logits = source.forward(self.images)
 
     def _keeper(self, path: str) -> Callable[[nn.Module, tuple[object, ...], Mapping[str, object], object], None]:
         def keep(module: nn.Module, args: tuple[object, ...], options: Mapping[str, object], output: object) -> None:

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from attncompare.capture.attention_layout import AttentionLayout
-from attncompare.capture.trace import Trace
-from attncompare.models.structure import Part, SELayer
+from attncompare.inspection.attention import AttentionLayout
+from attncompare.inspection.structure import Part, SELayer
+from attncompare.inspection.trace import Trace
 
 UNCHAINED = "its attention does not lie in blocks each of which hands its tokens to the next"
 NO_HEAD = "its output is an embedding, and no linear layer on averaged features makes it"

@@ -1,20 +1,15 @@
 """What is explained: a class, the model's own choice, or the similarity of an embedding to a text's or to its own."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from attncompare.backward.engine import Rules
-from attncompare.capture.features import Tap, tapped
-from attncompare.capture.state import disable_mha_fastpath
-from attncompare.errors import CaptureError, SpecError
+from attncompare.errors import SpecError
 from attncompare.models.adapter import ModelAdapter
-from attncompare.models.same_outputs import check_same_outputs
 
 Target = int | str | Sequence[int] | Sequence[str] | Tensor | Callable[[Tensor], Tensor] | None
 """None: the argmax on the clean image. int, sequence or (B,) tensor: class indices. "class:NAME": a class by name.
@@ -213,81 +208,3 @@ class TargetScore:
         if raw.shape[1] == 1:  # one logit: softmax would be 1 whatever it is
             return raw[:, 0].sigmoid()
         return raw.softmax(dim=1).gather(1, self.target[which][:, None])[:, 0]
-
-
-def score_of_image(target_score: Callable[[Tensor, Tensor], Tensor], index: int) -> Callable[[Tensor], Tensor]:
-    """The `target_score` of altered copies (n,3,H,W) of one image of the batch."""
-    return lambda copies: target_score(copies, torch.full((len(copies),), index, device=copies.device))
-
-
-class CountedForward(nn.Module):
-    """The model as Captum wants it, (n,3,H,W) -> (n,K), counting the images that pass forward and backward."""
-
-    def __init__(self, adapter: ModelAdapter, scored: TargetScore) -> None:
-        super().__init__()
-        self.adapter, self.scored = adapter, scored
-        self.tap: Tap | None = None  # where the images are copies of one, it makes copies of its features
-        self.seen_forward = 0
-        self.seen_backward = 0
-        self.reached: Tensor | None = None
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(n,3,H,W) in [0, 1] -> (n,K)."""
-        with disable_mha_fastpath():
-            images = images[:1] if self.tap is not None and self.tap.repeat > 1 else images
-            outputs = self.scored.outputs(self.adapter.forward(images))
-        self._check(images, outputs)
-        self.seen_forward += len(images)
-        if images.requires_grad:
-            images.register_hook(self.watch)  # type: ignore[no-untyped-call]
-        if outputs.requires_grad:
-            outputs.register_hook(self._count)  # type: ignore[no-untyped-call]
-        return outputs
-
-    def _check(self, images: Tensor, outputs: Tensor) -> None:
-        """CaptureError where the tapped layer did not run, or where no gradient can arrive that somebody waits for."""
-        if self.tap is not None and self.tap.features is None:
-            raise CaptureError(f"layer {self.tap.path!r} did not run in the forward pass")
-        awaited = torch.is_grad_enabled() and (images.requires_grad or self.tap is not None)
-        if awaited and not outputs.requires_grad:
-            raise CaptureError(f"no gradient of the score reaches the images in {self.adapter.name}")
-
-    @contextmanager
-    def tapped(self) -> Iterator[None]:
-        """The tap, if there is one, listens for the length of the block."""
-        with nullcontext() if self.tap is None else tapped(self.adapter.model, self.tap):
-            yield
-
-    def under(self, rules: Rules, images: Tensor) -> Tensor:
-        """(n,K) of (n,3,H,W), with gradients by `rules`; CaptureError if these change values, checked once for a model."""
-        with rules:
-            outputs: Tensor = self(images)
-        if rules.name not in self.adapter.checked_recordings:
-            with torch.no_grad():
-                plain = self.scored.outputs(self.adapter.forward(images))
-            what = f"{rules.name} changes the scores of {self.adapter.name}"
-            check_same_outputs(plain, outputs, what, "; its maps would be wrong")
-            self.adapter.checked_recordings.add(rules.name)
-        return outputs
-
-    def target_score(self, images: Tensor, which: Tensor) -> Tensor:
-        """Altered copies (n,3,H,W) of images `which` (n,) -> (n,) the target's probability, or cosine similarity."""
-        with torch.no_grad(), disable_mha_fastpath():
-            raw = self.adapter.forward(images)
-        self.seen_forward += len(images)
-        return self.scored.probability(raw, which)
-
-    def add(self, forward: float, backward: float) -> None:
-        """Count passes that were made elsewhere, per image."""
-        self.seen_forward += round(forward * len(self.scored.target))
-        self.seen_backward += round(backward * len(self.scored.target))
-
-    def watch(self, gradient: Tensor) -> None:
-        """Note for which images a gradient arrives; copies of B images come as rows b, b + B, b + 2 B, ..."""
-        count = len(self.scored.target)
-        reach = gradient.detach().abs().flatten(1).sum(1)
-        reach = reach.reshape(-1, count).sum(0) if len(reach) % count == 0 else reach.sum().expand(count)
-        self.reached = reach if self.reached is None else self.reached + reach
-
-    def _count(self, gradient: Tensor) -> None:
-        self.seen_backward += len(gradient)

@@ -6,21 +6,40 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import count
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from attncompare.capture.attention import AttentionCalls, kernel
-from attncompare.capture.state import disable_mha_fastpath, preserve_state
+from attncompare.inspection.attention_calls import AttentionCalls, kernel
 from attncompare.inspection.functions import ActivationNames
-from attncompare.models.adapter import ModelAdapter, ModelSource
-from attncompare.models.structure import ModelStructure
+from attncompare.state import device_of, disable_mha_fastpath, preserve_state
 
 BATCH = 2  # images in the probing pass
 TOLERANCE = 1e-4
 LOUD, TRIALS = 10.0, 6  # spread of the channels' means, and how often, when gates are tried on noise
+
+
+class Network(Protocol):
+    """What inspection asks of a model; `models.adapter.ModelSource` is one."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def model(self) -> nn.Module: ...  # noqa: D102
+
+    @property
+    def size(self) -> tuple[int, int]: ...  # noqa: D102
+
+    @property
+    def embedding(self) -> bool: ...  # noqa: D102
+
+    @property
+    def overrides(self) -> Mapping[str, object]: ...  # noqa: D102
+
+    def forward(self, images: Tensor) -> Tensor: ...  # noqa: D102
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +65,7 @@ class Call:
 
     inputs, options: all that went in, of modules in which attention ran; empty for others. gate: the path of the inner
     module whose output is the ratio of output to input. steady: that ratio did not differ between the two images. direct:
-    whether the output is the tensor itself (or a tuple that starts with it), so that it can be tapped.
+    whether the output is the tensor itself (or a tuple that starts with it), so that a hook can replace it.
     """
 
     path: str
@@ -180,22 +199,21 @@ def first_tensor(output: object) -> Tensor | None:
     return output if isinstance(output, Tensor) and output.is_floating_point() else None
 
 
-def trace(source: ModelSource) -> Trace:
+def trace(source: Network) -> Trace:
     """Run the model on two seeded images and note every module call and every attention call."""
-    adapter = ModelAdapter(source, ModelStructure("cnn", None))
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(preserve_state(source.model))
         stack.enter_context(disable_mha_fastpath())
         generator = torch.Generator().manual_seed(0)
-        images = torch.rand(BATCH, 3, *source.preprocessing.size, generator=generator)
-        seen = Trace(images.to(adapter.device))
+        images = torch.rand(BATCH, 3, *source.size, generator=generator)
+        seen = Trace(images.to(device_of(source.model)))
         for path, module in source.model.named_modules():
             if path:
                 _watch(stack, seen, path, module)
         with ActivationNames() as names, AttentionCalls(seen):
-            seen.logits = adapter.forward(seen.images)
+            seen.logits = source.forward(seen.images)
         seen.activations = names.seen
         _wake_silent_gates(seen)
     return seen
@@ -213,7 +231,7 @@ def _watch(stack: ExitStack, seen: Trace, path: str, module: nn.Module) -> None:
         if tensor is None:
             return
         attended = len(seen.attention) > began.attended
-        # A module that hands on one of several tensors unchanged is no place to tap it: it may have been used before.
+        # A module that hands on one of several tensors unchanged is no place for a hook: it may have been used before.
         handed_on = isinstance(output, tuple) and any(tensor is x for x in (*args, *options.values()))
         gate, steady = _gate_values(seen, path, args, tensor)
         call = Call(

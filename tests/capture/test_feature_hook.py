@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import attncompare as ac
-from attncompare.capture.features import Tap, find_layout, tapped
+from attncompare.capture.feature_hook import FeatureHook, hooked
 from attncompare.capture.forward_pass import record
 from attncompare.errors import CaptureError, UnknownNameError
-from attncompare.inspection.layout import TokenLayout
+from attncompare.inspection.layout import TokenLayout, find_layout
 from attncompare.signals._base import request
 
 CLASS_TOKEN = TokenLayout(prefix=1, grid=(4, 6), class_token=0)
@@ -55,14 +55,14 @@ def through(tap, output):
 
     model = nn.Sequential()
     model.add_module(tap.path, Layer())
-    with tapped(model, tap):
+    with hooked(model, tap):
         passed = model.get_submodule(tap.path)()
         return passed, tap.features
 
 
 def test_tokens_lie_on_the_grid_row_by_row():
     tokens = torch.arange(25.0).reshape(1, 25, 1).repeat(1, 1, 2)
-    passed, features = through(Tap("layer", (32, 48), [CLASS_TOKEN]), tokens)
+    passed, features = through(FeatureHook("layer", (32, 48), [CLASS_TOKEN]), tokens)
     assert features.shape == (1, 2, 4, 6)
     for row in range(4):
         for column in range(6):
@@ -72,14 +72,14 @@ def test_tokens_lie_on_the_grid_row_by_row():
 
 def test_channels_last_features_are_turned_and_turned_back():
     output = torch.randn(2, 4, 6, 12)
-    passed, features = through(Tap("layer", (32, 48)), output)
+    passed, features = through(FeatureHook("layer", (32, 48)), output)
     assert torch.equal(features, output.permute(0, 3, 1, 2))
     assert torch.equal(passed, output)
 
 
 def test_the_rest_of_a_tuple_passes_through():
     output, rest = torch.randn(2, 12, 4, 6), object()
-    passed, features = through(Tap("layer", (32, 48)), (output, rest))
+    passed, features = through(FeatureHook("layer", (32, 48)), (output, rest))
     assert torch.equal(passed[0], output)
     assert passed[1] is rest
     assert torch.equal(features, output)
@@ -96,7 +96,7 @@ def test_the_rest_of_a_tuple_passes_through():
 )
 def test_an_output_that_is_no_picture_is_an_error(output, message):
     with pytest.raises(CaptureError, match=message):
-        through(Tap("layer", (32, 48), [CLASS_TOKEN]), output)
+        through(FeatureHook("layer", (32, 48), [CLASS_TOKEN]), output)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_the_tap_changes_nothing_downstream(tiny, pictures, name):
     images = pictures(model)
     with torch.no_grad():
         plain = model.forward(images)
-        with tapped(model.model, Tap(model.structure.feature_layer, model.size, model.token_layouts)) as tap:
+        with hooked(model.model, FeatureHook(model.structure.feature_layer, model.size, model.token_layouts)) as tap:
             assert torch.equal(model.forward(images), plain)
             assert tap.features is not None
 

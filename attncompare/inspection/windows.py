@@ -17,12 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from attncompare.capture.attention import AttentionCalls, current_block, explicit_attention, kernel
-from attncompare.capture.features import find_layout
-from attncompare.capture.state import disable_mha_fastpath
-from attncompare.capture.trace import BATCH, AttentionCall, Call, Trace
-from attncompare.inspection.layout import TokenLayout, WindowGeometry
-from attncompare.models.structure import WindowBlock
+from attncompare.inspection.attention_calls import AttentionCalls, current_block, explicit_attention, kernel
+from attncompare.inspection.layout import TokenLayout, WindowGeometry, find_layout
+from attncompare.inspection.structure import WindowBlock
+from attncompare.inspection.trace import BATCH, AttentionCall, Call, Trace
+from attncompare.state import disable_mha_fastpath
 
 MOST_AROUND = 8  # readings of the modules around an attention that are tried
 TOLERANCE = 1e-3  # of the distance between the two values

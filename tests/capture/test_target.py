@@ -8,7 +8,7 @@ from torch import nn
 
 import attncompare as ac
 from attncompare.capture.forward_pass import record
-from attncompare.capture.targets import TargetScore
+from attncompare.capture.target import TargetScore
 from attncompare.errors import CaptureError, SpecError, UnsupportedMethodError
 from attncompare.signals._base import request
 

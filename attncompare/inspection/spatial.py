@@ -6,12 +6,9 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from attncompare.capture.features import Layout, find_layout, token_grid
-from attncompare.capture.state import disable_mha_fastpath, preserve_state
-from attncompare.capture.trace import BATCH, Call, Trace, first_input, version_of
-from attncompare.inspection.layout import TokenLayout
-from attncompare.models.adapter import ModelAdapter, ModelSource
-from attncompare.models.structure import ModelStructure
+from attncompare.inspection.layout import Layout, TokenLayout, find_layout, token_grid
+from attncompare.inspection.trace import BATCH, Call, Network, Trace, first_input, version_of
+from attncompare.state import disable_mha_fastpath, preserve_state
 
 MOST_ADDED = 64  # prefix tokens before a grid
 STRIPES, STEP = 4, 0.05  # a small step: in deep random networks a large one moves everything
@@ -38,8 +35,8 @@ class Changes:
     come, because all of them together are large; of sequences every token's change is kept.
     """
 
-    def __init__(self, source: ModelSource, seen: Trace, calls: list[Call]) -> None:
-        size = source.preprocessing.size
+    def __init__(self, source: Network, seen: Trace, calls: list[Call]) -> None:
+        size = source.size
         self.maps = {c.path: find_layout(c.output.shape, size) for c in calls if len(c.output.shape) == 4}
         self.shares: dict[str, float | None] = {}
         self.astray: set[str] = set()
@@ -57,7 +54,7 @@ class Changes:
                     stack.callback(module.register_forward_pre_hook(self._listener(path), with_kwargs=True).remove)
                 if path in given or path in self.maps:
                     stack.callback(module.register_forward_hook(self._keeper(path)).remove)
-            ModelAdapter(source, ModelStructure("cnn", None)).forward(_striped(size).to(seen.images.device))
+            source.forward(_striped(size).to(seen.images.device))
         self._latest = None
 
     def _keeper(self, path: str) -> Callable[[nn.Module, object, object], None]:

@@ -8,7 +8,7 @@ from torch import nn
 import attncompare as ac
 from attncompare.errors import AttnCompareError, UnknownNameError, UnsupportedModelError
 from attncompare.inspection.layout import TokenLayout
-from attncompare.models.structure import Classifier, SELayer
+from attncompare.inspection.structure import Classifier, SELayer
 from attncompare.registry import signals
 
 TIMM_BLOCKS = ("blocks.0.attn", "blocks.1.attn", "blocks.2.attn")
