@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "AttentionCalls": "inspection.attention_calls",
     "AttributionMap": "maps",
     "BenchmarkSpec": "benchmark.spec",
     "Classifier": "inspection.structure",
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from attncompare.explain import explain_targets as explain_targets
     from attncompare.explain import explain_together as explain_together
     from attncompare.explain import make_explainer as make_explainer
+    from attncompare.inspection.attention_calls import AttentionCalls as AttentionCalls
     from attncompare.inspection.layout import TokenLayout as TokenLayout
     from attncompare.inspection.structure import Classifier as Classifier
     from attncompare.inspection.structure import SELayer as SELayer

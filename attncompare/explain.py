@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from attncompare.capture.arguments import check_images, check_model
+from attncompare.arguments import check_images, check_model
 from attncompare.capture.counting_forward import CountingForward
 from attncompare.capture.extra_pass import ExtraPass
 from attncompare.capture.forward_pass import Recorded, shared_pass

@@ -17,7 +17,7 @@ FLOORS = (
     "capture",
     "signals",
     "methods metrics protocols",
-    "explain catalogue",
+    "explain catalogue arguments",
     "data modules",
     "evaluation tuning",
     "stats",

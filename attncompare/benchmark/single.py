@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from attncompare.arguments import check_images
 from attncompare.benchmark.evidence import Scene, clean_outputs
 from attncompare.benchmark.records import Record, cell_key
 from attncompare.benchmark.scoring import MetricRequest, again_of, as_records, choose_metrics, score_maps
-from attncompare.capture.arguments import check_images
 from attncompare.capture.target import Target, TargetScore, text_key
 from attncompare.errors import SpecError, UnsupportedMethodError
 from attncompare.explain import Explainer

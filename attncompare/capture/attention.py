@@ -43,7 +43,7 @@ class AttentionRecorder:
 
     def active(self) -> AbstractContextManager[object]:
         """Listens to the declared blocks inside the `with` statement."""
-        return hearing(self, self.adapter.model, self.adapter.structure.attention_blocks)
+        return hearing(self, self.adapter.model, self.adapter.structure.attention_blocks, self.adapter.source.attention)
 
     def kernel(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Stand in for the fused kernel."""
@@ -175,7 +175,12 @@ class WindowRecorder:
 
     def active(self) -> AbstractContextManager[object]:
         """Listens to the declared blocks inside the `with` statement."""
-        return hearing(self, self.adapter.model, [block.path for block in self.adapter.structure.windows])
+        return hearing(
+            self,
+            self.adapter.model,
+            [block.path for block in self.adapter.structure.windows],
+            self.adapter.source.attention,
+        )
 
     def kernel(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Stand in for the fused kernel."""

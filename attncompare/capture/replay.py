@@ -31,13 +31,13 @@ def _called(module: nn.Module, path: str) -> list[str]:
     return [path]
 
 
-def rows_of(output: object, which: Tensor, count: int, copy: bool = False) -> object:
+def select_images(output: object, which: Tensor, count: int, copy: bool = False) -> object:
     """The rows of images `which` (n,) in whatever a module returned for `count` images.
 
     Where all are one image they are a view, unless `copy`: for outputs that are written into.
     """
     if isinstance(output, tuple | list):
-        return type(output)(rows_of(part, which, count, copy) for part in output)
+        return type(output)(select_images(part, which, count, copy) for part in output)
     if not isinstance(output, Tensor) or output.ndim == 0 or len(output) % count:
         return output.clone() if isinstance(output, Tensor) and copy else output
     per = len(output) // count
@@ -127,15 +127,15 @@ class Replay:
         assert self.images is not None
         count, output = len(self.images), self.output
         if isinstance(output, tuple | list):
-            output = type(output)((tensor, *(rows_of(part, which, count, True) for part in output[1:])))
+            output = type(output)((tensor, *(select_images(part, which, count, True) for part in output[1:])))
         else:
             output = tensor
-        images = rows_of(self.images, which, count, False)
+        images = select_images(self.images, which, count, False)
         assert isinstance(images, Tensor)
         with ExitStack() as stack:
             stack.enter_context(disable_mha_fastpath())
             for module, outputs in self.kept.items():
-                answers = [rows_of(one, which, count, module in self.rewritten) for one in outputs]
+                answers = [select_images(one, which, count, module in self.rewritten) for one in outputs]
                 stack.enter_context(_answering(module, answers))
             left = stack.enter_context(_answering(self.module, [output]))
             found = self.adapter.forward(images)
@@ -155,7 +155,7 @@ class Replay:
         scale = max(1.0, float(logits.abs().max()))
         what = f"what follows {self.path!r} in {self.adapter.name} cannot run on its own"
         for which in (last, torch.arange(len(logits), device=logits.device).flip(0)):
-            rows = rows_of(self.tensor, which, len(logits), True)
+            rows = select_images(self.tensor, which, len(logits), True)
             assert isinstance(rows, Tensor)
             try:
                 with torch.no_grad():

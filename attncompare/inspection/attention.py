@@ -15,7 +15,10 @@ GLOBAL: tuple[Part, ...] = ("attention", "class_attention")
 WINDOWED: tuple[Part, ...] = ("windows", "hierarchy")
 HEADS = ("num_heads", "num_attention_heads")  # what modules of attention call themselves
 NO_ATTENTION = "it has no softmax attention between image positions"
-UNSEEN = "its attention cannot be seen: it is no softmax over positions, or folds the heads into the batch"
+UNSEEN = (
+    "its attention cannot be seen: it is no softmax over positions, or folds the heads into the batch; for a model of your "
+    "own, give wrap_model(attention=...) a recorder"
+)
 SIDE_BY_SIDE = "attention blocks run side by side, so their attention does not multiply; use "
 USE_GLOBAL = "its attention is global on one grid; use class_attention, attention_rollout or gradient_rollout"
 SEVERAL = "one attention module runs several softmaxes in a pass; which of them is meant is not defined"

@@ -2,8 +2,8 @@
 
 import math
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -35,6 +35,10 @@ class BlockListener(Listener, Protocol):
     """A listener that knows which declared blocks are running, by their indices, the innermost last."""
 
     running: list[int]
+
+
+Recorder = Callable[[Listener], AbstractContextManager[object]]
+"""Makes what tells a listener of each attention that runs inside its `with` statement: AttentionCalls, or one's own."""
 
 
 class AttentionCalls(TorchFunctionMode):
@@ -132,9 +136,11 @@ def current_block(model: nn.Module, blocks: Iterable[str], running: list[int]) -
 
 
 @contextmanager
-def hearing(listener: BlockListener, model: nn.Module, blocks: Iterable[str]) -> Iterator[None]:
+def hearing(
+    listener: BlockListener, model: nn.Module, blocks: Iterable[str], recorder: Recorder = AttentionCalls
+) -> Iterator[None]:
     """Let a listener hear the attention of the declared blocks, and know which of them is running."""
-    with current_block(model, blocks, listener.running), AttentionCalls(listener):
+    with current_block(model, blocks, listener.running), recorder(listener):
         yield
 
 

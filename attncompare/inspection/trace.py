@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from attncompare.inspection.attention_calls import AttentionCalls, kernel
+from attncompare.inspection.attention_calls import AttentionCalls, Recorder, kernel
 from attncompare.inspection.functions import ActivationNames
 from attncompare.state import device_of, disable_mha_fastpath, preserve_state
 
@@ -35,6 +35,9 @@ class Network(Protocol):
 
     @property
     def embedding(self) -> bool: ...  # noqa: D102
+
+    @property
+    def attention(self) -> Recorder: ...  # noqa: D102
 
     @property
     def overrides(self) -> Mapping[str, object]: ...  # noqa: D102
@@ -117,6 +120,7 @@ class Trace:
     """Everything one probing pass saw, in the order in which the modules finished."""
 
     images: Tensor
+    recorder: Recorder = AttentionCalls
     calls: list[Call] = field(default_factory=list)
     attention: list[AttentionCall] = field(default_factory=list)
     logits: Tensor | None = None
@@ -208,11 +212,11 @@ def trace(source: Network) -> Trace:
         stack.enter_context(disable_mha_fastpath())
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(BATCH, 3, *source.size, generator=generator)
-        seen = Trace(images.to(device_of(source.model)))
+        seen = Trace(images.to(device_of(source.model)), source.attention)
         for path, module in source.model.named_modules():
             if path:
                 _watch(stack, seen, path, module)
-        with ActivationNames() as names, AttentionCalls(seen):
+        with ActivationNames() as names, source.attention(seen):
             seen.logits = source.forward(seen.images)
         seen.activations = names.seen
         _wake_silent_gates(seen)

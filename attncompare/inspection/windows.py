@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from attncompare.inspection.attention_calls import AttentionCalls, current_block, explicit_attention, kernel
+from attncompare.inspection.attention_calls import Recorder, current_block, explicit_attention, kernel
 from attncompare.inspection.layout import TokenLayout, WindowGeometry, find_layout
 from attncompare.inspection.structure import WindowBlock
 from attncompare.inspection.trace import BATCH, AttentionCall, Call, Trace
@@ -90,6 +90,7 @@ class _Block:
     grid: tuple[int, int]
     channels_first: bool
     values: Tensor  # (2, C)
+    recorder: Recorder
 
     def run(self, masks: Tensor) -> _Ear:
         """Run on (B,h*w) masks that choose one of the two values for each position, up to its attention."""
@@ -103,7 +104,7 @@ class _Block:
             ear = _Ear()
             stack.enter_context(current_block(self.model, [self.attention.path], ear.running))
             stack.enter_context(ear)
-            stack.enter_context(AttentionCalls(ear))
+            stack.enter_context(self.recorder(ear))
             with _stopped():
                 self.outer.module(*inputs, **options)
         return ear
@@ -202,7 +203,7 @@ def find_windows(
         fed = call.given
         assert fed is not None
         values = torch.randn(2, fed.shape[1 if channels_first else -1], generator=generator).to(fed)
-        block = _Block(model, attention, call, grid, channels_first, values)
+        block = _Block(model, attention, call, grid, channels_first, values, seen.recorder)
         try:
             with torch.no_grad(), disable_mha_fastpath():
                 found = _geometry(block, attention)
@@ -242,7 +243,7 @@ def attends_to_tokens(seen: Trace, model: nn.Module, attention: AttentionCall) -
     if call is None or fed is None or fed.ndim != 3 or fed.shape[1] != attention.keys:
         return False
     values = torch.randn(2, fed.shape[-1], generator=torch.Generator().manual_seed(0)).to(fed)
-    block = _Block(model, attention, call, (1, attention.keys), False, values)
+    block = _Block(model, attention, call, (1, attention.keys), False, values, seen.recorder)
     masks = torch.zeros(BATCH, attention.keys, dtype=torch.bool, device=fed.device)
     changed = attention.keys // 2
     masks[1, changed] = True

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attncompare.errors import SpecError, UnknownNameError, UnsupportedMethodError, UnsupportedModelError
+from attncompare.inspection.attention_calls import AttentionCalls, Recorder
 from attncompare.inspection.layout import TokenLayout
 from attncompare.inspection.structure import Family, ModelStructure, Part
 from attncompare.models.batch_norm import ContiguousNorms
@@ -46,7 +47,8 @@ class ModelSource:
 
     embedding: True when the output is a pooled embedding, not class logits. overrides: parts of the structure that
     the user gives; the probe finds the rest. output_fn: the (B,K) tensor of what the model returns.
-    encode_text: prompt -> (D,) embedding in the space of the image embeddings, for targets "text:PROMPT".
+    encode_text: prompt -> (D,) embedding in the space of the image embeddings, for targets "text:PROMPT". attention: what
+    tells a listener of the attention that runs.
     """
 
     name: str
@@ -58,6 +60,7 @@ class ModelSource:
     overrides: Mapping[str, object] = field(default_factory=dict)
     output_fn: Callable[[object], Tensor] = output_tensor
     encode_text: Callable[[str], Tensor] | None = None
+    attention: Recorder = AttentionCalls
 
     @cached_property
     def size(self) -> tuple[int, int]:

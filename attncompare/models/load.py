@@ -1,6 +1,7 @@
 """Names to models: load_model, wrap_model, list_models."""
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from importlib import import_module
@@ -9,9 +10,10 @@ from types import ModuleType
 from typing import Any, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attncompare.errors import SpecError, UnknownNameError, UnsupportedModelError
+from attncompare.inspection.attention_calls import AttentionCalls, Recorder
 from attncompare.inspection.layout import TokenLayout
 from attncompare.inspection.probe import probe
 from attncompare.inspection.structure import Classifier, Family, ModelStructure, SELayer
@@ -87,21 +89,26 @@ def load_source(name: str, *, seed: int = 0) -> ModelSource:
         return replace(source, name=name)
 
 
-def wrap_model(
+def wrap_model(  # noqa: PLR0913  # a public entry point
     module: nn.Module,
     *,
     size: tuple[int, int] = (224, 224),
     mean: tuple[float, ...] = (0.5, 0.5, 0.5),
     std: tuple[float, ...] = (0.5, 0.5, 0.5),
     name: str = "user/model",
+    class_names: Sequence[object] | None = None,
+    embedding: bool = False,
+    encode_text: Callable[[str], Tensor] | None = None,
+    attention: Recorder = AttentionCalls,
     **overrides: object,
 ) -> ModelAdapter:
     """Wrap any nn.Module that maps (B,3,H,W) to (B,K); probing finds its features, attention and SE layers.
 
+    class_names: one for each output. embedding: the output is an embedding, not logits. encode_text: prompt -> (D,)
+    embedding beside those of the images, which allows targets "text:PROMPT". attention: a recorder of your own, for a
+    module whose attention is not found; see docs/how-to/attention.md.
     overrides: parts of the structure to use instead of what the probe finds: feature_layer="path", tokens=TokenLayout(...),
-    attention_blocks=(...), classifier=Classifier(feature_module, linear), se_layers=(SELayer(layer, values), ...). Besides:
-    embedding=True (the output is an embedding, not logits), class_names=(...), encode_text=f (prompt -> (D,) embedding
-    beside those of the images), which allows targets "text:PROMPT".
+    attention_blocks=(...), classifier=Classifier(feature_module, linear), se_layers=(SELayer(layer, values), ...).
     `adapter.describe()` says what was found.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
@@ -113,17 +120,28 @@ def wrap_model(
         raise UnsupportedModelError(f"{module!r} is not an nn.Module; a function goes into the forward of one")
     if not isinstance(name, str):
         raise UnsupportedModelError(f"name must be text, not {name!r}")
-    embedding, class_names = bool(overrides.pop("embedding", False)), overrides.pop("class_names", None)
-    encode_text: Any = overrides.pop("encode_text", None)
     allowed = {"feature_layer", "tokens", "attention_blocks", "classifier", "se_layers", "stages", "family"}
     if set(overrides) - allowed:
         raise UnknownNameError(f"wrap_model does not know {sorted(set(overrides) - allowed)}; known: {sorted(allowed)}")
     _check_overrides(overrides)
     if class_names is not None and not isinstance(class_names, list | tuple):
         raise UnsupportedModelError(f"class_names must be a list with one name per output, not {class_names!r}")
-    names = None if class_names is None else tuple(str(one) for one in class_names)
+    if not callable(attention):
+        raise UnsupportedModelError(
+            f"attention must be a recorder such as a subclass of AttentionCalls, not {attention!r}"
+        )
+    names = None if class_names is None else tuple(str(label) for label in class_names)
     how = _preprocessing(size, mean, std)
-    source = ModelSource(name, module, how, names, embedding=embedding, overrides=overrides, encode_text=encode_text)
+    source = ModelSource(
+        name,
+        module,
+        how,
+        names,
+        embedding=bool(embedding),
+        overrides=overrides,
+        encode_text=encode_text,
+        attention=attention,
+    )
     adapter = _adapt(source, device_of(module))
     if names is not None and len(names) != adapter.structure.outputs:
         raise UnsupportedModelError(f"{len(names)} class_names for a model of {adapter.structure.outputs} outputs")

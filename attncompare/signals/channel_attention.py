@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from attncompare.capture.forward_pass import ForwardPass
-from attncompare.capture.hooks import Hooks, gate_index
+from attncompare.capture.hooks import Hooks, se_layer_of
 from attncompare.models.adapter import ModelAdapter
 from attncompare.signals._base import GATE, Signal, signal
 
@@ -18,8 +18,7 @@ class ChannelAttention(Signal):
         return model.lacks("se_layers")
 
     def attach(self, hooks: Hooks) -> None:
-        hooks.gates.add(self.gate)
+        hooks.ends.add((se_layer_of(hooks.model, self.gate).values, "output"))
 
     def read(self, of: ForwardPass) -> Tensor:
-        gate = of.model.structure.se_layers[gate_index(of.model, self.gate)]
-        return of.hooks.outputs.outputs[gate.values].flatten(1)
+        return of.hooks.tensors[se_layer_of(of.model, self.gate).values, "output"].flatten(1)

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from attncompare.arguments import check_model
 from attncompare.benchmark.evidence import with_smaller_batches
-from attncompare.capture.arguments import check_model
 from attncompare.capture.forward_pass import record
 from attncompare.errors import UnsupportedModelError
 from attncompare.inspection.layout import TokenLayout

@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from attncompare.arguments import check_names
 from attncompare.benchmark.statistics import mean_interval
-from attncompare.capture.arguments import check_names
 from attncompare.errors import SpecError, UnsupportedMethodError
 from attncompare.models.adapter import ModelAdapter
 from attncompare.models.load import load_model

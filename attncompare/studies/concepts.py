@@ -16,7 +16,6 @@ from statsmodels.stats.multitest import multipletests
 from torch import Tensor
 
 from attncompare.benchmark.statistics import mean_interval
-from attncompare.capture.layer_output import layer_outputs
 from attncompare.capture.target import TargetScore
 from attncompare.errors import CaptureError, SpecError
 from attncompare.models.adapter import ModelAdapter
@@ -24,6 +23,7 @@ from attncompare.progress import Progress, Tick
 from attncompare.studies.concept_sets import Pictures, deal, read
 from attncompare.studies.concept_vectors import Question, score_pairs
 from attncompare.studies.inversion import layers_over_depth
+from attncompare.studies.layer_output import layer_outputs
 
 LEVEL = 0.05
 MEASURES = ("score", "magnitude")

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from attncompare.arguments import check_names
 from attncompare.benchmark.layer_maps import record_layers
 from attncompare.benchmark.statistics import mean_interval
-from attncompare.capture.arguments import check_names
 from attncompare.data.datasets import Dataset, open_dataset
 from attncompare.errors import ImageError, SpecError
 from attncompare.metrics.ranks import spearman

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from attncompare.arguments import check_images
 from attncompare.benchmark.layer_maps import evenly
-from attncompare.capture.arguments import check_images
-from attncompare.capture.layer_output import layer_outputs, run_up_to
 from attncompare.errors import CaptureError, SpecError
 from attncompare.models.adapter import ModelAdapter
 from attncompare.progress import Progress, Tick
+from attncompare.studies.layer_output import layer_outputs, run_up_to
 from attncompare.studies.layer_responses import default_layers
 
 LAYERS = 5

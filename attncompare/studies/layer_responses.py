@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from attncompare.arguments import check_model
 from attncompare.benchmark.evidence import with_smaller_batches
 from attncompare.benchmark.layer_maps import strongest_channels
-from attncompare.capture.arguments import check_model
 from attncompare.capture.forward_pass import Recorded, record
 from attncompare.errors import CaptureError, SpecError
 from attncompare.models.adapter import ModelAdapter, resolve_layer

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from attncompare.arguments import check_images, check_model
 from attncompare.benchmark.plan import read_chunk
-from attncompare.capture.arguments import check_images, check_model
 from attncompare.data.datasets import Dataset, Sample
 from attncompare.data.images import Picture, fit_image, fit_mask, listed, load_images, to_tensor
 from attncompare.errors import ImageError

@@ -7,7 +7,7 @@ from references.supply import supply
 from torch import nn
 
 import attncompare as ac
-from attncompare.capture.replay import Replay, modules_before, rows_of
+from attncompare.capture.replay import Replay, modules_before, select_images
 from attncompare.errors import CaptureError
 from attncompare.inspection.layout import find_layout, join_features, split_features
 from attncompare.inspection.structure import ModelStructure
@@ -199,16 +199,16 @@ def test_rows_are_those_of_the_images_asked_for_also_where_an_image_has_several(
     rows = torch.arange(3 * per * 2.0).reshape(3 * per, 2)
     which = torch.tensor([2, 0, 2])
     expected = torch.cat([rows[i * per : (i + 1) * per] for i in (2, 0, 2)])
-    found = rows_of((rows, None, [rows]), which, 3)
+    found = select_images((rows, None, [rows]), which, 3)
     assert torch.equal(found[0], expected) and found[1] is None and torch.equal(found[2][0], expected)
-    same = rows_of(rows, torch.tensor([1, 1]), 3)
+    same = select_images(rows, torch.tensor([1, 1]), 3)
     assert torch.equal(same, torch.cat([rows[per : 2 * per]] * 2))
 
 
 def test_what_has_no_row_per_image_is_handed_on():
     table = torch.ones(7, 2)
-    assert rows_of(table, torch.tensor([0, 1]), 3) is table
-    assert rows_of("anything", torch.tensor([0]), 3) == "anything"
+    assert select_images(table, torch.tensor([0, 1]), 3) is table
+    assert select_images("anything", torch.tensor([0]), 3) == "anything"
 
 
 class Sideways(nn.Module):

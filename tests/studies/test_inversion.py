@@ -12,11 +12,11 @@ from PIL import Image
 from torch import nn
 
 import attncompare as ac
-from attncompare.capture.layer_output import layer_outputs, run_up_to
 from attncompare.data.shapes import render_shape
 from attncompare.errors import CaptureError, SpecError, UnknownNameError
 from attncompare.reporting.studies.inversion import inversion_figure
 from attncompare.studies.inversion import invert, layers_over_depth, relative_loss, total_variation
+from attncompare.studies.layer_output import layer_outputs, run_up_to
 
 STEPS = 100
 HOOKS = [name for name in vars(nn.Module()) if "hooks" in name]
