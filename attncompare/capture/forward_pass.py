@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attncompare.capture.hooks import Hooks
-from attncompare.capture.target import Target, TargetScore
+from attncompare.capture.target import Target, TargetScore, prompts_of, text_directions
 from attncompare.errors import CaptureError
 from attncompare.inspection.layout import WindowAttention
 from attncompare.models.adapter import ModelAdapter
@@ -102,12 +102,15 @@ def shared_pass(
     for one in wanted:
         one.attach(hooks)
     images = images.detach().requires_grad_(graph and hooks.down_to_images)
+    # Now, while nothing listens: a text encoder attends, too.
+    prompts = () if target is None else prompts_of(target, len(images) * repeat)
+    directions = text_directions(model, prompts) if prompts else None
     with frozen_eval(model.model, graph=graph), hooks.installed():
         logits = model.forward(images)
         if not bool(torch.isfinite(logits).all()):
             raise CaptureError(f"{model.name} returned non-finite logits; its weights or the images are not usable")
         outputs = logits.expand(repeat, -1) if repeat > 1 else logits
-        score = TargetScore.of(model, outputs, target)
+        score = TargetScore.of(model, outputs, target, directions)
         values = score.score(outputs)
         probability = score.probability(outputs.detach(), torch.arange(len(outputs), device=outputs.device)).float()
         ran = ForwardPass(model, images, score, hooks, outputs.detach(), _features(hooks))

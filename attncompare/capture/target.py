@@ -150,8 +150,11 @@ class TargetScore:
         return self.references is None and self.function is None
 
     @staticmethod
-    def of(adapter: ModelAdapter, clean: Tensor, target: Target) -> "TargetScore":
-        """Fix the target on the clean images' outputs (B,K); errors name what is allowed."""
+    def of(adapter: ModelAdapter, clean: Tensor, target: Target, directions: Tensor | None = None) -> "TargetScore":
+        """Fix the target on the clean images' outputs (B,K); errors name what is allowed.
+
+        directions: those of a target's texts (B,D), if they are known.
+        """
         if target is None and not adapter.embedding:
             return TargetScore(clean.detach().argmax(dim=1))
         count, width = clean.shape
@@ -161,7 +164,7 @@ class TargetScore:
         words = words_of(target, count)
         _check_words(words)
         if _all_start(words, TEXT):
-            directions = text_directions(adapter, words).to(clean.device)
+            directions = (text_directions(adapter, words) if directions is None else directions).to(clean.device)
             if directions.shape[1] != width:
                 raise SpecError(f"{adapter.name} embeds images in {width} dimensions, text in {directions.shape[1]}")
             return TargetScore(torch.arange(count, device=clean.device), directions, words)

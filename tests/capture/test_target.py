@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import build_module
 from torch import nn
 
 import attncompare as ac
@@ -536,3 +537,18 @@ def test_the_only_logit_of_a_model_is_a_probability_by_the_sigmoid():
     raw = torch.tensor([[-1.0], [0.0], [2.0]])
     scored = TargetScore(torch.zeros(1, dtype=torch.int64))
     torch.testing.assert_close(scored.probability(raw, torch.zeros(3, dtype=torch.int64)), raw[:, 0].sigmoid())
+
+
+def test_a_text_encoder_may_attend_to_as_many_tokens_as_the_image_has():
+    module = build_module("vit")
+
+    def encode(prompt):
+        tokens = torch.rand(1, 2, 17, 8, generator=torch.Generator().manual_seed(len(prompt)))
+        return F.scaled_dot_product_attention(tokens, tokens, tokens).flatten()[:5]
+
+    model = ac.wrap_model(module, size=(32, 32), embedding=True, encode_text=encode)
+    assert model.tokens.length == 17
+    images = torch.rand(2, 3, 32, 32)
+    found = ac.explain_together(model, ["attention_rollout", "gradient_rollout"], images, "text:a cat")
+    score = torch.cosine_similarity(model.forward(images), encode("a cat")[None])
+    torch.testing.assert_close(found["attention_rollout"].probability, score.detach())
