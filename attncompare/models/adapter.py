@@ -212,7 +212,8 @@ class ModelAdapter:
     @cached_property
     def structure_hash(self) -> str:
         """What tells two modules of the same weights apart: see `structure_hash` in models/fingerprint.py."""
-        return structure_hash(self.model)
+        recorder = self.source.attention
+        return structure_hash(self.model, *(() if recorder is AttentionCalls else (recorder,)))
 
     @property
     def mean_color(self) -> Tensor:

@@ -24,15 +24,17 @@ LIBRARIES = ("torch", "torchvision", "timm", "transformers", "attncompare")
 PLACES = ("__firstlineno__", "__static_attributes__")  # Python's own notes of a class (3.13), which decide nothing
 
 
-def structure_hash(module: nn.Module) -> str:
+def structure_hash(module: nn.Module, *code: object) -> str:
     """sha256 of what a module is made of: class and settings of every part, and the code of classes outside LIBRARIES.
+
+    code: of its owner, which decides what is recorded of it.
 
     Settings: attributes that are numbers, texts, members of an enum, tensors, functions (also partial) or collections of
     these. Code: the source of a class's methods and of the functions and constants that they name, comments included; the
     bytecode where there is no source (typed at a prompt), where the file no longer holds what runs, and of lambdas.
     """
-    digest = hashlib.sha256()
-    for line in _lines(module):
+    digest, seen = hashlib.sha256(), set[int]()
+    for line in (*_lines(module, seen), *(_say(one, seen) for one in code)):
         digest.update(line.encode() + b"\n")
     return digest.hexdigest()
 
@@ -53,16 +55,20 @@ def bytes_of(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _lines(module: nn.Module) -> Iterator[str]:
-    seen: set[int] = set()
+def _lines(module: nn.Module, seen: set[int]) -> Iterator[str]:
     for path, part in module.named_modules(remove_duplicate=False):
         settings = {name: value for name, value in vars(part).items() if name[0] != "_" and name != "training"}
         hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
         yield f"{path}: {_name(type(part))} {_say(settings, seen)} {_say(hooks, seen)}"
-        for cls in type(part).__mro__:
-            if not _of_library(cls) and id(cls) not in seen:
-                seen.add(id(cls))
-                yield f"{_name(cls)} {_say({name: vars(cls)[name] for name in vars(cls) if name not in PLACES}, seen)}"
+        yield from _classes(type(part), seen)
+
+
+def _classes(cls: type, seen: set[int]) -> Iterator[str]:
+    """The code of a class and of those that it extends, of each once."""
+    for base in cls.__mro__:
+        if not _of_library(base) and id(base) not in seen:
+            seen.add(id(base))
+            yield f"{_name(base)} {_say({name: vars(base)[name] for name in vars(base) if name not in PLACES}, seen)}"
 
 
 def _name(thing: type | FunctionType) -> str:
@@ -94,6 +100,8 @@ def _say(value: object, seen: set[int]) -> str:
         return _say(value.__func__, seen)
     if isinstance(value, property):
         return _say(value.fget, seen)
+    if isinstance(value, type) and not _of_library(value):
+        return " ".join((_name(value), *_classes(value, seen)))
     if isinstance(value, FunctionType):
         return _name(value) if _of_library(value) else _code(value, seen)
     return getattr(value, "__qualname__", "")  # builtin functions and types

@@ -6,10 +6,13 @@ import os
 import pytest
 from torch import nn
 
+import attncompare as ac
 from attncompare.models.fingerprint import structure_hash
 
 CODE = """
 from torch import nn
+
+import attncompare as ac
 SCALE = {scale}
 def helper(x):
     return x {helper}
@@ -71,3 +74,19 @@ def test_two_lambdas_of_one_line_differ():
 def test_classes_of_libraries_count_by_name():
     assert structure_hash(nn.ReLU()) == structure_hash(nn.ReLU()) != structure_hash(nn.ReLU(inplace=True))
     assert structure_hash(nn.Conv2d(3, 4, 3)) != structure_hash(nn.Conv2d(3, 4, 3, stride=2))
+
+
+def test_a_recorder_of_attention_counts_with_its_code():
+    def recorder(doubled):
+        names = {"ac": ac, "__name__": "typed"}
+        exec(f"class Sees(ac.AttentionCalls):\n    def note(self):\n        return {doubled}", names)
+        return names["Sees"]
+
+    def wrapped(**options):
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        return ac.wrap_model(net, size=(8, 8), **options).structure_hash
+
+    assert wrapped() == wrapped(attention=ac.AttentionCalls)
+    one, same, other = (wrapped(attention=recorder(doubled)) for doubled in (False, False, True))
+    assert one == same
+    assert len({wrapped(), one, other}) == 3
