@@ -13,7 +13,7 @@ from attncompare.models.sources.processor import preprocessing_of
 
 
 def picture(height, width):
-    """Soft colours, so that half a pixel matters little."""
+    """Soft colors, so that half a pixel matters little."""
     coarse = np.random.default_rng(0).integers(0, 255, (6, 6, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -93,13 +93,13 @@ def test_a_processor_that_makes_something_else_of_a_picture_is_refused():
         preprocessing_of(transformers.Siglip2ImageProcessor(), None, "hf/model")
 
 
-def test_a_processor_that_mixes_colours_is_refused():
-    def grey(images, return_tensors):
+def test_a_processor_that_mixes_colors_is_refused():
+    def gray(images, return_tensors):
         pixels = torch.tensor(np.asarray(images.resize((8, 8)))).float().mean(dim=2)
         return {"pixel_values": pixels.expand(1, 3, 8, 8)}
 
-    with pytest.raises(UnsupportedModelError, match="does not scale each colour channel by itself"):
-        preprocessing_of(grey, (8, 8), "hf/model")
+    with pytest.raises(UnsupportedModelError, match="does not scale each color channel by itself"):
+        preprocessing_of(gray, (8, 8), "hf/model")
 
 
 def test_a_processor_that_fails_is_named():
