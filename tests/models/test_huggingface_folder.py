@@ -121,7 +121,7 @@ def test_a_resnet_folder_is_a_cnn_with_cam(tmp_path, processor):
 
 
 def test_the_crop_of_a_resnet_is_that_of_its_processor(tmp_path):
-    """Below 384 pixels this processor resizes to size / crop_pct and cuts out the centre."""
+    """Below 384 pixels this processor resizes to size / crop_pct and cuts out the center."""
     processor = {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 64}, "crop_pct": 0.875}
     write(tmp_path, "ResNetForImageClassification", RESNET, {**processor, **PROCESSOR})
     ours = ac.load_model(f"hf/{tmp_path}").source.preprocessing
@@ -147,7 +147,7 @@ def test_the_interpolation_is_that_of_the_processor(tmp_path, resample, name):
     assert ac.load_model(f"hf/{tmp_path}").source.preprocessing.interpolation == name
 
 
-def test_a_processor_that_does_not_normalise_is_taken_at_its_word(tmp_path):
+def test_a_processor_that_does_not_normalize_is_taken_at_its_word(tmp_path):
     write(tmp_path, "ViTForImageClassification", VIT, {**VIT_PROCESSOR, "do_normalize": False})
     ours = ac.load_model(f"hf/{tmp_path}").source.preprocessing
     assert (ours.mean, ours.std) == ((0.0,) * 3, (1.0,) * 3)
@@ -179,6 +179,20 @@ def test_random_weights_of_a_folder_are_reproducible_and_not_its_own(tmp_path):
     write(tmp_path, "ViTForImageClassification", VIT)
     first, second = (ac.load_model(f"hf/{tmp_path}@random") for _ in range(2))
     assert first.weights_hash == second.weights_hash != ac.load_model(f"hf/{tmp_path}").weights_hash
+
+
+def test_random_weights_of_a_folder_need_no_fused_attention(tmp_path):
+    """A network without attention has no fused kernel to be built with."""
+    write(tmp_path, "ResNetForImageClassification", RESNET)
+    assert ac.load_model(f"hf/{tmp_path}@random").family == "cnn"
+
+
+@pytest.mark.parametrize("suffix", ["", "@random"])
+def test_the_attention_that_a_folder_names_is_not_needed(tmp_path, suffix):
+    write(tmp_path, "ViTForImageClassification", VIT)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"_attn_implementation": "flash_attention_2"}))
+    assert ac.load_model(f"hf/{tmp_path}{suffix}").model.config._attn_implementation == "sdpa"
 
 
 def test_a_checkpoint_replaces_the_weights_of_a_folder(tmp_path):
@@ -221,7 +235,7 @@ def test_code_beside_a_model_is_never_run(tmp_path):
 
 
 def test_blue_comes_first_where_the_processor_says_so(tmp_path):
-    """As in MobileViT's folders; images and the mean colour stay RGB for everything else."""
+    """As in MobileViT's folders; images and the mean color stay RGB for everything else."""
     processor = {"image_processor_type": "MobileViTImageProcessor", "size": {"shortest_edge": 72}}
     processor |= {"crop_size": {"height": 64, "width": 64}, "do_flip_channel_order": True}
     theirs = write(tmp_path, "ResNetForImageClassification", RESNET, processor)
@@ -295,7 +309,7 @@ def test_the_embedding_of_a_backbone_is_pooled_class_token_or_mean(tmp_path, kin
 @pytest.mark.parametrize(
     ("kind", "options", "reason"),
     [
-        ("ImageGPTForImageClassification", {"n_embd": 8, "n_layer": 1, "n_head": 1}, "colour clusters"),
+        ("ImageGPTForImageClassification", {"n_embd": 8, "n_layer": 1, "n_head": 1}, "color clusters"),
         ("ViTMAEModel", VIT, "leaves out patches at random"),
         (
             "BertModel",

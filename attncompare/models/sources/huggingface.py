@@ -29,7 +29,7 @@ from attncompare.models.sources.processor import DEFAULT_SIDE, pair, preprocessi
 from attncompare.state import seeded_weights
 
 REFUSED = {
-    "imagegpt": "it reads the numbers of colour clusters, through which no gradient reaches the pixels",
+    "imagegpt": "it reads the numbers of color clusters, through which no gradient reaches the pixels",
     "shieldgemma2": "it needs a text prompt with every image",
     "vit_mae": "every pass leaves out patches at random; save its encoder as a ViTModel",
 }
@@ -81,7 +81,7 @@ class ImageSide(nn.Module):
             self.add_module(name, children[name])
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B,3,H,W) normalised -> (B,D), before any normalisation of its length."""
+        """(B,3,H,W) normalized -> (B,D), before any normalization of its length."""
         return output_tensor(self.embed(pixel_values=images))
 
 
@@ -147,18 +147,13 @@ def _build(kind: Any, path: str, config: Any, seed: int | None, **more: object) 
     """
     automatic = hasattr(kind, "from_config")
     create = kind.from_config if automatic else kind._from_config
+    config._attn_implementation = None  # the library's choice; what a folder names may need a package that is not here
     more |= {"dtype": torch.float32} | ({"trust_remote_code": False} if automatic else {})
-    for options in ({"attn_implementation": "sdpa"}, {}):
-        try:
-            if seed is not None:
-                with seeded_weights(seed):
-                    return create(config, **options, **more), []
-            model, info = kind.from_pretrained(path, config=config, output_loading_info=True, **options, **more)
-            return model, sorted(info["missing_keys"])
-        except (ValueError, TypeError) as error:
-            if "scaled_dot_product_attention" not in str(error) and "sdpa" not in str(error):
-                raise
-    raise UnsupportedModelError(f"hf/{path} cannot be built")
+    if seed is not None:
+        with seeded_weights(seed):
+            return create(config, **more), []
+    model, info = kind.from_pretrained(path, config=config, output_loading_info=True, **more)
+    return model, sorted(info["missing_keys"])
 
 
 def _model(path: str, name: str, config: Any, seed: int | None) -> tuple[Any, bool]:
@@ -201,7 +196,7 @@ def load(name: str, random: bool, seed: int = 0) -> ModelSource:
         raise UnsupportedModelError(f"hf/{name} cannot be explained: {REFUSED[config.model_type]}")
     model, classifies = _model(path, name, config, seed if random else None)
     preprocessing, departs = _preprocessing(path, name, config)
-    note = "randomly initialised" if random else "pretrained"
+    note = "randomly initialized" if random else "pretrained"
     note = f"{note}; {departs}" if departs else note
     source = ModelSource(f"hf/{name}", model, preprocessing, embedding=not classifies, note=note)
     if hasattr(model, "get_text_features") and hasattr(model, "get_image_features"):
