@@ -24,7 +24,7 @@ class Preprocessing:
     """How a model wants its images, from the model's own configuration.
 
     size: (H, W) pixels. mean, std: per channel, for images in [0, 1]. crop: fraction of the resized side that the
-    centre crop keeps; None squashes the whole image to the size. bgr: the model takes blue first; mean and std are those
+    center crop keeps; None squashes the whole image to the size. bgr: the model takes blue first; mean and std are those
     of red, green and blue all the same.
     """
 
@@ -43,8 +43,6 @@ def fit_image(image: NDArray[np.uint8], how: Preprocessing, *, mask: bool = Fals
     filter_ = FILTERS["nearest" if mask else how.interpolation]
     height, width = how.size
     picture = Image.fromarray(image)
-    if how.crop is None and picture.size == (width, height):
-        return image
     if how.crop is None:
         return np.asarray(picture.resize((width, height), filter_))
     across, down = _resized(picture.size, how.size, how.crop)

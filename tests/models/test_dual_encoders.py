@@ -27,7 +27,7 @@ def pair(request, tmp_path_factory):
     return theirs, tokenizer, ac.load_model(f"hf/{folder}")
 
 
-def normalised(images):
+def normalized(images):
     mean, std = (torch.tensor(PIXELS[key]).reshape(3, 1, 1) for key in ("image_mean", "image_std"))
     return (images - mean) / std
 
@@ -40,7 +40,7 @@ def test_the_score_is_the_librarys_own_logit_before_its_scale(pair, pictures):
     theirs, tokenizer, ours = pair
     images = pictures(ours)
     with torch.no_grad():
-        out = theirs(input_ids=ids(tokenizer, [CAT, DOG]), pixel_values=normalised(images))
+        out = theirs(input_ids=ids(tokenizer, [CAT, DOG]), pixel_values=normalized(images))
         bias = getattr(theirs, "logit_bias", torch.zeros(1))
         expected = (out.logits_per_image - bias) / theirs.logit_scale.exp()
         raw = ours.forward(images)
@@ -55,7 +55,7 @@ def test_the_embedding_is_the_librarys_own(pair, pictures):
     theirs, _, ours = pair
     images = pictures(ours)
     with torch.no_grad():
-        expected = theirs.get_image_features(pixel_values=normalised(images)).pooler_output
+        expected = theirs.get_image_features(pixel_values=normalized(images)).pooler_output
     torch.testing.assert_close(ours.forward(images).detach(), expected, atol=1e-5, rtol=1e-5)
     assert ours.embedding
     assert ours.describe()["text_targets"]
@@ -72,7 +72,7 @@ def test_the_gradient_is_that_of_the_cosine(pair, pictures):
     theirs, tokenizer, ours = pair
     images = pictures(ours)
     plain = images.clone().requires_grad_(True)
-    e = theirs.get_image_features(pixel_values=normalised(plain)).pooler_output
+    e = theirs.get_image_features(pixel_values=normalized(plain)).pooler_output
     t = theirs.get_text_features(ids(tokenizer, [CAT])).pooler_output
     expected = torch.autograd.grad(F.cosine_similarity(e, t).sum(), plain)[0].abs().amax(dim=1)
     actual = ac.make_explainer(ours, "saliency").explain(images, CAT).values

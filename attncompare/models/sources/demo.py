@@ -62,7 +62,7 @@ def load(name: str, random: bool, seed: int = 0) -> ModelSource:
         raise unknown_name("model", f"demo/{name}", [f"demo/{known}" for known in BUILDERS])
     with seeded_weights(seed):
         model = BUILDERS[name]()
-    note = "randomly initialised"
+    note = "randomly initialized"
     if not random:
         from safetensors.torch import load_file
 

@@ -88,5 +88,5 @@ def load(name: str, random: bool, seed: int = 0) -> ModelSource:
             ) from error
     embedding = not getattr(model, "num_classes", 1)
     classes = class_names() if getattr(model, "num_classes", 0) == 1000 else None
-    note = "randomly initialised" if random else "pretrained"
+    note = "randomly initialized" if random else "pretrained"
     return ModelSource(f"timm/{name}", model.eval(), preprocessing_of(model), classes, embedding=embedding, note=note)

@@ -35,7 +35,7 @@ def load(name: str, random: bool, seed: int = 0) -> ModelSource:
     if name not in names():
         raise unknown_name("model", f"torchvision/{name}", [f"torchvision/{known}" for known in names()])
     weights: Any = models.get_model_weights(name).DEFAULT
-    # GoogLeNet and Inception only then skip an initialisation that takes minutes.
+    # GoogLeNet and Inception only then skip an initialization that takes minutes.
     quiet = {"init_weights": False} if name in ("googlenet", "inception_v3") and random else {}
     with seeded_weights(seed):
         model = models.get_model(name, weights=None if random else weights, **quiet)
@@ -52,12 +52,12 @@ def load(name: str, random: bool, seed: int = 0) -> ModelSource:
         interpolation=transform.interpolation.value,
         crop=crop / resize,
     )
-    note = "randomly initialised" if random else f"weights {weights}"
+    note = "randomly initialized" if random else f"weights {weights}"
     return ModelSource(f"torchvision/{name}", model.eval(), preprocessing, tuple(weights.meta["categories"]), note=note)
 
 
 def _wake_heads(model: nn.Module) -> None:
-    """Give a zero-initialised head (torchvision ViT) random weights: with zeros every gradient would be zero."""
+    """Give a zero-initialized head (torchvision ViT) random weights: with zeros every gradient would be zero."""
     for module in model.modules():
         if isinstance(module, nn.Linear) and not module.weight.any():
             nn.init.trunc_normal_(module.weight, std=0.02)
