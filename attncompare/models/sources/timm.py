@@ -31,16 +31,14 @@ def names() -> list[str]:
     """All architecture names of timm."""
     import timm
 
-    listed: list[str] = timm.list_models()
-    return listed
+    return list(timm.list_models())
 
 
 def file_of(name: str) -> str:
     """The file of timm that an architecture is written in; those of one file are built of the same blocks."""
     import timm
 
-    file: str = timm.models.model_entrypoint(name.partition(".")[0]).__module__
-    return file
+    return str(timm.models.model_entrypoint(name.partition(".")[0]).__module__)
 
 
 def class_names() -> tuple[str, ...]:
@@ -70,8 +68,8 @@ def load(name: str, random: bool, seed: int = 0) -> ModelSource:
     import timm
 
     architecture = name.partition(".")[0]
-    if architecture not in timm.list_models():
-        raise unknown_name("model", f"timm/{name}", [f"timm/{known}" for known in timm.list_models()])
+    if architecture not in names():
+        raise unknown_name("model", f"timm/{name}", [f"timm/{known}" for known in names()])
     if random:
         try:
             model = create(name, seed)

@@ -22,10 +22,9 @@ def squeeze_excitation(channels: int, squeezed: int) -> nn.Module:
 
 def names() -> list[str]:
     """All classification model names of torchvision."""
-    import torchvision
+    from torchvision import models
 
-    listed: list[str] = torchvision.models.list_models(module=torchvision.models)
-    return sorted(listed)
+    return sorted(models.list_models(module=models))
 
 
 def load(name: str, random: bool, seed: int = 0) -> ModelSource:
