@@ -74,7 +74,7 @@ class MethodExplainer:
 
     >>> import attncompare as ac
     >>> model = ac.load_model("demo/vit")
-    >>> explainer = ac.make_explainer(model, "attention_rollout", fusion="max")
+    >>> explainer = ac.make_explainer(model, "attention_rollout", head_fusion="max")
     >>> explainer.explain(torch.rand(2, 3, 64, 64)).values.shape
     torch.Size([2, 8, 8])
     """

@@ -179,9 +179,9 @@ def derived_checks() -> Iterator[Check]:
         yield check(name, getattr(gradients, name), CNN, "demo/cnn")
     yield check("deep_lift", gradients.deep_lift, CNN)
     yield check("occlusion", perturbation.occlusion, CNN, VIT, POOLED)
-    yield check("rise", rise, CNN, VIT, POOLED, masks=MASKS)
-    yield check("lime", on_superpixels(lime), CNN, VIT, POOLED, samples=SAMPLES, segments=SEGMENTS)
-    yield check("kernel_shap", on_superpixels(kernel_shap), CNN, VIT, POOLED, samples=SAMPLES, segments=SEGMENTS)
+    yield check("rise", rise, CNN, VIT, POOLED, n_masks=MASKS)
+    yield check("lime", on_superpixels(lime), CNN, VIT, POOLED, n_samples=SAMPLES, n_segments=SEGMENTS)
+    yield check("kernel_shap", on_superpixels(kernel_shap), CNN, VIT, POOLED, n_samples=SAMPLES, n_segments=SEGMENTS)
     for name in ("class_attention", "attention_rollout", "attention_x_gradient", "gradient_rollout", "legrad"):
         yield check(name, getattr(transformer, name), *VITS)
     yield check("transformer_lrp", lrp.transformer_lrp, VIT, POOLED, HF)

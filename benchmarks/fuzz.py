@@ -149,7 +149,7 @@ SPECS = (
     'models = ["demo/cnn", "demo/vit@random"]\nmethods = ["cam", "attention_rollout"]\nlimit = 4\nseed = 3\n'
     'target = "class:disk"\nprotocol = "rise-fast"\n[options.attention_rollout]\nfusion = "max"\n',
     'models = "demo/cnn"\nmethods = "quick"\nmetrics = ["deletion", "pointing_game", "sparseness"]\ndata = ["a.png"]\n'
-    "timing = false\nrepeats = 5\ntiming_seconds = 0.5\nbatch_size = 2\n[options]\nrise = { masks = 20, seed = 1 }\n"
+    "timing = false\nrepeats = 5\ntiming_seconds = 0.5\nbatch_size = 2\n[options]\nrise = { n_masks = 20, seed = 1 }\n"
     "pointing_game = { tolerance = 3 }\n",
 )
 WORDS = ("all", "quick", "demo/cnn", "cam", "grad_cam", "rise", "deletion", "label", "class:", "text:a cat", "7", "cpu")
@@ -157,7 +157,7 @@ VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, 3, -1, 2**31, 2**63, 2**64, 10**400, -(2**63),
     0.0, 0.5, -0.0, 1e308, float("nan"), float("inf"),
     "", " ", "\n", "\0", "é", "\u202egnp", "\udcff", "9" * 5000, "x" * 100_000, b"rise", (), [], {}, {"cam": {}}, [[]],
-    {"rise": {"masks": float("nan")}}, {"smooth_grad": {"noise": float("nan")}}, {1: {2: 3}}, {"options": None}, {"all"},
+    {"rise": {"n_masks": float("nan")}}, {"smooth_grad": {"noise": float("nan")}}, {1: {2: 3}}, {"options": None}, {"all"},
     object(), datetime.date(2020, 1, 1), range(3), lambda: 0, np.float32(2), np.int64(3), Path("shapes"), 1j,
 )  # fmt: skip
 

@@ -42,7 +42,7 @@ shapes
 # slider for the opacity, and buttons for map and image.
 
 # %%
-lime = ac.make_explainer(model, "lime", samples=50).explain(images)
+lime = ac.make_explainer(model, "lime", n_samples=50).explain(images)
 lime_figure = ac.show_maps(images, {"lime": lime}, labels=[chosen])
 lime_figure
 

@@ -72,8 +72,8 @@ def test_every_command_shows_an_example(command):
 
 
 FEW_PASSES = (
-    "integrated_gradients.steps=2", "occlusion.window=0.5", "rise.masks=4", "smooth_grad.samples=2",
-    "gradient_shap.samples=2", "lime.samples=8", "kernel_shap.samples=8", "score_cam.batch=32",
+    "integrated_gradients.n_steps=2", "occlusion.window=0.5", "rise.n_masks=4", "smooth_grad.n_samples=2",
+    "gradient_shap.n_samples=2", "lime.n_samples=8", "kernel_shap.n_samples=8", "score_cam.internal_batch_size=32",
 )  # fmt: skip
 
 
@@ -113,14 +113,14 @@ def test_explain_works_on_a_folder_written_by_save_pretrained(tmp_path):
 
 def test_explain_reports_the_convergence_delta(tmp_path):
     arguments = ["explain", photo(tmp_path / "cat.png"), "--model", "demo/cnn", "--out", tmp_path / "maps"]
-    found = run(*arguments, "--method", "integrated_gradients", "--option", "integrated_gradients.steps=8")
+    found = run(*arguments, "--method", "integrated_gradients", "--option", "integrated_gradients.n_steps=8")
     assert found.returncode == 0, found.stderr
     records = ResultStore(tmp_path / "maps").read()
     (delta,) = records[records.measure == "convergence_delta"].value
     assert f"convergence_delta of integrated_gradients on demo/cnn, cat.png: {delta:.3g}" in found.stdout
     model = ac.load_model("demo/cnn")
     images = ac.load_images([tmp_path / "cat.png"], model)
-    explained = ac.make_explainer(model, "integrated_gradients", steps=8).explain(images)
+    explained = ac.make_explainer(model, "integrated_gradients", n_steps=8).explain(images)
     assert delta == pytest.approx(float(explained.detail["convergence_delta"]), abs=1e-6)
     assert '"convergence_delta"' in (tmp_path / "maps" / "report.html").read_text(encoding="utf-8")
 
@@ -186,7 +186,7 @@ def test_timing_is_recorded_with_passes(tmp_path):
         "--method",
         "center_map",
         "--option",
-        "integrated_gradients.steps=4",
+        "integrated_gradients.n_steps=4",
     )
     found = run("bench", "-m", "demo/cnn@random", *arguments, "--timing-only", "--out", tmp_path, "--json")
     assert found.returncode == 0, found.stderr
@@ -237,7 +237,7 @@ def test_list_and_doctor_print_json(tmp_path):
         "demo/cnn", "demo/se_cnn", "demo/vit",
     ]  # fmt: skip
     rows = json.loads(run("list", "methods", "attention_rollout", "--json").stdout)
-    assert any("attention_rollout.fusion" in option for option in rows[0]["options"])
+    assert any("attention_rollout.head_fusion" in option for option in rows[0]["options"])
     found = json.loads(run("doctor", "demo/vit", "--json").stdout)
     assert found["tokens"] == {"prefix": 1, "grid": [8, 8], "class_token": 0, "length": 65}
     assert "gradient_rollout" in found["methods"] and "classifier_weights" in found["missing"]
@@ -300,12 +300,12 @@ def test_list_methods_with_a_name_shows_default_meaning_and_reference(name):
 @pytest.mark.parametrize(
     ("option", "expected"),
     [
-        ("lime.samples=1", "lime.samples must lie between 2 and 1e+06, not 1"),
-        ("kernel_shap.segments=1", "kernel_shap.segments must lie between 2 and 10000, not 1"),
+        ("lime.n_samples=1", "lime.n_samples must lie between 2 and 1e+06, not 1"),
+        ("kernel_shap.n_segments=1", "kernel_shap.n_segments must lie between 2 and 10000, not 1"),
         ("finer_cam.rivals=two", "finer_cam.rivals must be an int, not 'two'"),
         ("deep_lift.baseline=2", "deep_lift.baseline must lie between 0 and 1, not 2"),
         ("attn_lrp.gamma=1", "unknown option of attn_lrp 'gamma'"),
-        ("score_cam.batch=0", "score_cam.batch must be positive, not 0"),
+        ("score_cam.internal_batch_size=0", "score_cam.internal_batch_size must be positive, not 0"),
         ("legrad.block=1", "method legrad has no options"),
     ],
 )

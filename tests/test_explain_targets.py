@@ -10,14 +10,14 @@ from attncompare.methods._base import methods
 
 TARGETS = [3, 0, 4]
 QUICK = {
-    "rise": {"masks": 8},
-    "smooth_grad": {"samples": 2},
-    "integrated_gradients": {"steps": 3},
+    "rise": {"n_masks": 8},
+    "smooth_grad": {"n_samples": 2},
+    "integrated_gradients": {"n_steps": 3},
     "occlusion": {"window": 0.5},
-    "gradient_shap": {"samples": 2},
-    "lime": {"samples": 12, "segments": 6},
-    "kernel_shap": {"samples": 12, "segments": 6},
-    "score_cam": {"batch": 64},
+    "gradient_shap": {"n_samples": 2},
+    "lime": {"n_samples": 12, "n_segments": 6},
+    "kernel_shap": {"n_samples": 12, "n_segments": 6},
+    "score_cam": {"internal_batch_size": 64},
 }
 REFUSED = {  # where the signals are there and the method still refuses
     "deep_lift": ("vit", "vit_torchvision", "swin", "se_cnn"),

@@ -14,14 +14,14 @@ from attncompare.methods._base import methods
 
 STEPS = 4
 QUICK = {
-    "rise": {"masks": 24, "batch": 8},
-    "smooth_grad": {"samples": STEPS},
-    "integrated_gradients": {"steps": STEPS},
+    "rise": {"n_masks": 24, "internal_batch_size": 8},
+    "smooth_grad": {"n_samples": STEPS},
+    "integrated_gradients": {"n_steps": STEPS},
     "occlusion": {"window": 0.5, "stride": 0.5},
-    "gradient_shap": {"samples": STEPS, "seed": 2},  # other draws meet a ReLU at 0, open or shut by rounding
-    "lime": {"samples": 12, "segments": 8},
-    "kernel_shap": {"samples": 12, "segments": 8},
-    "score_cam": {"batch": 64},
+    "gradient_shap": {"n_samples": STEPS, "seed": 2},  # other draws meet a ReLU at 0, open or shut by rounding
+    "lime": {"n_samples": 12, "n_segments": 8},
+    "kernel_shap": {"n_samples": 12, "n_segments": 8},
+    "score_cam": {"internal_batch_size": 64},
 }
 FEATURE_GRID = {
     "ablation_cam",
@@ -278,9 +278,9 @@ def passes_of(model, name):
         "attention_x_gradient": (1, 1),
         "integrated_gradients": (STEPS + 2, STEPS),  # the convergence delta needs the scores of both ends
         "occlusion": (3 * 3 + 1, 0),  # half a side, moved by a quarter: three places along each axis
-        "rise": (QUICK["rise"]["masks"], 0),
-        "lime": (QUICK["lime"]["samples"], 0),
-        "kernel_shap": (QUICK["kernel_shap"]["samples"], 0),
+        "rise": (QUICK["rise"]["n_masks"], 0),
+        "lime": (QUICK["lime"]["n_samples"], 0),
+        "kernel_shap": (QUICK["kernel_shap"]["n_samples"], 0),
         "smooth_grad": (STEPS, STEPS),
         "gradient_shap": (STEPS, STEPS),
         "score_cam": (1 + channels, 0),  # the features, then a mask for each of their channels
@@ -419,12 +419,14 @@ def test_every_default_of_every_option_is_a_value_it_accepts(name):
 def test_an_unknown_method_or_option_is_refused_with_a_suggestion(tiny):
     with pytest.raises(UnknownNameError, match="unknown method 'gradcam'; did you mean grad_cam"):
         ac.make_explainer(tiny("cnn"), "gradcam")
-    with pytest.raises(UnknownNameError, match=r"unknown option of attention_rollout 'fuse'.*fusion"):
+    with pytest.raises(UnknownNameError, match=r"unknown option of attention_rollout 'fuse'.*head_fusion"):
         ac.make_explainer(tiny("vit"), "attention_rollout", fuse="max")
     with pytest.raises(SpecError, match="edge_map has no options; 'sigma' was given"):
         ac.make_explainer(tiny("cnn"), "edge_map", sigma=1.0)
-    with pytest.raises(SpecError, match=r"attention_rollout.fusion must be one of \['mean', 'max', 'min'\], not 'sum'"):
-        ac.make_explainer(tiny("vit"), "attention_rollout", fusion="sum")
+    with pytest.raises(
+        SpecError, match=r"attention_rollout.head_fusion must be one of \['mean', 'max', 'min'\], not 'sum'"
+    ):
+        ac.make_explainer(tiny("vit"), "attention_rollout", head_fusion="sum")
     with pytest.raises(UnknownNameError, match="3 channel-attention layers; gate 3"):
         ac.make_explainer(tiny("se_cnn"), "se_activation", gate=3).explain(torch.zeros(1, 3, 64, 64))
 
@@ -435,5 +437,5 @@ def test_a_method_asked_for_twice_is_refused(tiny, pictures):
 
 
 def test_the_options_that_made_a_map_are_kept_with_it(tiny, pictures):
-    shown = ac.make_explainer(tiny("vit"), "attention_rollout", fusion="max").explain(pictures(tiny("vit")))
-    assert dict(shown.options) == {"fusion": "max", "discard": 0.0}
+    shown = ac.make_explainer(tiny("vit"), "attention_rollout", head_fusion="max").explain(pictures(tiny("vit")))
+    assert dict(shown.options) == {"head_fusion": "max", "discard_ratio": 0.0}

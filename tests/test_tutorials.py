@@ -33,7 +33,7 @@ QUICK = {
     "T3": ["quick.toml", "--draws", "2"],
     "T8": ["--steps", "4", "--layers", "0,2"],
     "T9": ["--limit", "6", "--layers", "2"],
-    "T10": ["--option", "lime.samples=40"],
+    "T10": ["--option", "lime.n_samples=40"],
     "T13": ["--model", "demo/cnn", "--method", "grad_cam", "--images", "4", "--steps", "2"],
 }
 """What is added to the first command where its defaults take minutes."""
@@ -42,7 +42,7 @@ QUICK_LINE = {
     "T3": ("(seeds=3,", f"(ac.TrainSpec({', '.join(QUICK_TRAINING)}), draws=2, seeds=3,"),
     "T8": ("(model, images)", '(model, images, ["blocks.0"], steps=2)'),
     "T9": ('"others/")', '"others/", ["blocks.6"])'),
-    "T10": ('"lime")', '"lime", samples=40)'),
+    "T10": ('"lime")', '"lime", n_samples=40)'),
     "T13": (
         '("t13")',
         '("t13", models=["demo/cnn"], methods=["cam"], images=4, training=ac.studies.CueTraining(steps=2))',

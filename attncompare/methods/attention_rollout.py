@@ -12,10 +12,10 @@ from attncompare.methods._base import method
 @method(
     reference="Abnar & Zuidema, arXiv:2005.00928, equation 1",
     class_sensitive=False,
-    meaning={"discard": "share of the smallest attention values set to 0 in each block; the paper's is 0"},
-    limits={"discard": (0, 0.999)},
+    meaning={"discard_ratio": "share of the smallest attention values set to 0 in each block; the paper's is 0"},
+    limits={"discard_ratio": (0, 0.999)},
 )
-def attention_rollout(fused_attention: Sequence[Tensor], tokens: TokenLayout, *, discard: float = 0.0) -> Tensor:
+def attention_rollout(fused_attention: Sequence[Tensor], tokens: TokenLayout, *, discard_ratio: float = 0.0) -> Tensor:
     """Product over the blocks of (A + I) / 2: how much of each patch reaches the row that the score is read from.
 
     Rows are renormalised, which changes nothing for the paper's mean over heads and keeps the flow a distribution when
@@ -26,7 +26,7 @@ def attention_rollout(fused_attention: Sequence[Tensor], tokens: TokenLayout, *,
     flow = fused_attention[0].new_zeros(len(fused_attention[0]), 1, fused_attention[0].shape[-1])
     flow[..., tokens.rows()] = 1 / len(tokens.rows())
     for attention in reversed(fused_attention):
-        kept = _without_smallest(attention, discard, tokens.prefix) if discard else attention
+        kept = _without_smallest(attention, discard_ratio, tokens.prefix) if discard_ratio else attention
         total = kept.sum(dim=-1)[:, None]
         shares = torch.where(total > 0, flow / total, 0)
         # A row that lost everything keeps its own flow.

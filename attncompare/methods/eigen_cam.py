@@ -12,9 +12,9 @@ UNTOLD = "the sign of the first principal direction cannot be told because "
 @method(
     reference="Muhammad & Yeasin, arXiv:2008.00299, equations 3 and 4",
     class_sensitive=False,
-    meaning={"centred": "subtract each channel's mean first, as pytorch-grad-cam does; the paper does not"},
+    meaning={"centered": "subtract each channel's mean first, as pytorch-grad-cam does; the paper does not"},
 )
-def eigen_cam(features: Tensor, *, centred: bool = False) -> Tensor:
+def eigen_cam(features: Tensor, *, centered: bool = False) -> Tensor:
     """Projection of the features at each place onto their first principal direction over the image.
 
     A singular vector has no sign of its own: the one is taken that agrees with the channel mean of the features. Where
@@ -22,7 +22,7 @@ def eigen_cam(features: Tensor, *, centred: bool = False) -> Tensor:
     """
     mean = channel_mean(features, "eigen_cam", UNTOLD).flatten(1)  # (B,hw)
     places = features.flatten(2).transpose(1, 2)  # (B,hw,C)
-    places = places - places.mean(dim=1, keepdim=True) if centred else places
+    places = places - places.mean(dim=1, keepdim=True) if centered else places
     direction: Tensor = torch.linalg.svd(places, full_matrices=False).Vh[:, 0]
     projected = (places @ direction[:, :, None])[:, :, 0]
     sign = torch.where((projected * mean).sum(dim=1, keepdim=True) < 0, -1.0, 1.0).to(projected)

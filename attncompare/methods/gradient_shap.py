@@ -8,16 +8,16 @@ from attncompare.methods._base import method
 
 @method(
     reference="Erion et al., arXiv:1906.10670, equation 3; the sampling is that of GradientSHAP (arXiv:1705.07874)",
-    passes_option="samples",
+    passes_option="n_samples",
     meaning={
-        "samples": "random points for each image",
+        "n_samples": "random points for each image",
         "sigma": "standard deviation of noise added to the image, as a share of the range [0, 1] of pixels",
         "seed": "changes the baselines, the points and the noise",
     },
-    limits={"samples": (1, 100_000), "sigma": (0, 1), "seed": (0, 2**62)},
+    limits={"n_samples": (1, 100_000), "sigma": (0, 1), "seed": (0, 2**62)},
 )
 def gradient_shap(
-    images: Tensor, target: Tensor, forward: nn.Module, *, samples: int = 50, sigma: float = 0.0, seed: int = 0
+    images: Tensor, target: Tensor, forward: nn.Module, *, n_samples: int = 50, sigma: float = 0.0, seed: int = 0
 ) -> Tensor:
     """Mean of (image - baseline) times the gradient at a random point between, over random baselines; sum over colours.
 
@@ -25,7 +25,7 @@ def gradient_shap(
     does not depend on what it is computed together with.
     """
     total = torch.zeros_like(images)
-    for sample in range(samples):
+    for sample in range(n_samples):
         generator = torch.Generator().manual_seed(seed + sample)
         grey, along = torch.rand(2, generator=generator).tolist()
         noise = torch.randn(images.shape[1:], generator=generator).to(images)
@@ -33,4 +33,4 @@ def gradient_shap(
         point = (grey + along * (noisy - grey)).requires_grad_(True)
         score = forward(point).gather(1, target[:, None]).sum()
         total += (noisy - grey) * torch.autograd.grad(score, point)[0]
-    return (total / samples).sum(dim=1)
+    return (total / n_samples).sum(dim=1)

@@ -9,24 +9,25 @@ from attncompare.methods._base import method
 @method(
     reference="Sundararajan et al., arXiv:1703.01365, equation 1",
     choices={"rule": ("gausslegendre", "riemann_trapezoid", "riemann_middle")},
-    passes_option="steps",
+    passes_option="n_steps",
     meaning={
-        "steps": "points on the path from the baseline to the image",
+        "n_steps": "points on the path from the baseline to the image",
         "baseline": "grey level of the uniform baseline image, in [0, 1]",
         "rule": "how the points and weights of the integral are chosen",
-        "batch": "interpolated images in one pass; 3 keep a ResNet-50 below 300 MB and cost what 8 cost (1.1 x on a ViT-Ti)",
+        "internal_batch_size": "interpolated images in one pass; 3 keep a ResNet-50 below 300 MB and cost what 8 cost "
+        "(1.1 x on a ViT-Ti)",
     },
-    limits={"steps": (1, 100_000), "baseline": (0, 1), "batch": (1, 100_000)},
+    limits={"n_steps": (1, 100_000), "baseline": (0, 1), "internal_batch_size": (1, 100_000)},
 )
 def integrated_gradients(
     images: Tensor,
     target: Tensor,
     forward: nn.Module,
     *,
-    steps: int = 50,
+    n_steps: int = 50,
     baseline: float = 0.0,
     rule: str = "gausslegendre",
-    batch: int = 3,
+    internal_batch_size: int = 3,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Gradient integrated from a black image to the image, times their difference, summed over colours.
 
@@ -41,9 +42,9 @@ def integrated_gradients(
             images[i : i + 1],
             baselines=baseline,
             target=target[i : i + 1],
-            n_steps=steps,
+            n_steps=n_steps,
             method=rule,
-            internal_batch_size=batch,
+            internal_batch_size=internal_batch_size,
             return_convergence_delta=True,
         )
         for i in range(len(images))

@@ -12,15 +12,15 @@ from attncompare.methods._base import method
 @method(
     reference="Lundberg & Lee, arXiv:1705.07874, theorem 2",
     many_passes=True,
-    passes_option="samples",
+    passes_option="n_samples",
     meaning={
-        "samples": "random coalitions of superpixels",
+        "n_samples": "random coalitions of superpixels",
         "baseline": "grey level of superpixels that are off, in [0, 1]",
-        "batch": "altered copies in one pass",
+        "internal_batch_size": "altered copies in one pass",
         "seed": "changes the coalitions",
     },
     limits={
-        "samples": (2, 1_000_000), "baseline": (0, 1), "batch": (1, 100_000), "seed": (0, 2**62),
+        "n_samples": (2, 1_000_000), "baseline": (0, 1), "internal_batch_size": (1, 100_000), "seed": (0, 2**62),
     },
 )  # fmt: skip
 def kernel_shap(
@@ -28,9 +28,9 @@ def kernel_shap(
     superpixels: Tensor,
     target_score: Callable[[Tensor, Tensor], Tensor],
     *,
-    samples: int = 1000,
+    n_samples: int = 1000,
     baseline: float = 0.5,
-    batch: int = 32,
+    internal_batch_size: int = 32,
     seed: int = 0,
 ) -> Tensor:
     """Shapley value of each superpixel for the target's probability, from a regression over random coalitions."""
@@ -48,8 +48,8 @@ def kernel_shap(
                 image[None],
                 baselines=baseline,
                 feature_mask=labels[None, None],
-                n_samples=samples,
-                perturbations_per_eval=batch,
+                n_samples=n_samples,
+                perturbations_per_eval=internal_batch_size,
             )
         found.append(values[0, 0])
     return torch.stack(found)

@@ -11,9 +11,9 @@ from attncompare.methods._base import method
         "window": "side of the occluding square as a fraction of the image side",
         "stride": "step of the square as a fraction of its side",
         "baseline": "grey level of the square, in [0, 1]",
-        "batch": "occluded copies in one pass",
+        "internal_batch_size": "occluded copies in one pass",
     },
-    limits={"window": (0.001, 1), "stride": (0.001, 1), "baseline": (0, 1), "batch": (1, 100_000)},
+    limits={"window": (0.001, 1), "stride": (0.001, 1), "baseline": (0, 1), "internal_batch_size": (1, 100_000)},
 )
 def occlusion(
     images: Tensor,
@@ -23,7 +23,7 @@ def occlusion(
     window: float = 0.2,
     stride: float = 0.5,
     baseline: float = 0.5,
-    batch: int = 8,
+    internal_batch_size: int = 8,
 ) -> Tensor:
     """Drop of the score when a square covers a place, averaged over the squares that cover it."""
     import torch
@@ -39,6 +39,6 @@ def occlusion(
             strides=(images.shape[1], *step),
             baselines=baseline,
             target=target,
-            perturbations_per_eval=max(1, batch // len(images)),
+            perturbations_per_eval=max(1, internal_batch_size // len(images)),
         )
     return attribution.mean(dim=1)

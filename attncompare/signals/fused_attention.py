@@ -8,22 +8,22 @@ from attncompare.models.adapter import ModelAdapter
 from attncompare.registry import Option
 from attncompare.signals._base import Signal, signal
 
-FUSION = Option(
-    "fusion", "mean", ("mean", "max", "min"), "how the heads of a block are fused; the paper's is mean", str
+HEAD_FUSION = Option(
+    "head_fusion", "mean", ("mean", "max", "min"), "how the heads of a block are fused; the paper's is mean", str
 )
 
 
-@signal(cost="shared", options=(FUSION,))
+@signal(cost="shared", options=(HEAD_FUSION,))
 class FusedAttention(Signal):
     """L x (B,N,N) attention, heads fused."""
 
-    fusion: str = "mean"
+    head_fusion: str = "mean"
 
     def missing(self, model: ModelAdapter) -> str:
         return model.lacks("attention")
 
     def attach(self, hooks: Hooks) -> None:
-        hooks.attention.fusions.add(self.fusion)
+        hooks.attention.fusions.add(self.head_fusion)
 
     def read(self, of: ForwardPass) -> list[Tensor]:
-        return of.hooks.attention.listed(of.hooks.attention.fused.get(self.fusion, {}))
+        return of.hooks.attention.listed(of.hooks.attention.fused.get(self.head_fusion, {}))

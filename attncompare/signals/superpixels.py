@@ -8,17 +8,17 @@ from attncompare.capture.forward_pass import ForwardPass
 from attncompare.registry import Option
 from attncompare.signals._base import Signal, signal
 
-SEGMENTS = Option("segments", 50, None, "how many superpixels are wanted", int, (2, 10_000))
+N_SEGMENTS = Option("n_segments", 50, None, "how many superpixels are wanted", int, (2, 10_000))
 
 
-@signal(cost="free", options=(SEGMENTS,))
+@signal(cost="free", options=(N_SEGMENTS,))
 class Superpixels(Signal):
     """(B,H,W) int64 labels of SLIC segments, 0 to count - 1 in each image."""
 
-    segments: int = 50
+    n_segments: int = 50
 
     def read(self, of: ForwardPass) -> Tensor:
-        return superpixels(of.images, self.segments)
+        return superpixels(of.images, self.n_segments)
 
 
 def superpixels(images: Tensor, count: int) -> Tensor:

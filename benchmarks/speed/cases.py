@@ -128,10 +128,13 @@ def many_gradients(bench: Bench) -> None:
     small = bench.images.shape[0] == 1 and bench.model.family == "cnn"
     steps, samples = (50, 10) if small else (8, 3)
     bench.add_with_its_forwards(
-        f"{OURS}, integrated_gradients({steps})", bench.ours("integrated_gradients", steps=steps), limit, gradients=True
+        f"{OURS}, integrated_gradients({steps})",
+        bench.ours("integrated_gradients", n_steps=steps),
+        limit,
+        gradients=True,
     )
     bench.add_with_its_forwards(
-        f"{OURS}, smooth_grad({samples})", bench.ours("smooth_grad", samples=samples), limit, gradients=True
+        f"{OURS}, smooth_grad({samples})", bench.ours("smooth_grad", n_samples=samples), limit, gradients=True
     )
     theirs = lambda: peers.captum(bench.model, bench.images, bench.target, "IntegratedGradients", n_steps=steps)  # noqa: E731
     bench.add_with_its_forwards(f"captum, IntegratedGradients({steps})", theirs, None, gradients=True)
@@ -141,7 +144,7 @@ def occlusion(bench: Bench) -> None:
     window = 0.25 if len(bench.images) == 1 else 0.5
     height, width = bench.images.shape[2:]
     bench.add_with_its_forwards(
-        f"{OURS}, passes of 8", bench.ours("occlusion", window=window, stride=1.0, batch=8), 1.05
+        f"{OURS}, passes of 8", bench.ours("occlusion", window=window, stride=1.0, internal_batch_size=8), 1.05
     )
     side = (3, round(window * height), round(window * width))
     options = {"sliding_window_shapes": side, "strides": side, "perturbations_per_eval": 8 // len(bench.images)}
@@ -151,13 +154,15 @@ def occlusion(bench: Bench) -> None:
 
 def rise(bench: Bench) -> None:
     masks = 64 if len(bench.images) == 1 else 8
-    bench.add_with_its_forwards(f"{OURS}, {masks} masks, passes of 8", bench.ours("rise", masks=masks, batch=8), 1.05)
+    bench.add_with_its_forwards(
+        f"{OURS}, {masks} masks, passes of 8", bench.ours("rise", n_masks=masks, internal_batch_size=8), 1.05
+    )
 
 
 def score_cam(bench: Bench) -> None:
     """Every channel is a pass: the smallest models at batch 1 only."""
-    options = {"batch": 8} if "batch" in {option.name for option in methods.get("score_cam").options} else {}
-    bench.add_with_its_forwards(f"{OURS}, {options or 'its own passes'}", bench.ours("score_cam", **options), 1.05)
+    ours = bench.ours("score_cam", internal_batch_size=8)
+    bench.add_with_its_forwards(f"{OURS}, passes of 8", ours, 1.05)
     theirs = lambda: peers.grad_cam_library(bench.model, bench.images, bench.target, "ScoreCAM", batch_size=8)  # noqa: E731
     bench.add("pytorch-grad-cam, passes of 8", theirs, reference=bench.jobs[-1].reference, most=1)
 

@@ -51,10 +51,10 @@ def _many_passes() -> dict[str, Case]:
     found = {}
     for model in (RESNET18, RESNET50, TINY):
         short = model.split("/")[1].removesuffix("@random")
-        for method, options in (("occlusion", {"window": 0.5}), ("rise", {"masks": 64}), ("score_cam", {})):
+        for method, options in (("occlusion", {"window": 0.5}), ("rise", {"n_masks": 64}), ("score_cam", {})):
             if method != "score_cam" or model in (RESNET18, TINY):
                 found[f"{method}/{short}/1/attncompare"] = Case(method, model, limit_mb=200, options=options)
-        case = Case("integrated_gradients", model, limit_mb=300, options={"steps": 50})
+        case = Case("integrated_gradients", model, limit_mb=300, options={"n_steps": 50})
         found[f"integrated_gradients/{short}/1/attncompare"] = case
     peer = Case("IntegratedGradients", RESNET18, by="captum", options={"n_steps": 50})
     found["integrated_gradients/resnet18/1/captum"] = peer

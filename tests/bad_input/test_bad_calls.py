@@ -108,7 +108,7 @@ TARGETS = {
 @pytest.mark.parametrize("method", ["saliency", "integrated_gradients"])
 def test_a_target_that_means_nothing_is_refused(model, images, kind, method):
     target, words = TARGETS[kind]
-    options = {"steps": 2} if method == "integrated_gradients" else {}
+    options = {"n_steps": 2} if method == "integrated_gradients" else {}
     with pytest.raises((SpecError, CaptureError), match=words) as caught:
         ac.make_explainer(model, method, **options).explain(images, target)
     assert "\n" not in str(caught.value)
@@ -124,10 +124,10 @@ REQUESTS = {
     "a layer that is not there": ([("grad_cam", {"layer": "9"})], "has no layer '9'"),
     "a layer off the image": ([("grad_cam", {"layer": "5"})], "does not lie on an image"),
     "a layer that is no name": ([("grad_cam", {"layer": 2})], "layer must be a str"),
-    "a count that is none": ([("rise", {"masks": -1})], "masks must be positive"),
-    "a count of true": ([("rise", {"masks": True})], "masks must be an int"),
-    "endless": ([("rise", {"masks": 10**30})], "masks must lie between"),
-    "a share that is none": ([("rise", {"keep": float("nan")})], "keep must"),
+    "a count that is none": ([("rise", {"n_masks": -1})], "n_masks must be positive"),
+    "a count of true": ([("rise", {"n_masks": True})], "n_masks must be an int"),
+    "endless": ([("rise", {"n_masks": 10**30})], "n_masks must lie between"),
+    "a share that is none": ([("rise", {"p_keep": float("nan")})], "p_keep must"),
     "seed negative": ([("random_map", {"seed": -1})], "seed must lie between"),
     "seed huge": ([("random_map", {"seed": 2**70})], "seed must lie between"),
 }
@@ -215,7 +215,7 @@ def test_a_map_that_is_not_finite_is_refused(model, images):
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("method", ["saliency", "grad_cam", "integrated_gradients", "guided_backprop"])
 def test_a_call_without_gradients_has_the_same_map(model, images, mode, method):
-    options = {"steps": 2} if method == "integrated_gradients" else {}
+    options = {"n_steps": 2} if method == "integrated_gradients" else {}
     explainer = ac.make_explainer(model, method, **options)
     expected = explainer.explain(images)
     with mode():
@@ -229,7 +229,7 @@ def test_a_call_without_gradients_has_the_same_map(model, images, mode, method):
 
 
 def test_threads_on_one_model_have_the_maps_of_one(model, images):
-    requests = ["saliency", "cam", ("integrated_gradients", {"steps": 2})]
+    requests = ["saliency", "cam", ("integrated_gradients", {"n_steps": 2})]
     expected, found = ac.explain_together(model, requests, images), []
     workers = [
         threading.Thread(target=lambda: found.append(ac.explain_together(model, requests, images))) for _ in range(3)

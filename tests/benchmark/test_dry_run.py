@@ -69,8 +69,8 @@ def test_explaining_passes_are_shared_where_the_run_shares_them():
 
 @pytest.mark.parametrize(
     ("name", "option", "count"),
-    [("rise", "masks", 37), ("lime", "samples", 23), ("kernel_shap", "samples", 31), ("smooth_grad", "samples", 9),
-     ("gradient_shap", "samples", 11), ("integrated_gradients", "steps", 13), ("occlusion", "window", 0.5)],
+    [("rise", "n_masks", 37), ("lime", "n_samples", 23), ("kernel_shap", "n_samples", 31), ("smooth_grad", "n_samples", 9),
+     ("gradient_shap", "n_samples", 11), ("integrated_gradients", "n_steps", 13), ("occlusion", "window", 0.5)],
 )  # fmt: skip
 def test_passes_of_methods_that_make_many_are_those_that_they_report(name, option, count):
     spec = small(methods=(name,), options={name: {option: count}}, limit=1)

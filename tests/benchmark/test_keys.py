@@ -159,7 +159,7 @@ UNCHANGED = {
     "save_maps": {"save_maps": True},
     "other models": {"models": ("demo/vit", "demo/cnn")},
     "a metric's default, written out": {"options": SPEC.options | {"pointing_game": {"tolerance": 0}}},
-    "an option of another method": {"options": SPEC.options | {"lime": {"samples": 5}}},
+    "an option of another method": {"options": SPEC.options | {"lime": {"n_samples": 5}}},
 }
 
 

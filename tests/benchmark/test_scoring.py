@@ -18,7 +18,7 @@ from attncompare.metrics.user_protocols import read_protocol
 from attncompare.reporting.tables import table
 
 EVERYTHING = [metric.name for metric in metrics if not metric.pairwise and "insertion" not in metric.name]
-QUICK = {"infidelity": {"squares": 4}, "max_sensitivity": {"samples": 2}}
+QUICK = {"infidelity": {"squares": 4}, "max_sensitivity": {"n_samples": 2}}
 
 
 @pytest.fixture(scope="module")

@@ -113,16 +113,16 @@ def test_a_spec_cannot_be_changed():
 
 
 def test_a_spec_survives_its_own_description():
-    spec = make_spec({**LEAST, "limit": 4, "options": {"attention_rollout": {"fusion": "max"}}, "data": ["a.png"]})
+    spec = make_spec({**LEAST, "limit": 4, "options": {"attention_rollout": {"head_fusion": "max"}}, "data": ["a.png"]})
     assert make_spec(spec.model_dump()) == spec
     assert BenchmarkSpec.model_validate_json(spec.model_dump_json()) == spec
 
 
 def test_a_toml_file_is_read_as_a_spec(tmp_path):
     path = tmp_path / "spec.toml"
-    path.write_text('models = ["demo/cnn"]\nlimit = 4\n[options.attention_rollout]\nfusion = "max"\n')
+    path.write_text('models = ["demo/cnn"]\nlimit = 4\n[options.attention_rollout]\nhead_fusion = "max"\n')
     spec = make_spec(read_toml(path))
-    assert (spec.limit, spec.options) == (4, {"attention_rollout": {"fusion": "max"}})
+    assert (spec.limit, spec.options) == (4, {"attention_rollout": {"head_fusion": "max"}})
 
 
 @pytest.mark.parametrize("content", [b"models = [", b"\xff\xfe", b"limit = 1\nlimit = 2\n", None])

@@ -35,7 +35,7 @@ TRANSFORMERS = [
 
 
 def fused(how):
-    return request("fused_attention", fusion=how)
+    return request("fused_attention", head_fusion=how)
 
 
 def recorded(model, images, need=ATTENTION, target=None):

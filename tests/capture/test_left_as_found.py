@@ -34,13 +34,13 @@ MISSING = {
     "swin": ATTENTION | GATES,
 }
 FEW_STEPS = {
-    "rise": {"masks": 4},
-    "smooth_grad": {"samples": 2},
-    "integrated_gradients": {"steps": 4},
+    "rise": {"n_masks": 4},
+    "smooth_grad": {"n_samples": 2},
+    "integrated_gradients": {"n_steps": 4},
     "occlusion": {"window": 0.5},
-    "gradient_shap": {"samples": 2},
-    "lime": {"samples": 4, "segments": 6},
-    "kernel_shap": {"samples": 4, "segments": 6},
+    "gradient_shap": {"n_samples": 2},
+    "lime": {"n_samples": 4, "n_segments": 6},
+    "kernel_shap": {"n_samples": 4, "n_segments": 6},
 }
 RELU_ONLY = ("guided_backprop", "guided_grad_cam", "deep_lift")  # which refuse the ViT when they see what it does
 REPLAYED = [("vit", "ablation_cam"), ("vit", "legrad"), ("hf_vit", "ablation_cam"), ("hf_vit", "legrad")]

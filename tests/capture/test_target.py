@@ -352,8 +352,8 @@ def difference(outputs):
 LINEAR_IN_THE_SCORE = {
     "input_x_gradient": {},
     "hires_cam": {},
-    "integrated_gradients": {"steps": 3},
-    "gradient_shap": {"samples": 3},
+    "integrated_gradients": {"n_steps": 3},
+    "gradient_shap": {"n_samples": 3},
     "occlusion": {"window": 0.5},
     "attn_lrp": {},
 }
@@ -409,7 +409,7 @@ def rise_by_hand(model, images, function, **options):
 
 def test_rise_weighs_its_masks_by_the_function_itself(tiny, pictures):
     model = tiny("cnn")
-    images, options = pictures(model), {"masks": 10, "batch": 4}
+    images, options = pictures(model), {"n_masks": 10, "internal_batch_size": 4}
     found = ac.make_explainer(model, "rise", **options).explain(images, difference).values
     expected = rise_by_hand(model, images, difference, **options)
     assert expected.std() > 0
@@ -420,7 +420,7 @@ def test_lime_and_kernel_shap_see_the_function_itself(tiny, pictures):
     model = tiny("cnn")
     images = pictures(model)
     for method in ("lime", "kernel_shap"):
-        explainer = ac.make_explainer(model, method, samples=20, segments=6)
+        explainer = ac.make_explainer(model, method, n_samples=20, n_segments=6)
         found, flipped = (
             explainer.explain(images, target).values for target in (difference, lambda outputs: -difference(outputs))
         )
@@ -465,7 +465,7 @@ def test_a_function_explains_an_embedding_too(tiny, pictures):
     ids=["all", "sum", "first", "number", "nothing", "mean", "flipped"],
 )
 def test_a_function_that_does_not_make_one_score_of_each_row_is_refused(tiny, pictures, method, function, message):
-    options = {"masks": 4} if method == "rise" else {}
+    options = {"n_masks": 4} if method == "rise" else {}
     with pytest.raises(SpecError, match=message):
         ac.make_explainer(tiny("vit"), method, **options).explain(pictures(tiny("vit")), function)
 

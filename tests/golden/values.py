@@ -27,7 +27,7 @@ OPTIONS: dict[str, dict[tuple[str, ...], object]] = {
     "lime": {("samples", "n_samples"): 12, ("segments", "n_segments"): 8},
     "occlusion": {("window",): 0.5, ("stride",): 0.5},
     "rise": {("masks", "n_masks"): 24},
-    "score_cam": {("batch", "batch_size"): 64},
+    "score_cam": {("batch", "internal_batch_size"): 64},
     "smooth_grad": {("samples", "n_samples"): 4},
 }
 """Few passes: an option under each name that it has had in some edition of the package, and its value."""

@@ -86,7 +86,7 @@ def test_rollout_renormalises_heads_fused_by_max_or_min(fusion):
 def test_the_fusion_option_fuses_the_heads_that_were_recorded(tiny, pictures, fusion):
     model = tiny("vit")
     images = pictures(model)
-    actual = ac.make_explainer(model, "attention_rollout", fusion=fusion).explain(images).values
+    actual = ac.make_explainer(model, "attention_rollout", head_fusion=fusion).explain(images).values
     need = request("attention")
     blocks = record(model, images, [need]).signals[need]
     for image in range(2):
@@ -109,7 +109,7 @@ def without_smallest(attention, share, prefix):
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_discarding_zeroes_each_images_smallest_values(layout, share):
     blocks = blocks_of(layout)
-    actual = attention_rollout([block.mean(dim=1) for block in blocks], layout, discard=share)
+    actual = attention_rollout([block.mean(dim=1) for block in blocks], layout, discard_ratio=share)
     for image in range(2):
         heads_mean = [block[image].numpy().mean(axis=0) for block in blocks]
         steps = [without_smallest(attention, share, layout.prefix) for attention in heads_mean]
@@ -119,7 +119,7 @@ def test_discarding_zeroes_each_images_smallest_values(layout, share):
 def test_discarding_never_drops_the_class_column():
     attention = softmax_rows(0, CLASS_TOKEN.length).mean(dim=1)
     attention[:, :, 0] = 1e-6  # smaller than every patch value
-    everything = attention_rollout([attention], CLASS_TOKEN, discard=0.5)
+    everything = attention_rollout([attention], CLASS_TOKEN, discard_ratio=0.5)
     half_step = without_smallest(attention[0].numpy(), 0.5, 1)
     assert (half_step[:, 0] == 1e-6).all()
     np.testing.assert_allclose(everything[0], read_row(half_identity_product([half_step]), CLASS_TOKEN), atol=1e-12)
@@ -128,15 +128,15 @@ def test_discarding_never_drops_the_class_column():
 def test_discarding_stays_finite_where_a_row_loses_everything():
     attention = softmax_rows(0, POOLED.length, images=1).mean(dim=1)
     attention[0, 2] *= 1e-6  # with no class column to keep, this query keeps nothing
-    rolled = attention_rollout([attention, attention], POOLED, discard=0.5)
+    rolled = attention_rollout([attention, attention], POOLED, discard_ratio=0.5)
     assert torch.isfinite(rolled).all()
 
 
 @pytest.mark.parametrize("share", [-0.5, 1.5])
 def test_a_discarded_share_outside_zero_to_one_is_refused(tiny, pictures, share):
     model = tiny("vit")
-    with pytest.raises(SpecError, match="discard"):
-        ac.make_explainer(model, "attention_rollout", discard=share).explain(pictures(model))
+    with pytest.raises(SpecError, match="discard_ratio"):
+        ac.make_explainer(model, "attention_rollout", discard_ratio=share).explain(pictures(model))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

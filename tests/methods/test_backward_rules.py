@@ -232,7 +232,7 @@ def test_an_image_that_is_its_reference_gets_nothing():
 
 
 @pytest.mark.parametrize("name", ["cnn", "vit", "vit_mean"])
-@pytest.mark.parametrize("options", [{}, {"samples": 9, "sigma": 0.2, "seed": 7}], ids=["default", "noise"])
+@pytest.mark.parametrize("options", [{}, {"n_samples": 9, "sigma": 0.2, "seed": 7}], ids=["default", "noise"])
 def test_gradient_shap_is_a_loop_over_the_same_draws(tiny, pictures, name, options):
     model = tiny(name)
     images = pictures(model)
@@ -246,7 +246,7 @@ def test_gradient_shap_of_a_linear_model_is_its_shapley_value():
     linear = nn.Linear(3 * SIDE * SIDE, 4)
     model = ac.wrap_model(nn.Sequential(nn.Flatten(), linear), size=(SIDE, SIDE), mean=(0.0,) * 3, std=(1.0,) * 3)
     images, samples = images_of(), 400
-    shown = ac.make_explainer(model, "gradient_shap", samples=samples, seed=3).explain(images, TARGET)
+    shown = ac.make_explainer(model, "gradient_shap", n_samples=samples, seed=3).explain(images, TARGET)
     greys = [float(torch.rand(2, generator=torch.Generator().manual_seed(3 + k))[0]) for k in range(samples)]
     weights = linear.weight.detach()[TARGET].reshape(2, 3, SIDE, SIDE).double()
     expected = (weights * (images.double() - sum(greys) / samples)).sum(dim=1)

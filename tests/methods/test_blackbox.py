@@ -71,7 +71,9 @@ def test_every_square_costs_one_forward_pass_and_the_clean_image_one_more(pictur
 def test_the_size_of_the_passes_does_not_change_occlusion(pictures):
     model = linear_model()
     images = pictures(model, count=3)
-    one, many = (ac.make_explainer(model, "occlusion", batch=batch).explain(images, 1).values for batch in (1, 64))
+    one, many = (
+        ac.make_explainer(model, "occlusion", internal_batch_size=batch).explain(images, 1).values for batch in (1, 64)
+    )
     torch.testing.assert_close(one, many, atol=1e-6, rtol=1e-5)
 
 

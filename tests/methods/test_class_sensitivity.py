@@ -22,7 +22,7 @@ FOLLOWS_THE_TARGET = {
     ),
 }  # fmt: skip
 BLIND = {"cnn": ("activation", "eigen_cam"), "vit": ("class_attention", "attention_rollout", "activation", "eigen_cam")}
-QUICK = {"gradient_shap": {"samples": 8}}
+QUICK = {"gradient_shap": {"n_samples": 8}}
 PAIRS = [(name, method) for name, chosen in FOLLOWS_THE_TARGET.items() for method in chosen]
 
 

@@ -62,7 +62,7 @@ def test_saliency_of_a_model_is_its_plain_gradient_in_pixel_space(tiny, pictures
 def test_integrated_gradients_equal_a_slow_riemann_sum(pictures, baseline):
     model = smooth_model()
     images = pictures(model)
-    options = {"rule": "riemann_middle", "steps": 7, "baseline": baseline}
+    options = {"rule": "riemann_middle", "n_steps": 7, "baseline": baseline}
     actual = ac.make_explainer(model, "integrated_gradients", **options).explain(images, CLASS)
     expected = riemann_sum(model, images, torch.full_like(images, baseline), 7)
     np.testing.assert_allclose(actual.values, expected, atol=1e-6)
@@ -90,7 +90,7 @@ def test_integrated_gradients_sum_to_the_change_of_the_score(pictures):
 def test_the_convergence_delta_is_what_is_left_of_completeness(tiny, pictures, name):
     model = tiny(name)
     images = pictures(model)
-    options = {"steps": 3, "rule": "riemann_middle"}
+    options = {"n_steps": 3, "rule": "riemann_middle"}
     shown = ac.make_explainer(model, "integrated_gradients", **options).explain(images, CLASS)
     change = (score(model, images) - score(model, torch.zeros_like(images))).detach()
     left = shown.values.sum(dim=(1, 2)) - change
@@ -102,7 +102,7 @@ def test_more_steps_bring_integrated_gradients_closer_to_completeness(tiny, pict
     model = tiny("vit")
     images = pictures(model)
     deltas = [
-        ac.make_explainer(model, "integrated_gradients", steps=steps).explain(images).detail["convergence_delta"]
+        ac.make_explainer(model, "integrated_gradients", n_steps=steps).explain(images).detail["convergence_delta"]
         for steps in (2, 30)
     ]
     assert deltas[1].abs().max() < deltas[0].abs().max() / 10
@@ -112,7 +112,7 @@ def test_the_size_of_the_passes_does_not_change_integrated_gradients(tiny, pictu
     model = tiny("vit")
     images = pictures(model, count=3)
     small, large = (
-        ac.make_explainer(model, "integrated_gradients", steps=6, batch=batch).explain(images).values
+        ac.make_explainer(model, "integrated_gradients", n_steps=6, internal_batch_size=batch).explain(images).values
         for batch in (1, 32)
     )
     torch.testing.assert_close(small, large, atol=1e-6, rtol=1e-4)
@@ -121,8 +121,8 @@ def test_the_size_of_the_passes_does_not_change_integrated_gradients(tiny, pictu
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("steps", 0, ""),
-        ("steps", 2.5, "int"),
+        ("n_steps", 0, ""),
+        ("n_steps", 2.5, "int"),
         ("rule", "simpson", "gausslegendre"),
         ("baseline", "blur", "float"),
     ],

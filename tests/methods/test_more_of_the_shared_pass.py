@@ -65,7 +65,7 @@ def test_xgrad_cam_weights_a_channel_by_its_gradients_where_it_is_active():
 @pytest.mark.parametrize("centred", [False, True])
 def test_eigen_cam_projects_on_the_leading_eigenvector(centred):
     features = tensors(0, *SHAPE).relu()
-    found = eigen_cam(features, centred=centred)
+    found = eigen_cam(features, centered=centred)
     for b in range(2):
         places = features[b].reshape(4, 6).numpy().T
         mean = places.mean(1)

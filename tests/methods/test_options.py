@@ -13,40 +13,40 @@ EVERY = [(method, option) for method in methods for option in method.options]
 NUMBERS = [(method, option) for method, option in EVERY if option.kind in (int, float) and option.choices is None]
 COUNTED_BY_THE_MODEL = {"block", "head", "gate"}  # which have their limits from the model
 FAST = {
-    "gradient_shap": {"samples": 3},
-    "integrated_gradients": {"steps": 4},
-    "kernel_shap": {"samples": 16, "segments": 6},
-    "lime": {"samples": 16, "segments": 6},
+    "gradient_shap": {"n_samples": 3},
+    "integrated_gradients": {"n_steps": 4},
+    "kernel_shap": {"n_samples": 16, "n_segments": 6},
+    "lime": {"n_samples": 16, "n_segments": 6},
     "occlusion": {"window": 0.5},
-    "rise": {"masks": 12},
-    "smooth_grad": {"samples": 3},
+    "rise": {"n_masks": 12},
+    "smooth_grad": {"n_samples": 3},
 }
 LAYERS = dict.fromkeys(
     ("ablation_cam", "activation", "eigen_cam", "finer_cam", "grad_cam", "grad_cam_pp", "guided_grad_cam", "hires_cam",
      "layer_cam", "score_cam", "xgrad_cam"), ("cnn", {"layer": "2"}),
 )  # fmt: skip
 CHANGES = {
-    "attention_rollout": ("vit", {"discard": 0.5, "fusion": "max"}),
+    "attention_rollout": ("vit", {"discard_ratio": 0.5, "head_fusion": "max"}),
     "attention_x_gradient": ("vit", {"block": 0}),
     "attn_lrp": ("vit", {"conv_gamma": 0.0, "linear_gamma": 0.5}),
     "center_map": ("cnn", {"sigma": 0.5}),
     "channel_attention": ("se_cnn", {"gate": 0}),
     "class_attention": ("vit", {"block": 0, "head": 1}),
     "deep_lift": ("cnn", {"baseline": 0.5}),
-    "eigen_cam": ("cnn", {"centred": True}),
+    "eigen_cam": ("cnn", {"centered": True}),
     "finer_cam": ("cnn", {"alpha": 0.25, "rivals": 1}),
-    "gradient_shap": ("cnn", {"samples": 4, "sigma": 0.2, "seed": 1}),
-    "integrated_gradients": ("cnn", {"steps": 3, "baseline": 0.5, "rule": "riemann_middle"}),
-    "kernel_shap": ("cnn", {"samples": 20, "baseline": 0.1, "seed": 1, "segments": 12}),
-    "lime": ("cnn", {"samples": 20, "width": 1.0, "baseline": 0.1, "seed": 1, "segments": 12}),
+    "gradient_shap": ("cnn", {"n_samples": 4, "sigma": 0.2, "seed": 1}),
+    "integrated_gradients": ("cnn", {"n_steps": 3, "baseline": 0.5, "rule": "riemann_middle"}),
+    "kernel_shap": ("cnn", {"n_samples": 20, "baseline": 0.1, "seed": 1, "n_segments": 12}),
+    "lime": ("cnn", {"n_samples": 20, "kernel_width": 1.0, "baseline": 0.1, "seed": 1, "n_segments": 12}),
     "occlusion": ("cnn", {"window": 0.25, "stride": 1.0, "baseline": 0.1}),
     "random_map": ("cnn", {"grid": 5, "seed": 1}),
-    "rise": ("cnn", {"masks": 10, "cells": 4, "keep": 0.3, "baseline": 0.0, "seed": 1}),
+    "rise": ("cnn", {"n_masks": 10, "grid": 4, "p_keep": 0.3, "baseline": 0.0, "seed": 1}),
     "se_activation": ("se_cnn", {"gate": 0}),
-    "smooth_grad": ("cnn", {"samples": 4, "sigma": 0.3, "seed": 1}),
+    "smooth_grad": ("cnn", {"n_samples": 4, "sigma": 0.3, "seed": 1}),
     "window_attention": ("swin", {"block": 0, "head": 1}),
 }
-SAME = {"integrated_gradients", "kernel_shap", "lime", "occlusion", "rise", "score_cam"}  # have `batch`
+SAME = {"integrated_gradients", "kernel_shap", "lime", "occlusion", "rise", "score_cam"}  # have `internal_batch_size`
 
 
 def cases():
@@ -58,7 +58,7 @@ def cases():
 
 
 def test_the_table_knows_every_option():
-    known = {(name, option) for name, _, option, _ in cases()} | {(name, "batch") for name in SAME}
+    known = {(name, option) for name, _, option, _ in cases()} | {(name, "internal_batch_size") for name in SAME}
     assert known == {(method.name, option.name) for method, option in EVERY}
 
 
@@ -82,8 +82,8 @@ def test_an_option_changes_the_map_and_is_kept_with_it(tiny, pictures, name, mod
 
 @pytest.mark.parametrize("name", sorted(SAME))
 def test_the_size_of_the_passes_changes_nothing(tiny, pictures, name):
-    small, large = (explain(tiny, pictures, "cnn", name, batch=batch) for batch in (1, 64))
-    assert (small.options["batch"], large.options["batch"]) == (1, 64)
+    small, large = (explain(tiny, pictures, "cnn", name, internal_batch_size=batch) for batch in (1, 64))
+    assert (small.options["internal_batch_size"], large.options["internal_batch_size"]) == (1, 64)
     span = float(large.values.max() - large.values.min())
     torch.testing.assert_close(small.values, large.values, atol=1e-5 * span, rtol=0)
     assert small.passes_forward == large.passes_forward

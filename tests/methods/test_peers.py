@@ -74,7 +74,7 @@ def test_weights_and_projections_equal_those_of_pytorch_grad_cam(opened, model, 
     )
     theirs = torch.as_tensor(peer(features, slopes / 1e6))
     if name == "eigen_cam":
-        actual = methods.get(name).compute(features, centred=True)
+        actual = methods.get(name).compute(features, centered=True)
         theirs = theirs * (theirs * actual).sum((1, 2), keepdim=True).sign()  # it leaves the sign open
     else:
         actual = methods.get(name).compute(features, slopes / (1e6 if name == "xgrad_cam" else 1))
@@ -231,7 +231,9 @@ def test_rollout_whose_rows_are_divided_without_keepdim_is_no_flow(opened):
     _, attention = vit.run(w, Plain(adapter).normalised(images[:1]))
     flow, steps = _rollout_as_vit_explain([one.detach().clone() for one in attention])
     assert max(float((step.sum(dim=-1) - 1).abs().max()) for step in steps) > 0.05
-    kept = explain_together(adapter, [("attention_rollout", {"discard": 0.9})], images[:1])["attention_rollout"].values
+    kept = explain_together(adapter, [("attention_rollout", {"discard_ratio": 0.9})], images[:1])[
+        "attention_rollout"
+    ].values
     assert difference(vit.patch_grid(w, flow[:, 0], adapter.tokens.grid), kept) > 0.05
 
 

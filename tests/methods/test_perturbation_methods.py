@@ -55,7 +55,7 @@ def test_score_cam_is_a_loop_over_channels_as_masks(tiny, pictures, name, batch)
     model = tiny(name)
     images = pictures(model, count=3)
     target = clear_targets(model, images)
-    shown = ac.make_explainer(model, "score_cam", batch=batch).explain(images, target)
+    shown = ac.make_explainer(model, "score_cam", internal_batch_size=batch).explain(images, target)
     assert difference(*with_a_map(shown.values, cams.score_cam(model, images, target))) <= RELATIVE
 
 
@@ -185,16 +185,18 @@ def drawn(count, samples, seed):
 
 @pytest.mark.parametrize("name", ["cnn", "vit", "vit_mean"])
 @pytest.mark.parametrize(
-    "options", [{}, {"width": 0.6, "baseline": 0.0, "batch": 7, "seed": 5}], ids=["default", "other"]
+    "options",
+    [{}, {"kernel_width": 0.6, "baseline": 0.0, "internal_batch_size": 7, "seed": 5}],
+    ids=["default", "other"],
 )
 def test_lime_is_the_ridge_regression_of_scikit_learn_on_the_same_samples(tiny, pictures, name, options):
     model = tiny(name)
     images, target = pictures(model), torch.tensor([3, 1])
     labels = torch.stack([blocks(32, 32, 3, 4), blocks(32, 32, 2, 3)])  # of different numbers
     with preserve_state(model.model):
-        shown = lime(images, labels, scored(model, images, target), samples=60, **options)
+        shown = lime(images, labels, scored(model, images, target), n_samples=60, **options)
     expected = torch.zeros(2, 32, 32, dtype=torch.float64)
-    given = {key: options[key] for key in ("width", "baseline") if key in options}
+    given = {key: options[key] for key in ("kernel_width", "baseline") if key in options}
     for index in range(2):
         sets = drawn(int(labels[index].max()) + 1, 60, options.get("seed", 0))
         found = perturbation.lime(model, images[index], labels[index], int(target[index]), sets, **given)
@@ -227,7 +229,7 @@ def test_kernel_shap_of_an_additive_score_is_exact():
     model, labels, parts = additive()
     grey = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.2, 0.1])
     images = grey[labels].expand(1, 3, 8, 12).contiguous()
-    shown = kernel_shap(images, labels[None], scored(model, images, torch.tensor([0])), samples=100)
+    shown = kernel_shap(images, labels[None], scored(model, images, torch.tensor([0])), n_samples=100)
     expected = (parts * (grey - 0.5)).double()
     exact = perturbation.shapley(model, images[0], labels, 0)
     torch.testing.assert_close(torch.tensor(exact, dtype=torch.float64), expected, atol=1e-6, rtol=0)
@@ -242,7 +244,9 @@ def test_kernel_shap_comes_close_to_the_exact_shapley_values(tiny, pictures, nam
     exact = np.array(perturbation.shapley(model, images[0], labels, 3))
     errors = []
     for samples in (100, 6000):
-        shown = kernel_shap(images, labels[None], scored(model, images, target), samples=samples, batch=500)[0]
+        shown = kernel_shap(
+            images, labels[None], scored(model, images, target), n_samples=samples, internal_batch_size=500
+        )[0]
         found = np.array([float(shown[labels == k][0]) for k in range(6)])
         whole = perturbation.coalition_values(model, images[0], labels, 3, [(1,) * 6, (0,) * 6])
         assert found.sum() == pytest.approx(whole[0] - whole[1], rel=samples / 1e6)  # of 1e6, the weight of an end
@@ -261,7 +265,7 @@ def test_kernel_shap_is_the_weighted_regression_over_its_coalitions(tiny, pictur
         seen.extend(copies)
         return score(copies, which)
 
-    shown = kernel_shap(images, labels[None], watched, samples=80, seed=3)
+    shown = kernel_shap(images, labels[None], watched, n_samples=80, seed=3)
     sets = np.array([[bool((copy[:, labels == k] != 0.5).any()) for k in range(6)] for copy in seen[-80:]], dtype=float)
     assert sets[0].all()
     assert not sets[1].any()
@@ -278,7 +282,7 @@ def test_an_image_of_one_superpixel_gets_an_answer(tiny, name):
     images = torch.full((1, 3, 32, 32), 0.9)
     labels = torch.zeros(1, 32, 32, dtype=torch.int64)
     method = {"lime": lime, "kernel_shap": kernel_shap}[name]
-    shown = method(images, labels, scored(model, images, torch.tensor([3])), samples=20)
+    shown = method(images, labels, scored(model, images, torch.tensor([3])), n_samples=20)
     whole = perturbation.coalition_values(model, images[0], labels[0], 3, [(1,), (0,)])
     assert shown.shape == (1, 32, 32)
     assert (shown == shown[0, 0, 0]).all()
@@ -290,10 +294,10 @@ def test_an_image_of_one_superpixel_gets_an_answer(tiny, name):
 def test_a_map_is_constant_inside_each_of_the_models_superpixels(tiny, pictures, name):
     model = tiny("vit")
     images = nn.functional.interpolate(pictures(model)[:, :, ::8, ::8], 32, mode="nearest")
-    shown = ac.make_explainer(model, name, samples=20, segments=12).explain(images, 1).values
+    shown = ac.make_explainer(model, name, n_samples=20, n_segments=12).explain(images, 1).values
     for one in shown:
         assert 4 <= len(one.unique()) <= 20
-    alone = ac.make_explainer(model, name, samples=20, segments=12).explain(images[1:], 1).values
+    alone = ac.make_explainer(model, name, n_samples=20, n_segments=12).explain(images[1:], 1).values
     torch.testing.assert_close(alone[0], shown[1])
 
 

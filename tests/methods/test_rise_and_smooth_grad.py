@@ -44,8 +44,8 @@ def test_masks_are_enlarged_binary_grids_shifted_by_less_than_a_cell():
 def test_rise_is_the_weighted_mean_of_its_masks(batch):
     net, images = small_net(), images_of()
     model = model_of(net, (12, 14))
-    options = {"masks": 21, "cells": 3, "keep": 0.4, "baseline": 0.2, "seed": 9}
-    shown = ac.make_explainer(model, "rise", batch=batch, **options).explain(images, CLASS)
+    options = {"n_masks": 21, "grid": 3, "p_keep": 0.4, "baseline": 0.2, "seed": 9}
+    shown = ac.make_explainer(model, "rise", internal_batch_size=batch, **options).explain(images, CLASS)
     expected = np.zeros((2, 12, 14))
     for mask in random_masks(21, (12, 14), 3, 0.4, 9):
         for index in range(2):
@@ -67,7 +67,7 @@ def test_rise_finds_the_pixels_of_an_additive_score():
 
     model = model_of(Corner(), (16, 16))
     images = torch.ones(1, 3, 16, 16)
-    shown = ac.make_explainer(model, "rise", masks=600, cells=4, baseline=0.0).explain(images, 0).values[0]
+    shown = ac.make_explainer(model, "rise", n_masks=600, grid=4, baseline=0.0).explain(images, 0).values[0]
     quarters = shown.reshape(2, 8, 2, 8).mean((1, 3))
     assert quarters[0, 0] > quarters.flatten()[1:].max() + 0.03
 
@@ -76,7 +76,7 @@ def test_rise_finds_the_pixels_of_an_additive_score():
 def test_smooth_grad_averages_before_it_takes_absolute_values(samples):
     net, images = small_net(), images_of()
     model = model_of(net, (12, 14))
-    shown = ac.make_explainer(model, "smooth_grad", samples=samples, sigma=0.3, seed=4).explain(images, CLASS)
+    shown = ac.make_explainer(model, "smooth_grad", n_samples=samples, sigma=0.3, seed=4).explain(images, CLASS)
     total = torch.zeros(2, 3, 12, 14, dtype=torch.float64)
     net.double()
     for sample in range(samples):
@@ -93,7 +93,7 @@ def test_smooth_grad_averages_before_it_takes_absolute_values(samples):
 def test_smooth_grad_without_noise_is_saliency(tiny, pictures):
     model = tiny("vit")
     images = pictures(model)
-    smooth = ac.make_explainer(model, "smooth_grad", samples=2, sigma=0.0).explain(images, CLASS).values
+    smooth = ac.make_explainer(model, "smooth_grad", n_samples=2, sigma=0.0).explain(images, CLASS).values
     torch.testing.assert_close(
         smooth, ac.make_explainer(model, "saliency").explain(images, CLASS).values, atol=1e-6, rtol=1e-5
     )
@@ -102,7 +102,7 @@ def test_smooth_grad_without_noise_is_saliency(tiny, pictures):
 def test_rise_of_a_prompt_or_embedding_weighs_masks_by_the_cosine(tiny, pictures):
     model = tiny("embedding_cnn")
     images = pictures(model)
-    shown = ac.make_explainer(model, "rise", masks=6, cells=3, batch=4).explain(images).values
+    shown = ac.make_explainer(model, "rise", n_masks=6, grid=3, internal_batch_size=4).explain(images).values
     with torch.no_grad():
         clean = torch.nn.functional.normalize(model.forward(images), dim=1)
         expected = torch.zeros_like(shown)

@@ -83,7 +83,7 @@ def squares_of(images: Tensor, which: Tensor) -> Tensor:
 
 
 def test_sensitivity_is_the_largest_relative_change_of_the_map():
-    found = max_sensitivity(IMAGES, squares_of, 5, samples=4, radius=0.1)
+    found = max_sensitivity(IMAGES, squares_of, 5, n_samples=4, radius=0.1)
     generator, everything = seeded(5), torch.arange(3)
     clean, largest = squares_of(IMAGES, everything), torch.zeros(3)
     for _ in range(4):

@@ -16,7 +16,7 @@ from attncompare.models.adapter import ModelAdapter
 
 SCORING = [metric.name for metric in metrics if not metric.pairwise]
 QUICK = Protocol("quick", 8, 4, "mean", "blur")
-CHEAP = {"infidelity": {"squares": 6}, "max_sensitivity": {"samples": 2}}
+CHEAP = {"infidelity": {"squares": 6}, "max_sensitivity": {"n_samples": 2}}
 
 
 def seeded(seed: int) -> torch.Generator:

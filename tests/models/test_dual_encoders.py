@@ -107,12 +107,12 @@ def supported(model):
 def test_every_method_takes_a_prompt(pair, pictures):
     ours = pair[2]
     options = {
-        "integrated_gradients": {"steps": 4},
-        "rise": {"masks": 8},
-        "smooth_grad": {"samples": 2},
-        "gradient_shap": {"samples": 2},
-        "lime": {"samples": 8, "segments": 4},
-        "kernel_shap": {"samples": 8, "segments": 4},
+        "integrated_gradients": {"n_steps": 4},
+        "rise": {"n_masks": 8},
+        "smooth_grad": {"n_samples": 2},
+        "gradient_shap": {"n_samples": 2},
+        "lime": {"n_samples": 8, "n_segments": 4},
+        "kernel_shap": {"n_samples": 8, "n_segments": 4},
     }
     refused = ("xgrad_cam", "grad_cam_pp", "deep_lift")  # layers behind no ReLU, products of activations
     names = [n for n in supported(ours) if n not in refused]

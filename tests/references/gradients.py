@@ -21,29 +21,29 @@ def input_x_gradient(adapter, images, target):
     return (images.double() * gradient(Plain(adapter), images, target)).sum(dim=1)
 
 
-def integrated_gradients(adapter, images, target, steps=50, baseline=0.0):
+def integrated_gradients(adapter, images, target, n_steps=50, baseline=0.0):
     """Gauss-Legendre points and weights from numpy."""
     import numpy as np
 
     plain, total = Plain(adapter), torch.zeros(images.shape, dtype=torch.float64)
-    for point, weight in zip(*np.polynomial.legendre.leggauss(steps), strict=True):
+    for point, weight in zip(*np.polynomial.legendre.leggauss(n_steps), strict=True):
         at = baseline + (1 + point) / 2 * (images.double() - baseline)
         total += weight / 2 * gradient(plain, at, target)
     return ((images.double() - baseline) * total).sum(dim=1)
 
 
-def smooth_grad(adapter, images, target, samples=25, sigma=0.15, seed=0):
+def smooth_grad(adapter, images, target, n_samples=25, sigma=0.15, seed=0):
     plain, total = Plain(adapter), torch.zeros(images.shape, dtype=torch.float64)
-    for sample in range(samples):
+    for sample in range(n_samples):
         noise = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(seed + sample)).double()
-        total += gradient(plain, images.double() + sigma * noise, target) / samples
+        total += gradient(plain, images.double() + sigma * noise, target) / n_samples
     return total.abs().amax(dim=1)
 
 
-def gradient_shap(adapter, images, target, samples=50, sigma=0.0, seed=0):
+def gradient_shap(adapter, images, target, n_samples=50, sigma=0.0, seed=0):
     """The same draws: a grey level, a place on the way, and noise, one generator for each sample."""
     plain, total = Plain(adapter), torch.zeros(images.shape, dtype=torch.float64)
-    for sample in range(samples):
+    for sample in range(n_samples):
         generator = torch.Generator().manual_seed(seed + sample)
         grey, along = (float(one) for one in torch.rand(2, generator=generator))
         noise = torch.randn(images.shape[1:], generator=generator).double()
@@ -51,7 +51,7 @@ def gradient_shap(adapter, images, target, samples=50, sigma=0.0, seed=0):
             noisy = images[index].double() + sigma * noise
             point = (1 - along) * grey + along * noisy
             found = gradient(plain, point[None], target[index : index + 1])[0]
-            total[index] += (noisy - grey) * found / samples
+            total[index] += (noisy - grey) * found / n_samples
     return total.sum(dim=1)
 
 

@@ -38,7 +38,7 @@ def occlusion(adapter, images, target, window=0.2, stride=0.5, baseline=0.5):
     return torch.stack(maps)
 
 
-def rise(adapter, images, target, masks: list[Tensor], keep=0.5, baseline=0.5):
+def rise(adapter, images, target, masks: list[Tensor], p_keep=0.5, baseline=0.5):
     """The mean of the given masks (H,W), weighted by the probability behind them."""
     plain, maps = Plain(adapter), []
     for image, index in zip(images.double(), target, strict=True):
@@ -47,7 +47,7 @@ def rise(adapter, images, target, masks: list[Tensor], keep=0.5, baseline=0.5):
             with torch.no_grad():
                 behind = baseline + mask.double() * (image - baseline)
                 total += plain.probability(behind[None], int(index))[0] * mask.double()
-        maps.append(total / (len(masks) * keep))
+        maps.append(total / (len(masks) * p_keep))
     return torch.stack(maps)
 
 
@@ -87,14 +87,14 @@ def shapley(adapter, image: Tensor, labels: Tensor, target: int, baseline=0.5) -
     return found
 
 
-def lime(adapter, image: Tensor, labels: Tensor, target: int, samples: np.ndarray, width=0.25, baseline=0.5):
+def lime(adapter, image: Tensor, labels: Tensor, target: int, samples: np.ndarray, kernel_width=0.25, baseline=0.5):
     """(S,) coefficients of scikit-learn's ridge regression on the given 0/1 samples (n,S), weights as in LIME's own code."""
     from sklearn.linear_model import Ridge
     from sklearn.metrics import pairwise_distances
 
     values = coalition_values(adapter, image, labels, target, samples.tolist(), baseline)
     distance = pairwise_distances(samples, np.ones((1, samples.shape[1])), metric="cosine")[:, 0]
-    weights = np.sqrt(np.exp(-(distance**2) / width**2))
+    weights = np.sqrt(np.exp(-(distance**2) / kernel_width**2))
     return Ridge(alpha=1.0).fit(samples, values, sample_weight=weights).coef_
 
 

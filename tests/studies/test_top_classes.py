@@ -164,7 +164,7 @@ def test_the_figure_has_names_and_probabilities(venue):
     [
         (["-m", "demo/vit", "--top", "3"], "error: cam needs classifier_weights: its classifier reads a class token"),
         (["-m", "demo/cnn", "--top", "3", "--method", "gradcam"], "unknown method 'gradcam'; did you mean grad_cam"),
-        (["-m", "demo/cnn", "--top", "3", "--option", "rise.masks=4"], "add --method rise"),
+        (["-m", "demo/cnn", "--top", "3", "--option", "rise.n_masks=4"], "add --method rise"),
         (["-m", "demo/cnn", "--top", "3", "--target", "2"], "three questions; ask one of them"),
         (["-m", "demo/cnn", "--top", "0"], "k must be at least 1, not 0"),
     ],
