@@ -148,11 +148,11 @@ def image_case(chance: random.Random, files: dict[str, list[bytes]], folder: Pat
 SPECS = (
     'models = ["demo/cnn", "demo/vit@random"]\nmethods = ["cam", "attention_rollout"]\nlimit = 4\nseed = 3\n'
     'target = "class:disk"\nprotocol = "rise-fast"\n[options.attention_rollout]\nfusion = "max"\n',
-    'models = "demo/cnn"\nmethods = "quick"\nmetrics = ["deletion", "pointing_game", "sparseness"]\ndata = ["a.png"]\n'
+    'models = "demo/cnn"\nmethods = "cheap"\nmetrics = ["deletion", "pointing_game", "sparseness"]\ndata = ["a.png"]\n'
     "timing = false\nrepeats = 5\ntiming_seconds = 0.5\nbatch_size = 2\n[options]\nrise = { n_masks = 20, seed = 1 }\n"
     "pointing_game = { tolerance = 3 }\n",
 )
-WORDS = ("all", "quick", "demo/cnn", "cam", "grad_cam", "rise", "deletion", "label", "class:", "text:a cat", "7", "cpu")
+WORDS = ("all", "cheap", "demo/cnn", "cam", "grad_cam", "rise", "deletion", "label", "class:", "text:a cat", "7", "cpu")
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, 3, -1, 2**31, 2**63, 2**64, 10**400, -(2**63),
     0.0, 0.5, -0.0, 1e308, float("nan"), float("inf"),

@@ -102,7 +102,7 @@ gates_figure
 cheats = ac.studies.cheating(
     "runs/notebook-7/cheating",
     models=["demo/cnn"],
-    methods=["cam", "center_map"] if SMALL else "quick",
+    methods=["cam", "center_map"] if SMALL else "cheap",
     images=4 if SMALL else 32,
     training=ac.studies.CueTraining(steps=2) if SMALL else ac.studies.CueTraining(),
 )

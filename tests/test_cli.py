@@ -351,7 +351,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
         "-m",
         "demo/cnn",
         "--method",
-        "quick",
+        "cheap",
         "--limit",
         "2000",
         "--no-timing",
@@ -376,9 +376,9 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "methods"),
-    [((), ("quick",)), (("--method", "all"), ("all",)), (("--method", "cam"), ("cam",))],
+    [((), ("cheap",)), (("--method", "all"), ("all",)), (("--method", "cam"), ("cam",))],
 )
-def test_a_timing_pass_takes_the_quick_methods_unless_told_otherwise(monkeypatch, tmp_path, words, methods):
+def test_a_timing_pass_takes_the_cheap_methods_unless_told_otherwise(monkeypatch, tmp_path, words, methods):
     asked = []
 
     def stop(spec, out, execution, tuning):

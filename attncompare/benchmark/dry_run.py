@@ -180,7 +180,7 @@ def _passes(
 ) -> tuple[float, float] | None:
     """Forward and backward passes of one image; None where only the whole explanation would tell, or where it fails."""
     option = method.passes_option
-    if method.many_passes and not option:
+    if method.expensive and not option:
         return None
     wanted = options.get(option)
     counts = [FEW, MORE] if isinstance(wanted, int) and wanted > MORE else [None]

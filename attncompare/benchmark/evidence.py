@@ -23,7 +23,7 @@ from attncompare.tuning import applied, check_deviation
 
 T = TypeVar("T")
 IMAGES_AT_ONCE = 8
-"""As many as the methods of many passes take, where nobody asks for another number."""
+"""As many as an expensive method puts in one pass, unless the caller asks for another number."""
 CPU_IMAGES = 4
 """glibc gives the memory of larger activations back after every layer: 8 images of EfficientNet-Lite0 at once cost 1.3 x
 what 4 do, in page faults. No model measured (ResNets, ViT-Ti) is more than 5 % faster with 8."""

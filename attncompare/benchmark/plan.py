@@ -46,12 +46,12 @@ class Cell:
 
 
 def chosen_methods(spec: BenchmarkSpec) -> list[Method]:
-    """The methods of a spec in its order; "all" is every method, "quick" all but those that take hundreds of passes.
+    """The methods of a spec in its order; "all" is every method, "cheap" all but the expensive ones.
 
     Unknown names and options are errors here.
     """
-    if spec.methods in (("all",), ("quick",)):
-        chosen = [method for method in methods if spec.methods == ("all",) or not method.many_passes]
+    if spec.methods in (("all",), ("cheap",)):
+        chosen = [method for method in methods if spec.methods == ("all",) or not method.expensive]
     else:
         chosen = [methods.get(name) for name in spec.methods]
     for name, given in spec.options.items():

@@ -37,7 +37,7 @@ def explain(
     device: Device = "cpu",
     seed: Seed = 0,
 ) -> None:
-    """Draw where models look in some images; without --method by every method that takes no hundreds of passes.
+    """Draw where models look in some images; without --method, with all cheap methods.
 
     With --layers or --channels: layers x strongest channels (method activation), and a table that compares the layers.
     With --top: one figure of the most probable classes (method cam unless another is named).
@@ -62,7 +62,7 @@ def explain(
     spec = make_spec(
         {
             "models": tuple(names),
-            "methods": tuple(method or ("quick",)),
+            "methods": tuple(method or ("cheap",)),
             "metrics": (),
             "data": tuple(str(path) for path in images),
             "target": target or "argmax",

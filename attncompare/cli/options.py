@@ -10,7 +10,9 @@ from attncompare.errors import SpecError
 Models = Annotated[list[str] | None, typer.Option("--model", "-m", help="A model; repeat for more.")]
 Methods = Annotated[
     list[str] | None,
-    typer.Option("--method", help='A method, "quick" (no hundreds of passes) or "all"; repeat for more.'),
+    typer.Option(
+        "--method", help='A method, "cheap" (all but those with hundreds of passes) or "all"; repeat for more.'
+    ),
 ]
 Options = Annotated[list[str] | None, typer.Option("--option", help="method.option=value; repeat for more.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or mps.")]

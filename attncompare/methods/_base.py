@@ -16,7 +16,7 @@ class Method(Asked):
 
     needs: signals, in the order of the function's parameters. options: the function's own and those of its signals.
     class_sensitive: whether the map depends on the target. control: whether it ignores the model. space: "image" for
-    (B,h,w) maps, "channel" for (B,C). many_passes: whether it takes hundreds of passes with its default options.
+    (B,h,w) maps, "channel" for (B,C). expensive: whether it takes hundreds of passes with its default options.
     passes_option: the option that counts its passes.
     """
 
@@ -25,7 +25,7 @@ class Method(Asked):
     class_sensitive: bool = True
     control: bool = False
     space: str = "image"
-    many_passes: bool = False
+    expensive: bool = False
     passes_option: str = ""
 
     @property
@@ -41,7 +41,7 @@ def method(  # noqa: PLR0913  (one keyword for each fact of a method)
     class_sensitive: bool = True,
     control: bool = False,
     space: str = "image",
-    many_passes: bool = False,
+    expensive: bool = False,
     passes_option: str = "",
     choices: Mapping[str, tuple[object, ...]] | None = None,
     meaning: Mapping[str, str] | None = None,
@@ -69,7 +69,7 @@ def method(  # noqa: PLR0913  (one keyword for each fact of a method)
             class_sensitive=class_sensitive,
             control=control,
             space=space,
-            many_passes=many_passes,
+            expensive=expensive,
             passes_option=passes_option,
         )
         methods.add(name, made, draft=compute.__module__ == "__main__")

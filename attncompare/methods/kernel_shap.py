@@ -11,7 +11,7 @@ from attncompare.methods._base import method
 
 @method(
     reference="Lundberg & Lee, arXiv:1705.07874, theorem 2",
-    many_passes=True,
+    expensive=True,
     passes_option="n_samples",
     meaning={
         "n_samples": "random coalitions of superpixels",

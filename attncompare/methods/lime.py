@@ -13,7 +13,7 @@ RIDGE = 1.0  # penalty of the linear model
 
 @method(
     reference="Ribeiro et al., arXiv:1602.04938, algorithm 1; kernel, width and ridge as in the authors' image code",
-    many_passes=True,
+    expensive=True,
     passes_option="n_samples",
     meaning={
         "n_samples": "random sets of superpixels",

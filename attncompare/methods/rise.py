@@ -27,7 +27,7 @@ def random_masks(count: int, size: tuple[int, int], grid: int, p_keep: float, se
 
 @method(
     reference="Petsiuk et al., arXiv:1806.07421, equation 6 and section 3.2",
-    many_passes=True,
+    expensive=True,
     passes_option="n_masks",
     meaning={
         "n_masks": "random masks, the same for every image",

@@ -9,7 +9,7 @@ from attncompare.methods._base import method
 
 @method(
     reference="Wang et al., arXiv:1910.01279, algorithm 1",
-    many_passes=True,
+    expensive=True,
     meaning={"internal_batch_size": "masked copies in one pass"},
     limits={"internal_batch_size": (1, 100_000)},
 )

@@ -58,7 +58,7 @@ def cheating(
     out: str | Path,
     *,
     models: Sequence[str | ModelAdapter] = ("demo/cnn", "demo/vit"),
-    methods: str | Sequence[str] = "quick",
+    methods: str | Sequence[str] = "cheap",
     images: int = 32,
     training: CueTraining = CueTraining(),  # noqa: B008  (frozen)
     device: str = "cpu",
@@ -69,7 +69,7 @@ def cheating(
     The maps explain the true class on test images whose cue is right, where accuracy does not tell who cheats; look at it
     all the same: of a clean model that has become worse, part of the difference may be that. out: a folder; the trained
     weights go to out/weights, and a second call trains nothing again. models: names, or models of your own (`wrap_model`)
-    with eight or more outputs. methods: names, "quick" or "all". Raises UnsupportedModelError for a model that cannot learn
+    with eight or more outputs. methods: names, "cheap" or "all". Raises UnsupportedModelError for a model that cannot learn
     the shapes, UnsupportedMethodError for one that supports none of the methods, SpecError for two models of one name.
 
     >>> import tempfile

@@ -27,9 +27,9 @@ SHOWN = 4  # images whose maps are kept
 def supported(model: ModelAdapter, names: str | Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """The methods that give maps over the image of this model, and the others with the reason.
 
-    names: "quick" (no hundreds of passes), "all", or names of methods.
+    names: "cheap" (all but the expensive ones), "all", or names of methods.
     """
-    groups = {"all": known_methods.names(), "quick": [one.name for one in known_methods if not one.many_passes]}
+    groups = {"all": known_methods.names(), "cheap": [one.name for one in known_methods if not one.expensive]}
     wanted = [names] if isinstance(names, str) else list(names)
     taken, refused = [], {}
     for name in dict.fromkeys(method for one in wanted for method in groups.get(one, [one])):
@@ -96,12 +96,12 @@ def cue_energies(
     mask: Tensor,
     *,
     target: Target = None,
-    methods: str | Sequence[str] = "quick",
+    methods: str | Sequence[str] = "cheap",
 ) -> pd.DataFrame:
     """The energies on a cue of two models of your own on the same images, for `compare_energies`.
 
     images: (B,3,H,W) in [0, 1] at the size of both. mask: (H,W) or (B,H,W) bool, where the cue lies. target: what the maps
-    explain, see `explain_together`. methods: names, "quick" or "all"; those that one of them does not support are left out.
+    explain, see `explain_together`. methods: names, "cheap" or "all"; those that one of them does not support are left out.
     Columns: model, method, role, image, energy (NaN for a map without a positive value).
 
     >>> import torch

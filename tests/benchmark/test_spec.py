@@ -148,10 +148,10 @@ def test_another_target_is_refused(target):
     assert refusal(**LEAST, target=target).startswith("spec: target")
 
 
-def test_quick_methods_are_all_but_those_of_hundreds_of_passes():
-    every, quick = (
+def test_cheap_methods_are_all_but_those_of_hundreds_of_passes():
+    every, cheap = (
         {one.name for one in chosen_methods(BenchmarkSpec(models=("demo/cnn",), methods=(word,)))}
-        for word in ("all", "quick")
+        for word in ("all", "cheap")
     )
-    assert every - quick == {"rise", "lime", "kernel_shap", "score_cam"}
-    assert every > quick > {"grad_cam", "legrad", "occlusion"}
+    assert every - cheap == {"rise", "lime", "kernel_shap", "score_cam"}
+    assert every > cheap > {"grad_cam", "legrad", "occlusion"}

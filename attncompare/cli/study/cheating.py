@@ -32,7 +32,7 @@ def cheating(
     from attncompare.studies import cheating as study
 
     training = CueTraining(steps=steps, seed=seed)
-    models, methods = tuple(model or ("demo/cnn", "demo/vit")), tuple(method or ("quick",))
+    models, methods = tuple(model or ("demo/cnn", "demo/vit")), tuple(method or ("cheap",))
     with resumable("the steps that were saved are"), progress_bar() as progress:
         found = study(
             out, models=models, methods=methods, images=images, training=training, device=device, progress=progress
