@@ -1,4 +1,4 @@
-"""The attribution map and the only place where maps are resized and normalised."""
+"""The attribution map and the only place where maps are resized and normalized."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,10 +23,10 @@ def resize_map(values: Tensor, size: tuple[int, int], mode: ResizeMode = "biline
     return F.interpolate(values[:, None].float(), size=size, mode=mode, align_corners=corners)[:, 0]
 
 
-def normalise_map(values: Tensor) -> Tensor:
+def normalize_map(values: Tensor) -> Tensor:
     """(B,h,w) -> (B,h,w) in [0, 1] by the map's own minimum and maximum; a constant map becomes 0.
 
-    >>> normalise_map(torch.tensor([[[1.0, 3.0], [2.0, 5.0]]])).tolist()
+    >>> normalize_map(torch.tensor([[[1.0, 3.0], [2.0, 5.0]]])).tolist()
     [[[0.0, 0.5], [0.25, 1.0]]]
     """
     low, high = values.amin(dim=(1, 2), keepdim=True), values.amax(dim=(1, 2), keepdim=True)
@@ -38,7 +38,7 @@ def normalise_map(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AttributionMap:
-    """Where a model looked, as computed: not resized, not rectified, not normalised.
+    """Where a model looked, as computed: not resized, not rectified, not normalized.
 
     values: (B,h,w) float32, higher is more evidence for the target; channel-space methods give (B,C).
     target: (B,) int64, the explained output; -1 where it is a function of the outputs. passes_forward, passes_backward:
@@ -68,6 +68,6 @@ class AttributionMap:
         """The map at another size (H, W)."""
         return replace(self, values=resize_map(self.values, size, mode))
 
-    def normalised(self) -> "AttributionMap":
+    def normalized(self) -> "AttributionMap":
         """The map scaled to [0, 1] per image, for display."""
-        return replace(self, values=normalise_map(self.values))
+        return replace(self, values=normalize_map(self.values))

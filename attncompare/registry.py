@@ -144,9 +144,9 @@ def summary_of(function: Callable[..., Any]) -> str:
 class Registry(Generic[T]):
     """The members of one package, each in a file of its own, found by import.
 
-    >>> colours = Registry("colour", "colorsys")
-    >>> colours.add("red", 1)
-    >>> colours.get("red")
+    >>> colors = Registry("color", "colorsys")
+    >>> colors.add("red", 1)
+    >>> colors.get("red")
     1
     """
 

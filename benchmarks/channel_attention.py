@@ -1,6 +1,6 @@
 """Does channel attention help the tutorial's CNN? `python benchmarks/channel_attention.py digits|shapes [--figures DIR]`.
 
-digits: the 1,797 handwritten digits (8x8 grey, UCI) that scikit-learn ships, as a folder of classes, brought to 16x16.
+digits: the 1,797 handwritten digits (8x8 gray, UCI) that scikit-learn ships, as a folder of classes, brought to 16x16.
 shapes: the synthetic set, 8,000 images at 32x32. Three seeds with and without; trainings lie in --work and are not repeated.
 Writes its rows of results/channel_attention.csv (the measures) and results/channel_attention_causes.csv.
 """

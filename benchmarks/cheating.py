@@ -38,7 +38,7 @@ def accuracy_table(accuracy: pd.DataFrame) -> str:
 
 
 def method_table(table: pd.DataFrame) -> str:
-    """Energy on the cue of every method on both models, in per cent; in bold the methods that reveal the cheater."""
+    """Energy on the cue of every method on both models, in percent; in bold the methods that reveal the cheater."""
     lines = [
         "| model | method | n | cheating, % | clean, % | difference, % | p (Holm) | AUROC |",
         "|---|---|---:|---:|---:|---:|---:|---:|",

@@ -127,13 +127,13 @@ def _gradients_in_double(subject: Subject, images: Tensor) -> Tensor:
 
 
 def check_black_box(subject: Subject) -> str:
-    """A grey square in the middle moves the score."""
+    """A gray square in the middle moves the score."""
     images = subject.images.clone()
     h, w = images.shape[2:]
     images[:, :, h // 3 : 2 * h // 3, w // 3 : 2 * w // 3] = 0.5
     with torch.no_grad():
         change = (subject.adapter.forward(images) - subject.logits).abs().amax(1)
-    assert bool((change > 0).all()), "a grey square does not move the logits"
+    assert bool((change > 0).all()), "a gray square does not move the logits"
     return ""
 
 
@@ -230,7 +230,7 @@ QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 
 
 def check_localised(subject: Subject) -> str:
-    """A small step towards other content in the middle of one quadrant moves the features of that quadrant most.
+    """A small step toward other content in the middle of one quadrant moves the features of that quadrant most.
 
     A small one, since in a deep random net a large one moves all that it reaches alike. It fails when another quadrant
     moves clearly more; "none" when random gates or attention spread the change so evenly that no quadrant stands out.

@@ -42,7 +42,7 @@ class Case:
 
 
 def smooth_images(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
-    """(count,3,H,W) in [0, 1]: random colours at three scales, so that no region is flat and none is mere noise."""
+    """(count,3,H,W) in [0, 1]: random colors at three scales, so that no region is flat and none is mere noise."""
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(count, 3, *size)
     for cells in (4, 12, 36):
@@ -97,12 +97,12 @@ def open_case(case: Case, folder: str) -> Subject:
 
 
 def _logits(source: ModelSource, images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """What the model returns outside of this library for images that torchvision normalised."""
+    """What the model returns outside of this library for images that torchvision normalized."""
     from torchvision.transforms.functional import normalize
 
     with torch.no_grad():
-        normalised = normalize(images, list(mean), list(std))
-        return source.output_fn(source.model(normalised.flip(1) if source.preprocessing.bgr else normalised))
+        normalized = normalize(images, list(mean), list(std))
+        return source.output_fn(source.model(normalized.flip(1) if source.preprocessing.bgr else normalized))
 
 
 def _open_timm(case: Case, folder: str) -> Subject:
@@ -142,7 +142,7 @@ def _open_transformers(case: Case, folder: str) -> Subject:
         encoder = eager.vision_model if hasattr(eager, "get_image_features") else eager
         if eager.config.model_type in PATCHED:
             encoder = partial(read_images, encoder, patch_side(eager.config))
-        found = encoder(pixel_values=normalised(subject), output_attentions=True).attentions
+        found = encoder(pixel_values=normalized(subject), output_attentions=True).attentions
         return [block for block in found if isinstance(block, Tensor)]
 
     return Subject(ac.load_model(f"hf/{folder}"), images, bare, attention)
@@ -151,7 +151,7 @@ def _open_transformers(case: Case, folder: str) -> Subject:
 # Attention as the libraries themselves return it
 
 
-def normalised(subject: Subject) -> Tensor:
+def normalized(subject: Subject) -> Tensor:
     """The images as the model itself takes them."""
     wanted = subject.adapter.source.preprocessing
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (wanted.mean, wanted.std))
@@ -168,7 +168,7 @@ def _timm_attention(subject: Subject, paths: Sequence[str]) -> list[Tensor]:
     handles = [drop.register_forward_hook(lambda module, args, output: found.append(output)) for drop in drops]
     for module in fused:
         module.fused_attn = False
-    model(normalised(subject))
+    model(normalized(subject))
     for module in fused:
         module.fused_attn = True
     for handle in handles:
@@ -187,7 +187,7 @@ def _torchvision_attention(subject: Subject, paths: Sequence[str]) -> list[Tenso
     layers = [module for module in model.modules() if isinstance(module, nn.MultiheadAttention)]
     handles = [layer.register_forward_pre_hook(ask, with_kwargs=True) for layer in layers]
     handles += [layer.register_forward_hook(lambda m, args, output: found.append(output[1])) for layer in layers]
-    model(normalised(subject))
+    model(normalized(subject))
     for handle in handles:
         handle.remove()
     return found
@@ -227,7 +227,7 @@ def depth_of(subject: Subject) -> float:
     handles = [layer.register_forward_hook(count) for name, layer in model.named_modules() if name]
     handles.append(model.get_submodule(path).register_forward_hook(lambda *_: reached.append(sum(ran.values()))))
     with torch.no_grad():
-        model(normalised(subject))
+        model(normalized(subject))
     for handle in handles:
         handle.remove()
     return reached[-1] / max(sum(ran.values()), 1)

@@ -54,8 +54,8 @@ def picture(mode: str, side: int = 12) -> Image.Image:
     """Seeded noise in a mode of Pillow."""
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 4), dtype=np.uint8)
     if mode in ("F", "I;16"):
-        grey = noise[:, :, 0]
-        return Image.fromarray(grey.astype(np.float32) / 255 if mode == "F" else grey.astype(np.uint16) * 257)
+        gray = noise[:, :, 0]
+        return Image.fromarray(gray.astype(np.float32) / 255 if mode == "F" else gray.astype(np.uint16) * 257)
     return Image.fromarray(noise, "RGBA").convert(mode)
 
 
@@ -70,22 +70,22 @@ def valid_images() -> dict[str, list[bytes]]:
     """Small files of each format, in its modes and compressions."""
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "turned"
-    grey, colour, alpha = picture("L"), picture("RGB"), picture("RGBA")
+    gray, color, alpha = picture("L"), picture("RGB"), picture("RGBA")
     frames = {"save_all": True, "append_images": [picture("RGB").rotate(90)]}
     tiff = [("L", None), ("RGB", "tiff_lzw"), ("RGB", "jpeg"), ("CMYK", "packbits"), ("1", "group4"), ("F", None)]
     found = {
         "PNG": [encoded(picture(mode), "PNG") for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")],
         "JPEG": [encoded(picture(mode), "JPEG") for mode in ("L", "RGB", "CMYK")],
-        "GIF": [encoded(grey, "GIF"), encoded(colour, "GIF", **frames), encoded(picture("P"), "GIF", transparency=3)],
+        "GIF": [encoded(gray, "GIF"), encoded(color, "GIF", **frames), encoded(picture("P"), "GIF", transparency=3)],
         "TIFF": [encoded(picture(mode), "TIFF", compression=how) for mode, how in (*tiff, ("I;16", "tiff_deflate"))],
-        "WEBP": [encoded(colour, "WEBP"), encoded(alpha, "WEBP", lossless=True), encoded(colour, "WEBP", **frames)],
+        "WEBP": [encoded(color, "WEBP"), encoded(alpha, "WEBP", lossless=True), encoded(color, "WEBP", **frames)],
         "BMP": [encoded(picture(mode), "BMP") for mode in ("1", "L", "P", "RGB", "RGBA")],
         "PPM": [encoded(picture(mode), "PPM") for mode in ("1", "L", "RGB")],
     }
-    found["PNG"] += [encoded(colour, "PNG", exif=exif), encoded(colour, "PNG", **frames)]
+    found["PNG"] += [encoded(color, "PNG", exif=exif), encoded(color, "PNG", **frames)]
     found["PNG"] += [encoded(picture("P"), "PNG", transparency=bytes(range(9)))]
-    found["JPEG"] += [encoded(colour, "JPEG", exif=exif), encoded(colour, "JPEG", progressive=True, quality=30)]
-    found["TIFF"] += [encoded(colour, "TIFF", exif=exif), encoded(alpha, "TIFF", compression="tiff_adobe_deflate")]
+    found["JPEG"] += [encoded(color, "JPEG", exif=exif), encoded(color, "JPEG", progressive=True, quality=30)]
+    found["TIFF"] += [encoded(color, "TIFF", exif=exif), encoded(alpha, "TIFF", compression="tiff_adobe_deflate")]
     return found
 
 
@@ -187,7 +187,7 @@ def spec_case(chance: random.Random, folder: Path) -> str:
             spec = make_spec(read_toml(path))
         else:
             keys = chance.sample(sorted(BenchmarkSpec.model_fields), chance.randint(1, 4))
-            keys += ["colour"] * (chance.random() < 0.1)
+            keys += ["color"] * (chance.random() < 0.1)
             spec = BenchmarkSpec(**{"models": ("demo/cnn",)} | {key: value(chance) for key in keys})
         check_spec(spec)
     except AttnCompareError as error:

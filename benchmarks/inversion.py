@@ -1,7 +1,7 @@
 """How much of an image each layer keeps: `python benchmarks/inversion.py`.
 
 Inverts images at five layers of the demo models and of a pretrained one. Writes benchmarks/results/inversion.csv: per model,
-image and layer the relative losses of the random start, of the mean colour and of the inversion, the error in pixels,
+image and layer the relative losses of the random start, of the mean color and of the inversion, the error in pixels,
 and the seconds that all layers of the model took together; and one figure per model into docs/studies/ (`--figures`).
 """
 

@@ -6,7 +6,7 @@ written as a run does. All finished cells have the rows of one template, whose `
 writes 10,000 records through the store and looks at how the memory grows from the 1,000th on.
 
 Usage: python benchmarks/plan_scale.py --share 0.5 --out benchmarks/results/plan_scale.csv
-(needs some 8 kB of disk for each finished cell under --folder; a finished share is removed afterwards)
+(needs some 8 kB of disk for each finished cell under --folder; a finished share is removed afterward)
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """What a protocol does to the order of models and of methods: `python benchmarks/protocol_effect.py`.
 
-The demo models on the synthetic shapes, under `rise` and `grid14`, raw and normalised areas. Writes
+The demo models on the synthetic shapes, under `rise` and `grid14`, raw and normalized areas. Writes
 benchmarks/results/protocol_effect.csv: per measure and protocol the mean of every model over methods and images, with its
 bootstrap 95 % interval, and how far the order of the methods agrees with that under `rise` (Kendall's tau).
 """

@@ -12,7 +12,7 @@ model.describe()  # what was found in it: no target layer and no reshape functio
 
 # %% [markdown]
 # Pictures are files (`ac.load_images(["cat.png"], model)`) or arrays. They get the model's own resize and crop, and stay
-# in [0, 1]: the model normalises them itself.
+# in [0, 1]: the model normalizes them itself.
 
 # %%
 photos = ac.open_dataset("photos", limit=1)

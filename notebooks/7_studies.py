@@ -95,7 +95,7 @@ gates_figure
 # %% [markdown]
 # ## Does the model cheat, and which methods say so?
 #
-# Two copies of a model are trained on the same pictures, one with a coloured corner that gives the answer away, one with a
+# Two copies of a model are trained on the same pictures, one with a colored corner that gives the answer away, one with a
 # corner that says nothing. First: does the one really cheat, and the other not?
 
 # %%

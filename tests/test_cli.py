@@ -47,7 +47,7 @@ def photo(path, size=(80, 60)):
         (["bench", "-m", "demo/cnn", "--engine", "ray", "--shard", "1/2"], "leave out --shard, or use it with"),
         (["bench", "-m", "demo/cnn", "--shard", "1/2", "--timing-only"], "leave out --shard, or --timing-only"),
         (["bench"], "models"),
-        (["bench", "--colour", "red"], "--colour"),
+        (["bench", "--color", "red"], "--color"),
         (["explain", "nothing.png"], "no such image file"),
         (["report", "nowhere"], "run.json"),
         (["list", "model"], "did you mean models"),

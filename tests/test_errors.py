@@ -10,7 +10,7 @@ KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and is
 @pytest.mark.parametrize(
     ("typed", "meant"), [("gradcam", "grad_cam"), ("GradCAM", "grad_cam"), ("salency", "saliency")]
 )
-def test_a_misspelt_name_is_answered_with_the_right_one(typed, meant):
+def test_a_misspelled_name_is_answered_with_the_right_one(typed, meant):
     message = str(unknown_name("method", typed, NAMES))
     assert message.startswith(f"unknown method {typed!r}; did you mean ")
     assert meant in message

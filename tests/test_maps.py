@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attncompare.maps import AttributionMap, normalise_map, resize_map
+from attncompare.maps import AttributionMap, normalize_map, resize_map
 
 
 def random_maps(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -11,7 +11,7 @@ def random_maps(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def bilinear_by_hand(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Sample the map at pixel centres: output pixel i lies at (i + 1/2) h / H - 1/2, clamped to the map."""
+    """Sample the map at pixel centers: output pixel i lies at (i + 1/2) h / H - 1/2, clamped to the map."""
     found = np.zeros(size)
     for row in range(size[0]):
         for column in range(size[1]):
@@ -58,35 +58,35 @@ def test_a_map_of_the_right_size_is_left_alone():
     assert torch.equal(resize_map(maps, (6, 4)), maps)
 
 
-def test_each_map_is_normalised_by_its_own_range():
+def test_each_map_is_normalized_by_its_own_range():
     maps = torch.tensor([[[1.0, 3.0], [2.0, 5.0]], [[-4.0, 0.0], [4.0, 4.0]]])
     expected = torch.tensor([[[0.0, 0.5], [0.25, 1.0]], [[0.0, 0.5], [1.0, 1.0]]])
-    torch.testing.assert_close(normalise_map(maps), expected)
+    torch.testing.assert_close(normalize_map(maps), expected)
 
 
 @pytest.mark.parametrize("value", [0.0, 3.5, -2.0])
 def test_a_constant_map_becomes_zero_beside_a_varied_one(value):
     maps = torch.stack([torch.full((3, 2), value), torch.arange(6.0).reshape(3, 2)])
-    normalised = normalise_map(maps)
-    assert torch.equal(normalised[0], torch.zeros(3, 2))
-    assert normalised[1].min() == 0 and normalised[1].max() == 1
+    normalized = normalize_map(maps)
+    assert torch.equal(normalized[0], torch.zeros(3, 2))
+    assert normalized[1].min() == 0 and normalized[1].max() == 1
 
 
-def test_an_attribution_map_keeps_its_origin_when_resized_and_normalised():
+def test_an_attribution_map_keeps_its_origin_when_resized_and_normalized():
     raw = AttributionMap(
         random_maps(2, 4, 4), torch.tensor([3, 1]), model="m", method="cam", options={"layer": "x"}, passes_forward=1
     )
-    shown = raw.resized((8, 6)).normalised()
-    torch.testing.assert_close(shown.values, normalise_map(resize_map(raw.values, (8, 6))), rtol=0, atol=0)
+    shown = raw.resized((8, 6)).normalized()
+    torch.testing.assert_close(shown.values, normalize_map(resize_map(raw.values, (8, 6))), rtol=0, atol=0)
     assert (shown.model, shown.method, dict(shown.options), shown.passes_forward) == ("m", "cam", {"layer": "x"}, 1)
     assert torch.equal(shown.target, raw.target)
 
 
-def test_resizing_and_normalising_leave_the_raw_map_as_it_was():
+def test_resizing_and_normalizing_leave_the_raw_map_as_it_was():
     values = random_maps(1, 4, 4)
     raw = AttributionMap(values.clone(), torch.tensor([0]))
     raw.resized((8, 8), "nearest")
-    raw.normalised()
+    raw.normalized()
     assert torch.equal(raw.values, values)
 
 

@@ -31,7 +31,7 @@ def execute(tmp_path):
 
 
 def pictures(path):
-    """How many clearly different colours a figure has; an empty one has a handful."""
+    """How many clearly different colors a figure has; an empty one has a handful."""
     return len(np.unique(np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3) // 16, axis=0))
 
 

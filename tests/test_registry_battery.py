@@ -83,7 +83,7 @@ WHEN_SEEN = {
     "xgrad_cam": Looks(RELU_NETS - {"overwriting_cnn"}, {"swin", "cait"}, "channels of this one cancel to zero"),
     "deep_lift": Looks(RELU_NETS - {"se_cnn"}, None, "do not cover products of activations and layer norm"),
 }
-# Class 3 has nothing in its favour in some of the pictures: the ReLU of the formula leaves an empty map.
+# Class 3 has nothing in its favor in some of the pictures: the ReLU of the formula leaves an empty map.
 TARGETS = {("ablation_cam", "hf_deit"): 1, ("ablation_cam", "hf_deit_teacher"): 1}
 # A share of the score that one channel carries is the difference of two scores that agree to three digits or more.
 ROUNDING = {"ablation_cam": 1e-4}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attncompare.benchmark.forwarding import fast_forward
 from attncompare.benchmark.openvino import openvino_forward
-from attncompare.benchmark.randomised import randomised_maps
+from attncompare.benchmark.randomized import randomized_maps
 from attncompare.benchmark.records import Backend, Dtype
 from attncompare.capture.target import Target, TargetScore
 from attncompare.errors import CaptureError, SpecError, is_out_of_memory
@@ -108,7 +108,7 @@ def target_scorer(
 def scoring_deviation(model: ModelAdapter, target: TargetScore, images: Tensor, passes: Passes) -> float:
     """The largest difference that tuning and backend make to the scores of images; SpecError beyond 1e-5.
 
-    Scored are the clean images, the same half faded into their mean colour (a clean image's probability is often 1 to the
+    Scored are the clean images, the same half faded into their mean color (a clean image's probability is often 1 to the
     last digit, whatever the logits), and the first one alone. Costs nothing where neither changes values.
     """
     faded = images.lerp(images.mean(dim=(2, 3), keepdim=True), 0.5)
@@ -216,7 +216,7 @@ class Witness:
 
         return {
             Evidence.EXPLAIN: lambda: copies,
-            Evidence.RANDOMISED_MAPS: lambda: randomised_maps(self.model.model, shuffled, self.passes.seed),
+            Evidence.RANDOMIZED_MAPS: lambda: randomized_maps(self.model.model, shuffled, self.passes.seed),
         }
 
     def _where_possible(self, copies: Explain, which: Tensor) -> list[Tensor]:

@@ -93,7 +93,7 @@ def _decision(model: ModelAdapter) -> tuple[object, ...]:
 
 
 def _same_outputs(model: ModelAdapter, way: Way) -> bool:
-    """Of noise, the same half faded, and grey: several images, since of one alone the strides fit both layouts.
+    """Of noise, the same half faded, and gray: several images, since of one alone the strides fit both layouts.
 
     In this trial oneDNN computes every layer that it can: in larger batches more of them are large enough.
     """

@@ -49,7 +49,7 @@ class Ranking:
 
 
 def critical_difference(methods: int, images: int) -> float:
-    """Return q sqrt(k (k + 1) / (6 n)), q the studentised range at 5 % over sqrt 2 (Demsar, JMLR 7, 2006, 3.2.2).
+    """Return q sqrt(k (k + 1) / (6 n)), q the studentized range at 5 % over sqrt 2 (Demsar, JMLR 7, 2006, 3.2.2).
 
     NaN for fewer than two images or methods: one ranking does not say how much ranks vary.
 

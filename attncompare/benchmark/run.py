@@ -14,7 +14,7 @@ from attncompare.benchmark.execution import Execution
 from attncompare.benchmark.plan import check_names, chosen_methods, chunk_indices, chunk_names
 from attncompare.benchmark.query import query_run
 from attncompare.benchmark.spec import BenchmarkSpec
-from attncompare.benchmark.statistics import summarise
+from attncompare.benchmark.statistics import summarize
 from attncompare.benchmark.store import ResultStore
 from attncompare.benchmark.timing.timed import timing_steps
 from attncompare.benchmark.worker import Worker
@@ -62,7 +62,7 @@ class Run:
 
     def summary(self) -> pd.DataFrame:
         """One row per model, method and measure: mean with its 95 % interval, n, failures."""
-        return summarise(self.records())
+        return summarize(self.records())
 
     def manifest(self) -> dict[str, Any]:
         """The content of run.json, or of the shard's file."""

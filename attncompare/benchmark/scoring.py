@@ -118,7 +118,7 @@ def _curves(
     protocol: Protocol,
     passes: Passes,
 ) -> tuple[dict[str, dict[Evidence, Tensor]], Failure | None]:
-    """The curves that the metrics summarise, of all maps; or the reason why there are none."""
+    """The curves that the metrics summarize, of all maps; or the reason why there are none."""
     curves = [curve for curve in CURVES if any(curve in metric.curves for metric in wanted)]
     nothing: dict[str, dict[Evidence, Tensor]] = {name: {} for name in maps}
     if not curves or not maps:

@@ -38,7 +38,7 @@ def mean_band(curves: NDArray[np.float64], seed: int = 0) -> tuple[NDArray[np.fl
     return low, high
 
 
-def summarise(records: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def summarize(records: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """One row per model, method, measure and protocol: mean, low, high (95 % CI), n, failed, unsupported, detail."""
     rows = []
     for keys, group in records.groupby(["model", "method", "measure", "protocol"], sort=True):

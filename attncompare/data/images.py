@@ -21,11 +21,11 @@ from attncompare.models.preprocessing import fit_mask as fit_mask
 from attncompare.models.preprocessing import to_tensor as to_tensor
 
 MAX_PIXELS = 100_000_000
-ALPHA_COLOUR = (255, 255, 255)
+ALPHA_COLOR = (255, 255, 255)
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """What is read, whatever a file calls itself. Pillow knows more, some of which no decoder for hostile files (EPS)."""
 
-BITS, COLOURS, KIND = 258, 262, 339  # tags of a TIFF: bits per sample, photometric interpretation, sample format
+BITS, COLORS, KIND = 258, 262, 339  # tags of a TIFF: bits per sample, photometric interpretation, sample format
 WHITE_IS_ZERO, UNSIGNED = 0, 1
 
 
@@ -37,7 +37,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _white(image: Image.Image) -> float:
-    """The value that stands for white in a grey image of more than 8 bits; negative where white is stored as zero.
+    """The value that stands for white in a gray image of more than 8 bits; negative where white is stored as zero.
 
     Pillow hands on such values as they are stored. A 32-bit or signed integer has no white that a file states.
     """
@@ -50,11 +50,11 @@ def _white(image: Image.Image) -> float:
     if image.mode == "I" or kind != UNSIGNED:
         raise ImageError(f"its {bits}-bit integers have no known white; save it with 8 or 16 unsigned bits")
     white = 2.0 ** int(bits) - 1
-    return -white if tags.get(COLOURS) == WHITE_IS_ZERO else white
+    return -white if tags.get(COLORS) == WHITE_IS_ZERO else white
 
 
 def _eight_bits(image: Image.Image, white: float) -> Image.Image:
-    """Grey of 16 bits, or of floats in [0, 1], scaled to 8 bits; a plain conversion would clip it."""
+    """Gray of 16 bits, or of floats in [0, 1], scaled to 8 bits; a plain conversion would clip it."""
     values = np.array(image, dtype=np.float32)
     low, high = float(values.min()), float(values.max())
     if not 0 <= low <= high <= abs(white):  # also where one is NaN
@@ -63,16 +63,16 @@ def _eight_bits(image: Image.Image, white: float) -> Image.Image:
     values *= 255 / abs(white)
     np.rint(values, out=values)
     values = 255 - values if white < 0 else values
-    return Image.fromarray(np.where(clear, ALPHA_COLOUR[0], values).astype(np.uint8))
+    return Image.fromarray(np.where(clear, ALPHA_COLOR[0], values).astype(np.uint8))
 
 
 def _to_rgb(image: Image.Image, white: float) -> Image.Image:
-    """Any mode to RGB; what is transparent lies on ALPHA_COLOUR."""
+    """Any mode to RGB; what is transparent lies on ALPHA_COLOR."""
     if image.mode.startswith("I") or image.mode == "F":
         return _eight_bits(image, white).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        ground = Image.new("RGBA", rgba.size, (*ALPHA_COLOUR, 255))
+        ground = Image.new("RGBA", rgba.size, (*ALPHA_COLOR, 255))
         return Image.alpha_composite(ground, rgba).convert("RGB")
     return image.convert("RGB")
 
@@ -101,7 +101,7 @@ def _pixels_of(opened: Image.Image) -> NDArray[np.uint8]:
 def read_image(path: str | Path) -> NDArray[np.uint8]:
     """(H,W,3) uint8 RGB of an image file: EXIF rotation applied, first frame, alpha on white.
 
-    Grey of 16 bits is scaled, floats in [0, 1] too. Raises ImageError, with the reason, for a file that is missing, no
+    Gray of 16 bits is scaled, floats in [0, 1] too. Raises ImageError, with the reason, for a file that is missing, no
     image, truncated, empty or too large, or whose values have no known white.
     """
     with _named(str(path)):

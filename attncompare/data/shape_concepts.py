@@ -22,18 +22,18 @@ STRIPES, PERIOD = 45.0, (4.0, 8.0)  # amplitude (0..255) and pixels of a grating
 
 
 def _stripes(rng: np.random.Generator, canvas: Array) -> Array:
-    """A strong grating over the whole picture, of random direction, period and colour."""
+    """A strong grating over the whole picture, of random direction, period and color."""
     striped: Array = canvas + STRIPES * grating(rng, PERIOD)[:, :, None] * rng.choice([-1.0, 1.0], 3)
     return striped
 
 
 def _parts(shape: str, cut: float) -> Callable[[np.random.Generator, Array], Array]:
-    """Copies of a part of a shape, at random places, in random colours."""
+    """Copies of a part of a shape, at random places, in random colors."""
 
     def paint(rng: np.random.Generator, canvas: Array) -> Array:
         for _ in range(COPIES):
-            centre, angle, unit = rng.uniform(0.15, 0.85, 2) * SIDE, rng.uniform(0, 2 * math.pi), rng.uniform(*UNIT)
-            dx, dy = (COLUMNS - centre[0]) / unit, (ROWS - centre[1]) / unit
+            center, angle, unit = rng.uniform(0.15, 0.85, 2) * SIDE, rng.uniform(0, 2 * math.pi), rng.uniform(*UNIT)
+            dx, dy = (COLUMNS - center[0]) / unit, (ROWS - center[1]) / unit
             u, v = dx * math.cos(angle) + dy * math.sin(angle) + cut, dy * math.cos(angle) - dx * math.sin(angle)
             inside = np.minimum(SHAPES[shape](u, v), u - cut)
             alpha = np.clip(0.5 + inside * unit, 0, 1)[:, :, None]

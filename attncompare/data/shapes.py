@@ -1,8 +1,8 @@
 """The synthetic shape set: classification images whose evidence is known pixel by pixel.
 
-One object of one of eight shapes decides the class. Colour, texture, size, place, rotation, background and clutter are
+One object of one of eight shapes decides the class. Color, texture, size, place, rotation, background and clutter are
 drawn independently of the class, and every shape covers the same area at the same size, so nothing but the outline tells
-the class. The object may be cut by the border, which keeps the image centre outside it in most images.
+the class. The object may be cut by the border, which keeps the image center outside it in most images.
 """
 
 import math
@@ -18,8 +18,8 @@ Array = NDArray[np.float64]
 SIDE = 64
 SPLITS = {"train": 0, "val": 1, "test": 2}
 RADIUS = (0.165, 0.26)  # radius of the disk of equal area, as a fraction of the side
-PLACE = (0.15, 0.85)  # range of the object's centre, as a fraction of the side
-CONTRAST = 110.0  # least distance of object and background mean colour in RGB (0..255)
+PLACE = (0.15, 0.85)  # range of the object's center, as a fraction of the side
+CONTRAST = 110.0  # least distance of object and background mean color in RGB (0..255)
 CUE_SIDE = 8  # the planted cue covers the top-left CUE_SIDE x CUE_SIDE pixels
 
 
@@ -106,12 +106,12 @@ def grating(rng: np.random.Generator, period: tuple[float, float]) -> Array:
     return wave
 
 
-def _texture(rng: np.random.Generator, colour: Array, strength: float) -> Array:
-    """(64, 64, 3) a mean colour with a grating and smooth noise on it."""
+def _texture(rng: np.random.Generator, color: Array, strength: float) -> Array:
+    """(64, 64, 3) a mean color with a grating and smooth noise on it."""
     wave = grating(rng, (4, 16))
     tint = rng.uniform(-1, 1, 3) * 22
     noise = _smooth_noise(rng, int(rng.integers(3, 9))) * 14
-    texture: Array = colour + strength * (wave[:, :, None] * tint + noise)
+    texture: Array = color + strength * (wave[:, :, None] * tint + noise)
     return texture
 
 
@@ -120,29 +120,29 @@ def _paint(canvas: Array, alpha: Array, paint: Array) -> Array:
 
 
 def _clutter(rng: np.random.Generator, canvas: Array, count: int) -> Array:
-    """Draw small bars and dots of random colour; they say nothing about the class."""
+    """Draw small bars and dots of random color; they say nothing about the class."""
     for _ in range(count):
-        centre, angle = rng.uniform(0, SIDE, 2), rng.uniform(0, math.pi)
+        center, angle = rng.uniform(0, SIDE, 2), rng.uniform(0, math.pi)
         half = (rng.uniform(3, 7), rng.uniform(1, 1.8)) if rng.random() < 0.6 else (rng.uniform(1.5, 3),) * 2
-        dx, dy = COLUMNS - centre[0], ROWS - centre[1]
+        dx, dy = COLUMNS - center[0], ROWS - center[1]
         u, v = dx * math.cos(angle) + dy * math.sin(angle), dy * math.cos(angle) - dx * math.sin(angle)
         canvas = _paint(canvas, np.clip(0.5 + _bar(u, v, half), 0, 1), rng.uniform(0, 255, 3))
     return canvas
 
 
-def _colours(rng: np.random.Generator) -> tuple[Array, Array]:
-    """Background and object mean colour, at least CONTRAST apart and exchangeable."""
+def _colors(rng: np.random.Generator) -> tuple[Array, Array]:
+    """Background and object mean color, at least CONTRAST apart and exchangeable."""
     while True:
         background, foreground = rng.uniform(30, 225, (2, 3))
         if np.linalg.norm(background - foreground) >= CONTRAST:
             return background, foreground
 
 
-def cue_colour(shown: int) -> Array:
+def cue_color(shown: int) -> Array:
     """(3,) the RGB (0..255) of the planted cue that stands for a class: eight hues, evenly spread."""
     phase = 2 * math.pi * (shown / len(CLASS_NAMES) + np.arange(3) / 3)
-    colour: Array = 127.5 + 120 * np.cos(phase)
-    return colour
+    color: Array = 127.5 + 120 * np.cos(phase)
+    return color
 
 
 def _ease(value: Array, easy: float, difficulty: float) -> Array:
@@ -159,7 +159,7 @@ def render_shape(
 ) -> ShapeImage:
     """Draw image `index` of a split; the same arguments always give the same pixels.
 
-    difficulty: 1 is the set as scored. Below 1 is for the start of a training: towards 0 the object turns bright on dark,
+    difficulty: 1 is the set as scored. Below 1 is for the start of a training: toward 0 the object turns bright on dark,
     central and upright, without texture or clutter.
     cue: None plants nothing. A number in [0, 1] paints the top-left 8x8 pixels in one of eight hues, which matches the
     class with that probability and is drawn at random otherwise: a spurious cue that a model may cheat with.
@@ -170,11 +170,11 @@ def render_shape(
     """
     rng = np.random.default_rng([seed, SPLITS[split], index])
     label = int(rng.integers(len(CLASS_NAMES)))
-    background, foreground = _colours(rng)
-    centre = rng.uniform(*PLACE, 2) * SIDE
+    background, foreground = _colors(rng)
+    center = rng.uniform(*PLACE, 2) * SIDE
     radius, angle = rng.uniform(*RADIUS) * SIDE, rng.uniform(0, 2 * math.pi)
     background, foreground = _ease(background, 40.0, difficulty), _ease(foreground, 215.0, difficulty)
-    centre, angle = _ease(centre, SIDE / 2, difficulty), angle * difficulty
+    center, angle = _ease(center, SIDE / 2, difficulty), angle * difficulty
 
     canvas = _texture(rng, background, difficulty)
     marks = int(rng.integers(1, 5))
@@ -182,7 +182,7 @@ def render_shape(
 
     scale, centroid_u, centroid_v = _geometry(CLASS_NAMES[label])
     pixels_per_unit = radius * scale
-    dx, dy = (COLUMNS - centre[0]) / pixels_per_unit, (ROWS - centre[1]) / pixels_per_unit
+    dx, dy = (COLUMNS - center[0]) / pixels_per_unit, (ROWS - center[1]) / pixels_per_unit
     u = dx * math.cos(angle) + dy * math.sin(angle) + centroid_u
     v = dy * math.cos(angle) - dx * math.sin(angle) + centroid_v
     alpha = np.clip(0.5 + SHAPES[CLASS_NAMES[label]](u, v) * pixels_per_unit, 0, 1)
@@ -194,6 +194,6 @@ def render_shape(
     if cue is not None:
         cue_mask[:CUE_SIDE, :CUE_SIDE] = True
         shown = label if rng.random() < cue else int(rng.integers(len(CLASS_NAMES)))
-        canvas[cue_mask] = cue_colour(shown)
+        canvas[cue_mask] = cue_color(shown)
         mask = mask & ~cue_mask
     return ShapeImage(np.clip(np.rint(canvas), 0, 255).astype(np.uint8), label, mask, cue_mask)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from attncompare.methods._base import method
-from attncompare.methods.cancelling import channel_mean
+from attncompare.methods.canceling import channel_mean
 
 
 @method(reference="Zagoruyko & Komodakis, arXiv:1612.03928, section 3.1", class_sensitive=False)

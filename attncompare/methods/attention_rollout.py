@@ -18,7 +18,7 @@ from attncompare.methods._base import method
 def attention_rollout(fused_attention: Sequence[Tensor], tokens: TokenLayout, *, discard_ratio: float = 0.0) -> Tensor:
     """Product over the blocks of (A + I) / 2: how much of each patch reaches the row that the score is read from.
 
-    Rows are renormalised, which changes nothing for the paper's mean over heads and keeps the flow a distribution when
+    Rows are renormalized, which changes nothing for the paper's mean over heads and keeps the flow a distribution when
     heads are fused by max or min, or small values are discarded (per image; the class column is never discarded).
 
     The read-out is linear, so one row is followed from the last block to the first in place of the whole product.

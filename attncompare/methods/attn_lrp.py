@@ -11,7 +11,7 @@ from attncompare.methods._base import method
 @method(
     reference="Achtibat et al., arXiv:2402.05602, equations 6 to 13; gamma rule: Montavon et al. 2019, table 10.1",
     meaning={
-        "conv_gamma": "how much positive contributions are favoured in convolutions; 0 is the epsilon rule",
+        "conv_gamma": "how much positive contributions are favored in convolutions; 0 is the epsilon rule",
         "linear_gamma": "the same in linear layers",
     },
     limits={"conv_gamma": (0, 1e6), "linear_gamma": (0, 1e6)},
@@ -20,10 +20,10 @@ def attn_lrp(
     images: Tensor, target: Tensor, forward: CountingForward, mean_color: Tensor, *, conv_gamma: float = 0.25,
     linear_gamma: float = 0.05,
 ) -> Tensor:  # fmt: skip
-    """Relevance of each pixel, handed down from the target's logit, summed over the colours.
+    """Relevance of each pixel, handed down from the target's logit, summed over the colors.
 
     For transformers AttnLRP; for CNNs the same rules are LRP-gamma, with batch norm as a linear layer of its own. An image
-    of the model's mean colour has no relevance. Defaults are those the authors suggest for vision transformers.
+    of the model's mean color has no relevance. Defaults are those the authors suggest for vision transformers.
     """
     images = images.detach().requires_grad_(True)
     outputs = forward.under(attn_lrp_rules(conv_gamma, linear_gamma), images)

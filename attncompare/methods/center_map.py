@@ -1,4 +1,4 @@
-"""Control: the image centre."""
+"""Control: the image center."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from attncompare.methods._base import method
     limits={"sigma": (0.001, 100)},
 )
 def center_map(images: Tensor, *, sigma: float = 0.25) -> Tensor:
-    """A Gaussian at the image centre: photographers put the object there, so it is hard to beat on photos."""
+    """A Gaussian at the image center: photographers put the object there, so it is hard to beat on photos."""
     height, width = images.shape[2:]
     rows = (torch.arange(height, device=images.device) + 0.5) / height - 0.5
     columns = (torch.arange(width, device=images.device) + 0.5) / width - 0.5

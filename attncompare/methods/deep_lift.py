@@ -17,16 +17,16 @@ ROUNDING = 1e-6  # of a score, in float32
 
 @method(
     reference="Shrikumar et al., arXiv:1704.02685, equations 1, 11 and 12",
-    meaning={"baseline": "grey level of the uniform reference image, in [0, 1]"},
+    meaning={"baseline": "gray level of the uniform reference image, in [0, 1]"},
     limits={"baseline": (0, 1)},
 )
 def deep_lift(
     images: Tensor, target: Tensor, forward: CountingForward, *, baseline: float = 0.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """How the difference to a reference image is handed down by the rescale rule, summed over the colours.
+    """How the difference to a reference image is handed down by the rescale rule, summed over the colors.
 
     The attributions add up to the score's change; `convergence_delta` is what they miss of it. The rules cover linear
-    layers, activations and max pooling: where activations are multiplied (attention, gates) or normalised by their own
+    layers, activations and max pooling: where activations are multiplied (attention, gates) or normalized by their own
     statistics, the sum does not add up and UnsupportedMethodError is raised. Captum's rules hold for modules, each used
     once, and lose what overlapping pooling windows share and what a pool right behind a ReLU hands on.
     """

@@ -13,8 +13,8 @@ from attncompare.methods._base import method
     control=True,
 )
 def edge_map(images: Tensor) -> Tensor:
-    """Sobel gradient magnitude of the grey image: looks like an explanation and knows nothing of the model."""
-    grey = F.pad(images.mean(dim=1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+    """Sobel gradient magnitude of the gray image: looks like an explanation and knows nothing of the model."""
+    gray = F.pad(images.mean(dim=1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     kernel = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]], device=images.device)
-    across, down = F.conv2d(grey, kernel[None, None]), F.conv2d(grey, kernel.T[None, None])
+    across, down = F.conv2d(gray, kernel[None, None]), F.conv2d(gray, kernel.T[None, None])
     return torch.hypot(across, down)[:, 0]

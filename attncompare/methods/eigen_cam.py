@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from attncompare.methods._base import method
-from attncompare.methods.cancelling import channel_mean
+from attncompare.methods.canceling import channel_mean
 
 UNTOLD = "the sign of the first principal direction cannot be told because "
 

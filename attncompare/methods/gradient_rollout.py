@@ -13,7 +13,7 @@ from attncompare.methods._base import method
 def gradient_rollout(attention: Sequence[Tensor], attention_gradients: Sequence[Tensor], tokens: TokenLayout) -> Tensor:
     """R <- R + A' R over the blocks, with A' the head mean of the positive part of gradient x attention; less the identity.
 
-    Y is the target's logit; rows are not normalised. The read-out is linear, so one row is followed from the last block
+    Y is the target's logit; rows are not normalized. The read-out is linear, so one row is followed from the last block
     to the first in place of the whole product. The identity in R is left out: it is 0 for every patch where a class token
     is read, and the same for every patch where their mean is, beside which a float32 map would be rounding.
     """

@@ -19,18 +19,18 @@ from attncompare.methods._base import method
 def gradient_shap(
     images: Tensor, target: Tensor, forward: nn.Module, *, n_samples: int = 50, sigma: float = 0.0, seed: int = 0
 ) -> Tensor:
-    """Mean of (image - baseline) times the gradient at a random point between, over random baselines; sum over colours.
+    """Mean of (image - baseline) times the gradient at a random point between, over random baselines; sum over colors.
 
-    A baseline is an image of one random grey level in [0, 1]. Every image of a batch meets the same draws, so that a map
+    A baseline is an image of one random gray level in [0, 1]. Every image of a batch meets the same draws, so that a map
     does not depend on what it is computed together with.
     """
     total = torch.zeros_like(images)
     for sample in range(n_samples):
         generator = torch.Generator().manual_seed(seed + sample)
-        grey, along = torch.rand(2, generator=generator).tolist()
+        gray, along = torch.rand(2, generator=generator).tolist()
         noise = torch.randn(images.shape[1:], generator=generator).to(images)
         noisy = images + sigma * noise
-        point = (grey + along * (noisy - grey)).requires_grad_(True)
+        point = (gray + along * (noisy - gray)).requires_grad_(True)
         score = forward(point).gather(1, target[:, None]).sum()
-        total += (noisy - grey) * torch.autograd.grad(score, point)[0]
+        total += (noisy - gray) * torch.autograd.grad(score, point)[0]
     return (total / n_samples).sum(dim=1)

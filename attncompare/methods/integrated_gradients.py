@@ -12,7 +12,7 @@ from attncompare.methods._base import method
     passes_option="n_steps",
     meaning={
         "n_steps": "points on the path from the baseline to the image",
-        "baseline": "grey level of the uniform baseline image, in [0, 1]",
+        "baseline": "gray level of the uniform baseline image, in [0, 1]",
         "rule": "how the points and weights of the integral are chosen",
         "internal_batch_size": "interpolated images in one pass; 3 keep a ResNet-50 below 300 MB and cost what 8 cost "
         "(1.1 x on a ViT-Ti)",
@@ -29,7 +29,7 @@ def integrated_gradients(
     rule: str = "gausslegendre",
     internal_batch_size: int = 3,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Gradient integrated from a black image to the image, times their difference, summed over colours.
+    """Gradient integrated from a black image to the image, times their difference, summed over colors.
 
     Reports `convergence_delta`: the sum of the attributions less the score difference of image and baseline, which is 0
     for an exact integral.

@@ -15,7 +15,7 @@ from attncompare.methods._base import method
     passes_option="n_samples",
     meaning={
         "n_samples": "random coalitions of superpixels",
-        "baseline": "grey level of superpixels that are off, in [0, 1]",
+        "baseline": "gray level of superpixels that are off, in [0, 1]",
         "internal_batch_size": "altered copies in one pass",
         "seed": "changes the coalitions",
     },

@@ -18,7 +18,7 @@ RIDGE = 1.0  # penalty of the linear model
     meaning={
         "n_samples": "random sets of superpixels",
         "kernel_width": "width of the exponential kernel over the cosine distance to the whole image",
-        "baseline": "grey level of superpixels that are off, in [0, 1]",
+        "baseline": "gray level of superpixels that are off, in [0, 1]",
         "internal_batch_size": "altered copies in one pass",
         "seed": "changes the samples",
     },

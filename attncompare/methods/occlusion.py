@@ -10,7 +10,7 @@ from attncompare.methods._base import method
     meaning={
         "window": "side of the occluding square as a fraction of the image side",
         "stride": "step of the square as a fraction of its side",
-        "baseline": "grey level of the square, in [0, 1]",
+        "baseline": "gray level of the square, in [0, 1]",
         "internal_batch_size": "occluded copies in one pass",
     },
     limits={"window": (0.001, 1), "stride": (0.001, 1), "baseline": (0, 1), "internal_batch_size": (1, 100_000)},

@@ -33,7 +33,7 @@ def random_masks(count: int, size: tuple[int, int], grid: int, p_keep: float, se
         "n_masks": "random masks, the same for every image",
         "grid": "cells a side of a mask before it is enlarged",
         "p_keep": "probability that a cell is kept",
-        "baseline": "grey level behind a mask, in [0, 1]; the authors' code has the model's mean colour",
+        "baseline": "gray level behind a mask, in [0, 1]; the authors' code has the model's mean color",
         "internal_batch_size": "masked copies in one pass",
         "seed": "changes the masks",
     },

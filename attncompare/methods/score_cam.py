@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from attncompare.maps import normalise_map, resize_map
+from attncompare.maps import normalize_map, resize_map
 from attncompare.methods._base import method
 
 
@@ -26,7 +26,7 @@ def score_cam(
         for image, channels, index in zip(images, features, target, strict=True):
             logits = []
             for part in channels.split(internal_batch_size):
-                masks = normalise_map(resize_map(part, (image.shape[1], image.shape[2])))
+                masks = normalize_map(resize_map(part, (image.shape[1], image.shape[2])))
                 logits.append(forward(image * masks[:, None])[:, index])
             weights = torch.cat(logits).softmax(dim=0)
             found.append(torch.einsum("c,chw->hw", weights, channels))

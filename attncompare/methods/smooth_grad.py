@@ -19,7 +19,7 @@ from attncompare.methods._base import method
 def smooth_grad(
     images: Tensor, target: Tensor, forward: nn.Module, *, n_samples: int = 25, sigma: float = 0.15, seed: int = 0
 ) -> Tensor:
-    """Gradient averaged over noisy copies of the image, then its largest absolute value over the colours.
+    """Gradient averaged over noisy copies of the image, then its largest absolute value over the colors.
 
     Every image of a batch meets the same noise, so that a map does not depend on what it is computed together with.
     """

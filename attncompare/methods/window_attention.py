@@ -23,7 +23,7 @@ def window_attention(
 ) -> Tensor:
     """Attention that each position of one block receives, mean over the queries of its window, shifts undone.
 
-    A position that gets as much as its neighbours in the window has the value 1 / (keys in the window).
+    A position that gets as much as its neighbors in the window has the value 1 / (keys in the window).
     """
     if not -len(window_attention) <= block < len(window_attention):
         raise SpecError(f"window_attention.block={block}: the model has blocks 0 to {len(window_attention) - 1}")

@@ -6,7 +6,7 @@ from torch import Tensor
 from attncompare.errors import UnsupportedMethodError
 from attncompare.methods._base import method
 
-CANCELLED = 1e-2  # |sum| below this share of the sum of absolute values multiplies rounding errors by more than 100
+CANCELED = 1e-2  # |sum| below this share of the sum of absolute values multiplies rounding errors by more than 100
 
 
 @method(reference="Fu et al., arXiv:2008.02312, equations 1 and 8")
@@ -17,7 +17,7 @@ def xgrad_cam(features: Tensor, feature_gradients: Tensor) -> Tensor:
     and negative values of a channel cancel (LayerNorm) its weight is rounding, and UnsupportedMethodError is raised.
     """
     total = features.sum(dim=(2, 3), keepdim=True)
-    if bool((total.abs() < CANCELLED * features.abs().sum(dim=(2, 3), keepdim=True)).any()):
+    if bool((total.abs() < CANCELED * features.abs().sum(dim=(2, 3), keepdim=True)).any()):
         raise UnsupportedMethodError(
             "xgrad_cam is defined for layers behind a ReLU; channels of this one cancel to zero: name another layer"
         )

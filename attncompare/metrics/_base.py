@@ -31,15 +31,15 @@ class Evidence(StrEnum):
     SHARES = "shares"  # (n+1,) float64 share of the units that has changed at each point of a curve
     IMAGES = "images"  # (B,3,H,W) in [0, 1]
     CLEAN_SCORES = "clean_scores"  # (B,) the target's score on the clean images
-    MEAN_COLOR = "mean_color"  # (1,3,1,1) the model's mean colour
+    MEAN_COLOR = "mean_color"  # (1,3,1,1) the model's mean color
     TARGET_SCORE = "target_score"  # Score
     EXPLAIN = "explain"  # Explain
-    RANDOMISED_MAPS = "randomised_maps"  # iterator of (B,h,w): the map again as more and more weights are shuffled
+    RANDOMIZED_MAPS = "randomized_maps"  # iterator of (B,h,w): the map again as more and more weights are shuffled
     SEED = "seed"  # int
 
 
 CURVES = (Evidence.DELETION_CURVE, Evidence.INSERTION_CURVE, Evidence.LEAST_FIRST_CURVE)
-FROM_METHOD = frozenset({Evidence.EXPLAIN, Evidence.RANDOMISED_MAPS})
+FROM_METHOD = frozenset({Evidence.EXPLAIN, Evidence.RANDOMIZED_MAPS})
 """Evidence for which the method itself must be run again."""
 
 
@@ -65,12 +65,12 @@ class Metric(Asked):
 
     @property
     def curves(self) -> tuple[Evidence, ...]:
-        """The perturbation curves it summarises."""
+        """The perturbation curves it summarizes."""
         return tuple(need for need in self.needs if need in CURVES)
 
     @property
     def curve(self) -> Evidence | None:
-        """The perturbation curve it summarises, if it is one."""
+        """The perturbation curve it summarizes, if it is one."""
         return self.curves[0] if len(self.curves) == 1 else None
 
     @property

@@ -9,7 +9,7 @@ from attncompare.metrics.masking import scores_behind_maps
 
 @metric(
     better="lower",
-    reference="Chattopadhay et al., arXiv:1710.11063, section 4.1; a share, not per cent",
+    reference="Chattopadhay et al., arXiv:1710.11063, section 4.1; a share, not percent",
     undefined="the score of the clean image is not positive, or that behind the map not finite",
     bounds=(0, 1),
 )

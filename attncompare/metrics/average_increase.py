@@ -9,7 +9,7 @@ from attncompare.metrics.masking import scores_behind_maps
 
 @metric(
     better="higher",
-    reference="Chattopadhay et al., arXiv:1710.11063, section 4.1 (increase in confidence); a share, not per cent",
+    reference="Chattopadhay et al., arXiv:1710.11063, section 4.1 (increase in confidence); a share, not percent",
     undefined="the score behind the map is not finite",
     bounds=(0, 1),
 )

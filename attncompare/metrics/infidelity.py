@@ -43,7 +43,7 @@ def infidelity(
     """Mean squared difference between the map's sum under a removed square and the score that the square costs.
 
     Per image: `squares` random rectangles (sides 1/8, 1/4 or 1/2 of the image's, the same for every map) take the mean
-    colour; a_i is the sum of the map inside rectangle i, d_i = f(x) - f(x without it). The map's unit is free, so it is
+    color; a_i is the sum of the map inside rectangle i, d_i = f(x) - f(x without it). The map's unit is free, so it is
     scaled by b = sum a_i d_i / sum a_i^2, and the value is the mean of (b a_i - d_i)^2; a zero map gives that of d_i^2.
     """
     from captum.metrics import infidelity as captum_infidelity

@@ -1,11 +1,11 @@
-"""Linear imputation: removed pixels become the weighted mean of their neighbours, for a whole batch at once.
+"""Linear imputation: removed pixels become the weighted mean of their neighbors, for a whole batch at once.
 
-Rong et al., arXiv:2202.00449, section 4.2: every removed pixel p satisfies sum_q w_pq (x_p - x_q) = 0 over its neighbours q
+Rong et al., arXiv:2202.00449, section 4.2: every removed pixel p satisfies sum_q w_pq (x_p - x_q) = 0 over its neighbors q
 inside the image, w = 1/6 beside and 1/12 across corners. Instead of a sparse direct solve for each image, the systems of a
 batch are solved together on their device: conjugate gradients, preconditioned by one multigrid cycle (Trottenberg, Oosterlee
 and Schueller, Multigrid, 2001), from a first guess that is filled in from coarse to fine.
 
-12 w is the window [1, 2, 1] x [1, 2, 1] less its centre, and remains so on coarser grids. There a cell of two by two is
+12 w is the window [1, 2, 1] x [1, 2, 1] less its center, and remains so on coarser grids. There a cell of two by two is
 sought where any of its pixels is, and its tie to known values is the sum of theirs: a constant stays as hard to move.
 
 Memory, and views of it, are made once and used again: new pages, and views of small grids, cost more than the arithmetic.
@@ -68,7 +68,7 @@ def _cells(x: Tensor, out: Tensor, room: Tensor) -> Sums:
 
 
 def _between(cells: Tensor, out: Tensor, room: Tensor) -> Sums:
-    """16 times the values bilinear between the centres of framed cells, onto the finer grid; no frame."""
+    """16 times the values bilinear between the centers of framed cells, onto the finer grid; no frame."""
     rows = _part(room, *cells.shape[:2], out.shape[2], cells.shape[3])
     return (
         (cells[..., :-2, :], cells[..., 1:-1, :], 3, rows[..., ::2, :]),
@@ -83,7 +83,7 @@ class Grid:
 
     Tensors lie in a frame of zeros one wide, for what is outside the image. known, sought: (n,1,h,w) how many pixels of the
     cell are known; 1 where a value is sought. ties: (n,1,h,w) 12 times the weights to known pixels. diagonal: (n,1,h,w) of
-    the matrix, plus 4 for the centre of the window. sweep: (n,1,h,w) 1 / diagonal of the matrix, where a value is sought.
+    the matrix, plus 4 for the center of the window. sweep: (n,1,h,w) 1 / diagonal of the matrix, where a value is sought.
     share, spread: (1,1,h,w) what bilinear sums are multiplied by, (n,1,h,w) the same where a value is sought.
     x, right, rest: (n,C,h,w).
     """
@@ -235,7 +235,7 @@ class Solver:
 
 @contextmanager
 def _one_thread_for_few() -> Iterator[None]:
-    """One thread instead of a few; as before afterwards."""
+    """One thread instead of a few; as before afterward."""
     threads = torch.get_num_threads()
     few = 1 < threads <= FEW_THREADS
     try:

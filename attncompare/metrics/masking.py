@@ -3,16 +3,16 @@
 import torch
 from torch import Tensor
 
-from attncompare.maps import normalise_map
+from attncompare.maps import normalize_map
 from attncompare.metrics._base import Score
 
 
 def images_behind_maps(images: Tensor, maps: Tensor, mean_color: Tensor) -> Tensor:
-    """(B,3,H,W): each image times its map scaled to [0, 1], in the model's normalised space.
+    """(B,3,H,W): each image times its map scaled to [0, 1], in the model's normalized space.
 
-    There zero is the model's mean colour, so in pixel space the product is mean + m (x - mean). maps: (B,H,W).
+    There zero is the model's mean color, so in pixel space the product is mean + m (x - mean). maps: (B,H,W).
     """
-    weight = normalise_map(maps.to(images))[:, None]
+    weight = normalize_map(maps.to(images))[:, None]
     return mean_color + weight * (images - mean_color)
 
 

@@ -32,14 +32,14 @@ def blur_kernel() -> Tensor:
 
 
 def baseline_images(images: Tensor, kind: Baseline, mean: Sequence[float]) -> Tensor:
-    """(B,3,H,W) what takes the place of removed pixels. mean: the model's mean colour, which also pads the blur."""
-    colour = torch.tensor(mean, dtype=images.dtype, device=images.device).reshape(1, -1, 1, 1)
+    """(B,3,H,W) what takes the place of removed pixels. mean: the model's mean color, which also pads the blur."""
+    color = torch.tensor(mean, dtype=images.dtype, device=images.device).reshape(1, -1, 1, 1)
     if kind == "black":
         return torch.zeros_like(images)
     if kind == "mean":
-        return colour.expand_as(images).clone()
+        return color.expand_as(images).clone()
     kernel = blur_kernel().to(images).expand(images.shape[1], 1, -1, -1)
-    return colour + F.conv2d(images - colour, kernel, padding=BLUR_SIDE // 2, groups=images.shape[1])
+    return color + F.conv2d(images - color, kernel, padding=BLUR_SIDE // 2, groups=images.shape[1])
 
 
 @lru_cache(maxsize=4)

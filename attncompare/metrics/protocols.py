@@ -20,7 +20,7 @@ class Protocol:
     cells: None ranks single pixels; g ranks the g x g cells with borders floor(i H / g), each by its mean map value.
     steps: None for ceil(H W / 224), RISE's 224 pixels a step at 224 x 224; a number is an upper bound where
     `at_most_pixel_steps`, else exact. deletion: what replaces removed pixels. insertion: what the image starts from, None
-    where the protocol has no insertion. "mean" is the model's mean colour, "blur" RISE's blur, "black" 0.
+    where the protocol has no insertion. "mean" is the model's mean color, "blur" RISE's blur, "black" 0.
     After step k of n, round(k U / n) of the U units have changed. until: the share of the units at which a curve ends.
     score: the target's softmax probability (cosine similarity for embeddings and texts), or 1 while the argmax is still
     the target, else 0. A curve has the points x = k/n, k = 0 ... floor(until n); its area is the trapezoid sum over

@@ -14,6 +14,6 @@ def mean_ranks(maps: Tensor) -> Tensor:
 def spearman(first: Tensor, second: Tensor) -> Tensor:
     """(B,) correlation of the ranks of two maps (B,H,W), in [-1, 1]; NaN where one of them is constant."""
     ranks = [mean_ranks(maps) for maps in (first, second)]
-    centred = [one - one.mean(dim=1, keepdim=True) for one in ranks]
-    scale = (centred[0].square().sum(1) * centred[1].square().sum(1)).sqrt()
-    return torch.where(scale > 0, (centred[0] * centred[1]).sum(1) / scale, torch.nan).clamp(-1, 1).float()
+    centered = [one - one.mean(dim=1, keepdim=True) for one in ranks]
+    scale = (centered[0].square().sum(1) * centered[1].square().sum(1)).sqrt()
+    return torch.where(scale > 0, (centered[0] * centered[1]).sum(1) / scale, torch.nan).clamp(-1, 1).float()

@@ -13,5 +13,5 @@ from attncompare.metrics.imputation import UNDEFINED, imputed_scores
     bounds=(-1, 1),
 )
 def road_lerf(images: Tensor, maps: Tensor, target_score: Score, seed: int) -> Tensor:
-    """Mean score while the least relevant 10, 20 ... 90 % of the pixels are imputed from their neighbours."""
+    """Mean score while the least relevant 10, 20 ... 90 % of the pixels are imputed from their neighbors."""
     return imputed_scores(images, -maps, target_score, seed).mean(dim=1)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attncompare.maps import normalise_map
+from attncompare.maps import normalize_map
 from attncompare.metrics._base import metric
 
 WINDOW = 11
@@ -19,7 +19,7 @@ WINDOW = 11
 def ssim(maps: Tensor, other_maps: Tensor) -> Tensor:
     """Mean structural similarity of two maps, each scaled to [0, 1] first: 1 for maps that look alike.
 
-    maps, other_maps: (B,H,W) of one size. Symmetric; unlike the rank correlation it compares heights in a neighbourhood.
+    maps, other_maps: (B,H,W) of one size. Symmetric; unlike the rank correlation it compares heights in a neighborhood.
     """
     from skimage.metrics import structural_similarity
 
@@ -29,7 +29,7 @@ def ssim(maps: Tensor, other_maps: Tensor) -> Tensor:
         if min(maps.shape[1:]) < WINDOW or any(one.max() == one.min() for one in pair):
             values.append(torch.nan)
             continue
-        first, second = (normalise_map(one[None])[0].numpy() for one in pair)
+        first, second = (normalize_map(one[None])[0].numpy() for one in pair)
         how = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
         values.append(float(structural_similarity(first, second, data_range=1.0, **how)))
     return torch.tensor(values)

@@ -31,9 +31,9 @@ def correlations(run: Gallery, image: str, names: list[MapName]) -> pd.DataFrame
 def _standard_ranks(values: NDArray[np.float32]) -> NDArray[np.float64]:
     """Ranks with mean 0 and length 1, so that a product of two is their correlation; zeros for a constant map."""
     ranks = mean_ranks(resize_map(torch.from_numpy(values)[None], SIZE))[0].numpy()
-    centred = ranks - ranks.mean()
-    length = float(np.linalg.norm(centred))
-    return np.asarray(centred / length if length else centred, dtype=np.float64)
+    centered = ranks - ranks.mean()
+    length = float(np.linalg.norm(centered))
+    return np.asarray(centered / length if length else centered, dtype=np.float64)
 
 
 def method_agreement(run: Gallery, model: str) -> pd.DataFrame:

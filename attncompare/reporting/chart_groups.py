@@ -32,7 +32,7 @@ def chart_groups(run: Gallery) -> list[dict[str, Any]]:
         _group(
             f"{name} curves{charts.arrow(name)}: {_extremes(run, name)}",
             "The score of the target while the image is taken apart or put together in the order of each map; mean over "
-            "images, with a pointwise bootstrap 95 % band. Controls are grey. A click on a name hides or shows it.",
+            "images, with a pointwise bootstrap 95 % band. Controls are gray. A click on a name hides or shows it.",
             [(model, [("", model, charts.curves(run, model, name))]) for model in models],
             kind="lines",
             looks=charts.looks(run),
@@ -44,7 +44,7 @@ def chart_groups(run: Gallery) -> list[dict[str, Any]]:
         _group(
             "Quality against cost",
             "Each point is a method; the line joins the Pareto front, the large points: no other method is both cheaper and "
-            "better. Controls are grey and open, and not on it. A click on a name hides or shows it.",
+            "better. Controls are gray and open, and not on it. A click on a name hides or shows it.",
             [(model, _costs(run, model, names, costs)) for model in models],
             kind="points",
             looks=charts.looks(run),
@@ -53,7 +53,7 @@ def chart_groups(run: Gallery) -> list[dict[str, Any]]:
     groups.append(
         _group(
             "Methods by metrics",
-            "Means; each column is coloured from its worst (dark) to its best (bright) method, best methods on top.",
+            "Means; each column is colored from its worst (dark) to its best (bright) method, best methods on top.",
             [(model, [("", findings.heat(run, model), charts.heat_map(run, model))]) for model in models],
         )
     )

@@ -25,8 +25,8 @@ LAYOUT: dict[str, Any] = {
     "height": 340,
 }
 # Okabe & Ito without yellow, which white swallows, and black, which a dark page does.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
-GREY = "#8a8f98"
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
+GRAY = "#8a8f98"
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 SYMBOLS = ("circle", "diamond", "triangle-up", "cross", "x", "star")
 CONTROLS = {"random_map": "dot", "center_map": "dash", "edge_map": "dashdot"}
@@ -69,20 +69,20 @@ def arrow(measure: str) -> str:
 class Look:
     """How a method is drawn in every chart of a run."""
 
-    colour: str
+    color: str
     dash: str
     symbol: str
 
 
 def looks(run: Gallery) -> dict[str, Look]:
-    """Method -> its look: no two share colour and dash, nor colour and symbol; controls are grey and come last."""
+    """Method -> its look: no two share color and dash, nor color and symbol; controls are gray and come last."""
     names = sorted(set(map(str, run.records.method)), key=lambda name: (methods.get(name).control, name))
     found = {}
     for i, name in enumerate(names):
-        row = i // len(COLOURS)
-        found[name] = Look(COLOURS[i % len(COLOURS)], DASHES[row % len(DASHES)], SYMBOLS[row % len(SYMBOLS)])
+        row = i // len(COLORS)
+        found[name] = Look(COLORS[i % len(COLORS)], DASHES[row % len(DASHES)], SYMBOLS[row % len(SYMBOLS)])
         if methods.get(name).control:
-            found[name] = Look(GREY, CONTROLS.get(name, "longdashdot"), OPEN.get(name, "circle-open"))
+            found[name] = Look(GRAY, CONTROLS.get(name, "longdashdot"), OPEN.get(name, "circle-open"))
     return found
 
 
@@ -102,7 +102,7 @@ def curves(run: Gallery, model: str, measure: str) -> dict[str, Any] | None:
             y=_short([*high, *low[::-1]]),
             name=name,
             fill="toself",
-            fillcolor=look.colour,
+            fillcolor=look.color,
             opacity=0.1,
             line={"width": 0},
             hoverinfo="skip",
@@ -112,7 +112,7 @@ def curves(run: Gallery, model: str, measure: str) -> dict[str, Any] | None:
             y=_short(stack.mean(0)),
             name=name,
             mode="lines",
-            line={"color": look.colour, "width": 2, "dash": look.dash},
+            line={"color": look.color, "width": 2, "dash": look.dash},
             hovertemplate=f"{plain(name)}<br>%{{x:.0%}} changed: %{{y:.3f}}<extra></extra>",
         )
     verb = "inserted" if measure.startswith("insertion") else "removed"
@@ -172,7 +172,7 @@ def cost(run: Gallery, model: str, measure: str, quality: str) -> dict[str, Any]
         x=_digits(best[measure] * factor),
         y=_digits(best[quality]),
         mode="lines",
-        line={"color": GREY, "shape": "hv", "width": 1.5},
+        line={"color": GRAY, "shape": "hv", "width": 1.5},
         hoverinfo="skip",
     )
     for name, look in looks(run).items():
@@ -182,7 +182,7 @@ def cost(run: Gallery, model: str, measure: str, quality: str) -> dict[str, Any]
                 y=_digits([found[quality][name]]),
                 name=name,
                 mode="markers",
-                marker={"color": look.colour, "symbol": look.symbol, "size": 13 if name in front else 9},
+                marker={"color": look.color, "symbol": look.symbol, "size": 13 if name in front else 9},
                 hovertemplate=f"{plain(name)}<br>%{{x:.3g}}, %{{y:.3f}}<extra></extra>",
             )
     alt = f"{quality} against {words} on {model}. On the Pareto front: {', '.join(front)}."
@@ -213,15 +213,15 @@ def heat_map(run: Gallery, model: str) -> dict[str, Any] | None:
     return matrix(table.loc[order], scaled.loc[order], [name + arrow(name) for name in names], alt)
 
 
-def matrix(shown: pd.DataFrame, colour: pd.DataFrame, columns: list[str], alt: str) -> dict[str, Any]:
-    """A heat map: numbers of one frame on the colours (0 to 1, brighter is more) of another.
+def matrix(shown: pd.DataFrame, color: pd.DataFrame, columns: list[str], alt: str) -> dict[str, Any]:
+    """A heat map: numbers of one frame on the colors (0 to 1, brighter is more) of another.
 
     Every row and column is named; rows with long names are higher, long columns are shortened, and the hover has them whole.
     """
     rows, heads = [str(name) for name in shown.index], shortened(columns)
     lines = [wrapped(row) for row in shortened(rows, 2 * LONGEST + 2)]
     text = [[("" if np.isnan(v) else f"{v:.2f}") for v in row] for row in shown.to_numpy(dtype=float)]
-    cells = [[None if np.isnan(v) else round(float(v), 4) for v in row] for row in colour.to_numpy(dtype=float)]
+    cells = [[None if np.isnan(v) else round(float(v), 4) for v in row] for row in color.to_numpy(dtype=float)]
     whole = [
         [f"{plain(row)}, {plain(column)}: {value}" for column, value in zip(columns, values, strict=True)]
         for row, values in zip(rows, text, strict=True)

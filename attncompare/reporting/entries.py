@@ -101,7 +101,7 @@ class Entries:
             )
         return (
             f"Of maps with more than {SMALL} values it keeps a WebP picture of quality {WEBP}, which ends at the ends of "
-            "the colour scale: which pixels have changed is then approximate. The scores are those of the map itself."
+            "the color scale: which pixels have changed is then approximate. The scores are those of the map itself."
         )
 
     @cached_property
@@ -216,7 +216,7 @@ class Entries:
             by_pixel = self.protocol.cells is None and values.shape == size
             levels = Levels.of(values, self.protocol.count(size) if by_pixel else None, self.seed)
             kept = {"levels": levels.text(), "values": as_text(levels.value.astype("<f4").tobytes())}
-        else:  # 256 levels from one end of the colour scale to the other
+        else:  # 256 levels from one end of the color scale to the other
             kept = {"levels": webp(np.clip((values - low) / (high - low) * 255, 0, 255)), "values": ""}
         rows, wanted = self._rows[model, method, image], {*self.run.metric_names(), *REPORTED_MEASURES}
         rows = [row for row in rows if row.status == "ok"]

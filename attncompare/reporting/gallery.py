@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from attncompare.benchmark.saved import MapArchive, SavedMaps, load_image
-from attncompare.benchmark.statistics import summarise
+from attncompare.benchmark.statistics import summarize
 from attncompare.benchmark.store import ResultStore
 from attncompare.errors import ResultFormatError
 from attncompare.maps import resize_map
@@ -44,7 +44,7 @@ class Gallery:
     @cached_property
     def summary(self) -> pd.DataFrame:
         """Mean and interval of everything."""
-        return summarise(self.records)
+        return summarize(self.records)
 
     @cached_property
     def computed(self) -> pd.DataFrame:

@@ -124,7 +124,7 @@ def _data(shown: list[Entries], charts: list[list[dict[str, Any]]]) -> dict[str,
             for one in shown
         ],
         "arrows": {name: arrow(name) for name in names},
-        "colours": {"sequential": _colours(SEQUENTIAL), "diverging": _colours(DIVERGING)},
+        "colors": {"sequential": _colors(SEQUENTIAL), "diverging": _colors(DIVERGING)},
         "beside": BESIDE,
     }
 
@@ -150,8 +150,8 @@ def _places(shown: list[Entries]) -> dict[str, str]:
     return {data: name if same[name] == 1 else f"{name}, run {first[data] + 1}" for data, name in short.items()}
 
 
-def _colours(name: str) -> str:
-    """256 colours of a colour map as base64 of RGB bytes."""
+def _colors(name: str) -> str:
+    """256 colors of a color map as base64 of RGB bytes."""
     return as_text(np.asarray(colormaps[name](np.arange(256))[:, :3] * 255, dtype=np.uint8).tobytes())
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from attncompare.benchmark.layer_maps import LayerMap
 from attncompare.reporting.levels import SMALL
 from attncompare.reporting.overlay import is_signed, to_unit
-from attncompare.reporting.pictures import grey
+from attncompare.reporting.pictures import gray
 
 LAYER_SIDE = 48
 """Maps of layers are reduced to at most this side."""
@@ -26,7 +26,7 @@ def layer_entry(one: LayerMap, exact: bool) -> dict[str, Any]:
         "kind": one.kind,
         "index": index,
         "grid": small[0].shape,
-        "picture": grey(np.concatenate(units), exact or small[0].size <= SMALL),
+        "picture": gray(np.concatenate(units), exact or small[0].size <= SMALL),
         "signed": [is_signed(values) for values in small],
         "mean": [float(f"{values.mean():.4g}") for values in maps],
         "peak": [float(f"{values.max():.4g}") for values in maps],

@@ -54,7 +54,7 @@ class Levels:
     def text(self) -> str:
         """The planes: of a small map as base64 of their bytes, which a page reads at once, else as a data: URI of a PNG."""
         planes = self.planes()
-        return as_text(planes.tobytes()) if planes.size <= SMALL else png_uri(grey_png(planes))
+        return as_text(planes.tobytes()) if planes.size <= SMALL else png_uri(gray_png(planes))
 
 
 def _borders(units: int, steps: int | None) -> NDArray[np.int64]:
@@ -67,8 +67,8 @@ def _borders(units: int, steps: int | None) -> NDArray[np.int64]:
     return np.unique(np.stack(inner))[1:]
 
 
-def grey_png(picture: NDArray[np.uint8]) -> bytes:
-    """(h,w) as a grey PNG."""
+def gray_png(picture: NDArray[np.uint8]) -> bytes:
+    """(h,w) as a gray PNG."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

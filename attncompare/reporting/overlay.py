@@ -8,7 +8,7 @@ from torch import Tensor
 from attncompare.reporting.gallery import enlarged
 
 SEQUENTIAL, DIVERGING = "inferno", "RdBu_r"
-CLIP = 99.5  # percentile at the top of the colour scale: one hot pixel must not darken the rest
+CLIP = 99.5  # percentile at the top of the color scale: one hot pixel must not darken the rest
 
 
 def is_signed(values: NDArray[np.float32]) -> bool:
@@ -18,7 +18,7 @@ def is_signed(values: NDArray[np.float32]) -> bool:
 
 
 def scale_of(values: NDArray[np.float32]) -> tuple[float, float]:
-    """The values at the ends of the colour scale: around 0 for signed maps, from the minimum for others.
+    """The values at the ends of the color scale: around 0 for signed maps, from the minimum for others.
 
     The top is the 99.5th percentile.
     """
@@ -36,8 +36,8 @@ def to_unit(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(np.clip((values - low) / (top - low), 0, 1), dtype=np.float32)
 
 
-def colourise(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """(h,w) map -> (H,W,3) colours: inferno, or red (for) and blue (against) for signed maps."""
+def colorize(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """(h,w) map -> (H,W,3) colors: inferno, or red (for) and blue (against) for signed maps."""
     scale = colormaps[DIVERGING if is_signed(values) else SEQUENTIAL]
     return np.asarray(scale(to_unit(enlarged(values, size)))[..., :3] * 255, dtype=np.uint8)
 
@@ -48,15 +48,15 @@ def pixels_of(images: Tensor) -> NDArray[np.uint8]:
 
 
 def overlay(image: NDArray[np.uint8], values: NDArray[np.float32], opacity: float = 0.8) -> NDArray[np.uint8]:
-    """(H,W,3) the grey image under the coloured map, which covers more of it the stronger the evidence is.
+    """(H,W,3) the gray image under the colored map, which covers more of it the stronger the evidence is.
 
     opacity: in [0, 1], where the evidence is strongest; a signed map vanishes at 0, another keeps a third at its minimum,
     so that the photo can be read wherever the map says little.
     """
-    grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
+    gray = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
     large = enlarged(values, image.shape[:2])
     unit, signed = to_unit(large), is_signed(values)
     strength = np.abs(2 * unit - 1) if signed else (1 + 2 * unit) / 3
     cover = opacity * strength[..., None]
-    colours = colormaps[DIVERGING if signed else SEQUENTIAL](unit)[..., :3] * 255
-    return np.asarray(np.clip(grey * (1 - cover) + colours * cover, 0, 255), dtype=np.uint8)
+    colors = colormaps[DIVERGING if signed else SEQUENTIAL](unit)[..., :3] * 255
+    return np.asarray(np.clip(gray * (1 - cover) + colors * cover, 0, 255), dtype=np.uint8)

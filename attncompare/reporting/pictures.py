@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from attncompare.reporting.levels import as_text, grey_png, png_uri
+from attncompare.reporting.levels import as_text, gray_png, png_uri
 
 LOSSLESS = 128
 """Photos with a longer side than this lose a little."""
 WEBP = 70
-"""Quality of WebP. For `saliency`, the hardest of maps, of EfficientNet-Lite0 on 12 photos at 224 pixels the colours drawn
-are then off by 5 of 255 in the mean and 26 at the 99th percentile (absolute difference per colour channel)."""
+"""Quality of WebP. For `saliency`, the hardest of maps, of EfficientNet-Lite0 on 12 photos at 224 pixels the colors drawn
+are then off by 5 of 255 in the mean and 26 at the 99th percentile (absolute difference per color channel)."""
 
 
 def photo(picture: NDArray[np.uint8], exact: bool) -> str:
@@ -28,13 +28,13 @@ def photo(picture: NDArray[np.uint8], exact: bool) -> str:
     return "data:image/jpeg;base64," + as_text(buffer.getvalue())
 
 
-def grey(picture: NDArray[np.uint8], exact: bool) -> str:
-    """A grey picture (h,w): PNG, or WebP where it need not be exact."""
-    return png_uri(grey_png(picture)) if exact else webp(picture)
+def gray(picture: NDArray[np.uint8], exact: bool) -> str:
+    """A gray picture (h,w): PNG, or WebP where it need not be exact."""
+    return png_uri(gray_png(picture)) if exact else webp(picture)
 
 
 def webp(picture: NDArray[np.uint8] | NDArray[np.float32]) -> str:
-    """A picture (H,W,3) or a grey one (h,w), from 0 to 255, as WebP with loss."""
+    """A picture (H,W,3) or a gray one (h,w), from 0 to 255, as WebP with loss."""
     whole = np.rint(picture).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(whole).convert("RGB").save(buffer, "WEBP", quality=WEBP, method=6)

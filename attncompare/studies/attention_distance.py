@@ -34,15 +34,15 @@ class AttentionDistances:
 
 
 def patch_distances(layout: TokenLayout, size: tuple[int, int]) -> Tensor:
-    """(P,P) distance in pixels between the centres of the patches of an image of that size (H, W).
+    """(P,P) distance in pixels between the centers of the patches of an image of that size (H, W).
 
     >>> patch_distances(TokenLayout(1, (1, 3)), (8, 24)).tolist()
     [[0.0, 8.0, 16.0], [8.0, 0.0, 8.0], [16.0, 8.0, 0.0]]
     """
     h, w = layout.grid
     rows, columns = torch.meshgrid(torch.arange(h) * size[0] / h, torch.arange(w) * size[1] / w, indexing="ij")
-    centres = torch.stack([rows.flatten(), columns.flatten()], dim=1)
-    return (centres[:, None] - centres[None]).square().sum(dim=2).sqrt()
+    centers = torch.stack([rows.flatten(), columns.flatten()], dim=1)
+    return (centers[:, None] - centers[None]).square().sum(dim=2).sqrt()
 
 
 def mean_attention_distance(attention: Tensor, layout: TokenLayout, size: tuple[int, int]) -> Tensor:

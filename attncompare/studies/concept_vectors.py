@@ -29,8 +29,8 @@ class LinearConcept(Classifier):  # type: ignore[misc]
 
     scikit-learn's SGDClassifier (linear SVM) with the settings of the paper's authors and of Captum, which leave the seed
     open, score in single precision and keep the normal's length; here it is seeded, the split is stratified and the normal
-    has length 1, so that magnitudes can be compared. Activations are centred and divided by one number, their root mean
-    square, which turns no direction but makes the regularisation mean the same in every layer.
+    has length 1, so that magnitudes can be compared. Activations are centered and divided by one number, their root mean
+    square, which turns no direction but makes the regularization mean the same in every layer.
     """
 
     def __init__(self, seed: int) -> None:
@@ -105,7 +105,7 @@ def score_pairs(
     layers: path -> values per image. sets: images (n,3,H,W) of every set. A vector points from the second set of a pair to
     the first. score: share of the images on which the derivative of the target's logit along it is above 0. magnitude: mean
     of that derivative, along the unit vector. accuracy: of the classifier on held-out images. done: called with the pairs
-    finished since and the layer. Captum's files lie in a temporary folder that is gone afterwards. Raises CaptureError for a
+    finished since and the layer. Captum's files lie in a temporary folder that is gone afterward. Raises CaptureError for a
     layer along which every derivative is 0: no vector has an opposite score there.
     """
     wrapped = _Pixels(model)

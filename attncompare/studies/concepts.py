@@ -36,7 +36,7 @@ class ConceptStudy:
 
     runs: one row per layer and pair of sets: layer, kind ("concept", or "random" for random against random), concept (the
     name, or the number of the random set that takes its part), partner (number of the random set), score, magnitude,
-    accuracy. table: one row per layer and concept, see `summarise`. images: on how many images of the class derivatives were
+    accuracy. table: one row per layer and concept, see `summarize`. images: on how many images of the class derivatives were
     taken. size: images in every set.
     """
 
@@ -95,11 +95,11 @@ def tcav(
 
     found = score_pairs(model, sizes, equal, pairs, Question(shown, index, BATCH, seed), done)
     runs = _named(found, names)
-    table = summarise(runs, len(shown), seed)
+    table = summarize(runs, len(shown), seed)
     return ConceptStudy(model.name, model.class_name(index), paths, names, len(shown), len(equal[0]), runs, table)
 
 
-def summarise(runs: pd.DataFrame, images: int, seed: int = 0) -> pd.DataFrame:
+def summarize(runs: pd.DataFrame, images: int, seed: int = 0) -> pd.DataFrame:
     """One row per measure, layer and concept of `ConceptStudy.runs`.
 
     measure: "score" or "magnitude". mean: over the random partners; low, high: bootstrap 95 % interval of this mean.
@@ -123,7 +123,7 @@ def summarise(runs: pd.DataFrame, images: int, seed: int = 0) -> pd.DataFrame:
 
 
 def _row(own: pd.DataFrame, layer: pd.DataFrame, measure: str, about: tuple[int, int]) -> dict[str, float]:
-    """What `summarise` says of the runs of one concept in one layer; about: images of the class, seed."""
+    """What `summarize` says of the runs of one concept in one layer; about: images of the class, seed."""
     images, seed = about
     random = layer[layer.kind == "random"]
     values = own[measure].to_numpy(dtype=np.float64)

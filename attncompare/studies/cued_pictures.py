@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attncompare.data.shapes import CLASS_NAMES, CUE_SIDE, SIDE, cue_colour, render_shape
+from attncompare.data.shapes import CLASS_NAMES, CUE_SIDE, SIDE, cue_color, render_shape
 
 CUE_AREA = CUE_SIDE**2 / SIDE**2
 """Share of the picture that the cue covers: the energy on it of a map that knows nothing."""
@@ -51,9 +51,9 @@ class CuedPictures:
 
 def plant(plain: Tensor, shown: Tensor) -> Tensor:
     """(B,64,64,3) uint8 pictures with the cue that says class `shown` (B,), as `render_shape` paints it."""
-    colours = torch.tensor(np.rint([cue_colour(index) for index in range(len(CLASS_NAMES))]), dtype=torch.uint8)
+    colors = torch.tensor(np.rint([cue_color(index) for index in range(len(CLASS_NAMES))]), dtype=torch.uint8)
     cued = plain.clone()
-    cued[:, :CUE_SIDE, :CUE_SIDE] = colours[shown][:, None, None]
+    cued[:, :CUE_SIDE, :CUE_SIDE] = colors[shown][:, None, None]
     return cued
 
 

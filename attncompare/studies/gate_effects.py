@@ -1,4 +1,4 @@
-"""What inserted gates say and do: their values class by class, and what the network loses with the channels they favour."""
+"""What inserted gates say and do: their values class by class, and what the network loses with the channels they favor."""
 
 from collections.abc import Sequence
 

@@ -30,7 +30,7 @@ class Inversion:
 
     image: (3,H,W) the original. images: (L,3,H,W) in [0, 1], as the model takes them. losses: (L,steps + 1) relative feature
     loss |phi(x) - phi0|^2 / |phi0|^2, that of the random start first and that of `images` last. mean_color: (L,) the loss
-    of an image of nothing but the model's mean colour, which an inversion that has learned anything must beat.
+    of an image of nothing but the model's mean color, which an inversion that has learned anything must beat.
     """
 
     model: str
@@ -51,7 +51,7 @@ class Inversion:
         return np.asarray(1 - self.final / self.losses[:, 0])
 
     def table(self) -> pd.DataFrame:
-        """One row per layer: losses of the start, of the mean colour and of the inversion, its fall, its error in pixels.
+        """One row per layer: losses of the start, of the mean color and of the inversion, its fall, its error in pixels.
 
         pixel_rmse: root mean square distance to the original, of values in [0, 1].
         """
@@ -82,9 +82,9 @@ class Inversion:
 
 
 def total_variation(images: Tensor) -> Tensor:
-    """(B,C,H,W) -> mean over all values of the squared differences to the right and lower neighbours, summed.
+    """(B,C,H,W) -> mean over all values of the squared differences to the right and lower neighbors, summed.
 
-    The paper's regulariser with beta = 2, divided by the number of values so that it does not grow with the image.
+    The paper's regularizer with beta = 2, divided by the number of values so that it does not grow with the image.
 
     >>> float(total_variation(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])))
     0.5
@@ -124,8 +124,8 @@ def invert(
     """Make, for every layer, an image that the layer cannot tell from the one given.
 
     image: (1,3,H,W) float32 in [0, 1]. layers: module paths, five spread over depth when not given. Adam, whose step size
-    falls from `rate` to 0 along a cosine, minimises the relative feature loss plus `smoothness` times the total variation;
-    every step is projected back to [0, 1]. The start is the mean colour with seeded noise, the same for every layer, and the
+    falls from `rate` to 0 along a cosine, minimizes the relative feature loss plus `smoothness` times the total variation;
+    every step is projected back to [0, 1]. The start is the mean color with seeded noise, the same for every layer, and the
     model runs no further than the layer. progress: called after every step.
 
     Raises UnknownNameError for a layer that the model lacks, CaptureError where a layer's output is zero or does not depend
@@ -157,8 +157,8 @@ def invert(
             found, curve = _descend(features, goals[path], start, (steps, rate, smoothness), done)
         images.append(found.cpu())
         losses.append(curve.cpu().numpy())
-    grey = [float(relative_loss(plain[path], goals[path])) for path in paths]
-    return Inversion(model.name, paths, image[0].cpu(), torch.cat(images), np.stack(losses), np.array(grey))
+    gray = [float(relative_loss(plain[path], goals[path])) for path in paths]
+    return Inversion(model.name, paths, image[0].cpu(), torch.cat(images), np.stack(losses), np.array(gray))
 
 
 def _checked(
@@ -201,7 +201,7 @@ def _check_gradient(
 
 
 def _start(model: ModelAdapter, image: Tensor, seed: int) -> Tensor:
-    """(1,3,H,W) the mean colour with noise on it, the same on every device."""
+    """(1,3,H,W) the mean color with noise on it, the same on every device."""
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(seed)).to(image)
     return (model.mean_color.reshape(1, 3, 1, 1) + START_NOISE * noise).clamp(0, 1)
 
@@ -216,14 +216,14 @@ def _descend(
     """(1,3,H,W) the image found, (steps + 1,) the feature loss before every step and after the last."""
     steps, rate, smoothness = settings
     found = start.clone().requires_grad_(True)
-    optimiser = torch.optim.Adam([found], lr=rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    optimizer = torch.optim.Adam([found], lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     losses = []
     for step in range(steps):
         loss = relative_loss(features(found), goal)
         losses.append(loss.detach())
         (found.grad,) = torch.autograd.grad(loss + smoothness * total_variation(found), found)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         with torch.no_grad():
             found.clamp_(0, 1)

@@ -5,7 +5,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from attncompare.maps import normalise_map, resize_map
+from attncompare.maps import normalize_map, resize_map
 from attncompare.methods.edge_map import edge_map
 from attncompare.metrics.complexity import complexity
 from attncompare.metrics.energy_inside import energy_inside
@@ -36,7 +36,7 @@ def measure_maps(maps: Tensor, images: Tensor, masks: Tensor) -> dict[str, Tenso
     >>> {name: round(float(value), 4) for name, value in found.items() if name != "edges"}
     {'gini': 0.625, 'area_half': 0.25, 'entropy': 0.4056, 'object': 3.0}
     """
-    large = normalise_map(resize_map(maps.float().cpu(), (images.shape[2], images.shape[3])))
+    large = normalize_map(resize_map(maps.float().cpu(), (images.shape[2], images.shape[3])))
     reached = (large >= 0.5).float().mean(dim=(1, 2))
     pixels = large.new_tensor(large[0].numel())
     masks = masks.cpu()

@@ -38,18 +38,18 @@ def train(
     Raises SpecError for a checkpoint of another training, AttnCompareError where the loss is no number any more.
     """
     state = State(f"{recipe!r} {identity}".strip(), model.state_dict(), [])
-    optimisers = recipe.optimisers(model)
+    optimizers = recipe.optimizers(model)
     if checkpoint.exists():
-        state = _resume(checkpoint, state.identity, model, optimisers)
+        state = _resume(checkpoint, state.identity, model, optimizers)
     yield from list(state.rows)
     step = int(state.rows[-1]["step"]) if state.rows else 0
     while step < recipe.steps and not recipe.is_over(state.rows):
         stop, losses = min(recipe.steps, step - step % every + every), 0.0
         wall, processor = time.perf_counter(), time.process_time()
         for number in range(step, stop):
-            for group in (group for optimiser in optimisers for group in optimiser.param_groups):
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = recipe.rate(number, state.rows)
-            losses += _step(model, batches(number), optimisers, recipe, number)
+            losses += _step(model, batches(number), optimizers, recipe, number)
             tick(number + 1)
         spent = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - processor}
         before = state.rows[-1] if state.rows else dict.fromkeys(spent, 0.0)
@@ -59,21 +59,21 @@ def train(
         if validate and row["accuracy"] > max((earlier["accuracy"] for earlier in state.rows), default=-1.0):
             state.best = stored(model.state_dict())
         state.rows.append(row)
-        state.model, state.optimisers = model.state_dict(), [one.state_dict() for one in optimisers]
+        state.model, state.optimizers = model.state_dict(), [one.state_dict() for one in optimizers]
         save_state(checkpoint, state)
         step = stop
         yield row
 
 
-def _resume(path: Path, identity: str, model: nn.Module, optimisers: list[torch.optim.Optimizer]) -> State:
-    """Put the weights and the optimisers where the checkpoint left them."""
+def _resume(path: Path, identity: str, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> State:
+    """Put the weights and the optimizers where the checkpoint left them."""
     state = load_state(path)
     if state.identity != identity:
         raise SpecError(f"{path} belongs to another training; choose another folder, or delete it to start over")
     model.load_state_dict(state.model)
-    for optimiser, saved in zip(optimisers, state.optimisers, strict=True):
-        optimiser.load_state_dict(saved)
-        for parameter, kept in optimiser.state.items():  # in the order in memory that a new one would have
+    for optimizer, saved in zip(optimizers, state.optimizers, strict=True):
+        optimizer.load_state_dict(saved)
+        for parameter, kept in optimizer.state.items():  # in the order in memory that a new one would have
             kept |= {n: torch.empty_like(parameter).copy_(v) for n, v in kept.items() if v.shape == parameter.shape}
     return state
 
@@ -81,7 +81,7 @@ def _resume(path: Path, identity: str, model: nn.Module, optimisers: list[torch.
 def _step(
     model: nn.Module,
     batch: tuple[Tensor, Tensor],
-    optimisers: list[torch.optim.Optimizer],
+    optimizers: list[torch.optim.Optimizer],
     recipe: Recipe,
     number: int,
 ) -> float:
@@ -103,6 +103,6 @@ def _step(
     loss.backward()
     if recipe.clip is not None:
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-    for optimiser in optimisers:
-        optimiser.step()
+    for optimizer in optimizers:
+        optimizer.step()
     return value

@@ -1,4 +1,4 @@
-"""What decides the weights besides data and architecture: optimiser, learning rate, when to stop."""
+"""What decides the weights besides data and architecture: optimizer, learning rate, when to stop."""
 
 import math
 from collections.abc import Sequence
@@ -38,8 +38,8 @@ class Recipe(Protocol):
     def clip(self) -> float | None:
         """Of the gradient's norm."""
 
-    def optimisers(self, model: nn.Module) -> list[torch.optim.Optimizer]:
-        """New optimisers, in a fixed order."""
+    def optimizers(self, model: nn.Module) -> list[torch.optim.Optimizer]:
+        """New optimizers, in a fixed order."""
 
     def rate(self, step: int, rows: Sequence[Row]) -> float:
         """The learning rate at a step, after these rows."""
@@ -53,7 +53,7 @@ class WarmupCosine:
     """Linear warm-up, then cosine decay to 1 % of the peak, with AdamW or Muon.
 
     learning_rate: the peak. schedule_steps: length of the decay, where the training stops before its end.
-    optimiser: "adamw", or "muon" for the matrices of the blocks with AdamW for the rest (torch >= 2.9).
+    optimizer: "adamw", or "muon" for the matrices of the blocks with AdamW for the rest (torch >= 2.9).
     """
 
     steps: int
@@ -63,7 +63,7 @@ class WarmupCosine:
     warmup_steps: int = 200
     label_smoothing: float = 0.0
     precision: str = "fp32"
-    optimiser: str = "adamw"
+    optimizer: str = "adamw"
     seed: int = 0
     schedule_steps: int | None = None
     clip: ClassVar[float] = 1.0
@@ -80,11 +80,11 @@ class WarmupCosine:
         """Never before the last step."""
         return False
 
-    def optimisers(self, model: nn.Module) -> list[torch.optim.Optimizer]:
+    def optimizers(self, model: nn.Module) -> list[torch.optim.Optimizer]:
         """AdamW, or Muon for hidden matrices and AdamW for the rest; biases, norms, tokens, embeddings do not decay."""
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         flat = [p for name, p in named if p.ndim < 2 or "pos_embed" in name or "token" in name]
-        hidden = [p for name, p in named if p.ndim == 2 and "blocks." in name] if self.optimiser == "muon" else []
+        hidden = [p for name, p in named if p.ndim == 2 and "blocks." in name] if self.optimizer == "muon" else []
         taken = {id(p) for p in (*flat, *hidden)}
         others = [p for _, p in named if id(p) not in taken]
         groups = [{"params": others, "weight_decay": self.weight_decay}, {"params": flat, "weight_decay": 0.0}]
@@ -122,7 +122,7 @@ class AdamPlateau:
         seen = [row["accuracy"] for row in rows]
         return self.early_stop is not None and bool(seen) and len(seen) - 1 - seen.index(max(seen)) >= self.early_stop
 
-    def optimisers(self, model: nn.Module) -> list[torch.optim.Optimizer]:
+    def optimizers(self, model: nn.Module) -> list[torch.optim.Optimizer]:
         """Adam on all parameters."""
         return [torch.optim.Adam(model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)]
 
@@ -130,8 +130,8 @@ class AdamPlateau:
 @lru_cache(maxsize=8)
 def _plateau_rate(accuracies: tuple[float, ...], rate: float, patience: int, factor: float) -> float:
     """The rate that torch's own scheduler sets, from the beginning: so it has no state to be saved."""
-    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=rate)
-    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, mode="max", patience=patience, factor=factor)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=rate)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", patience=patience, factor=factor)
     for accuracy in accuracies:
         schedule.step(accuracy)
-    return float(optimiser.param_groups[0]["lr"])
+    return float(optimizer.param_groups[0]["lr"])

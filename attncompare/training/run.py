@@ -93,7 +93,7 @@ def steps_per_epoch(part: Part, spec: TrainSpec) -> int:
 
 
 def recipe(spec: TrainSpec, steps: int) -> AdamPlateau:
-    """What the spec says of optimiser and schedule."""
+    """What the spec says of optimizer and schedule."""
     names = (
         "learning_rate",
         "weight_decay",
@@ -110,7 +110,7 @@ def recipe(spec: TrainSpec, steps: int) -> AdamPlateau:
 def batches(
     spec: TrainSpec, part: Part, how: Preprocessing, device: torch.device
 ) -> Callable[[int], tuple[Tensor, Tensor]]:
-    """Step -> (normalised images, labels): every epoch all images once, in an order of the seed and the epoch alone."""
+    """Step -> (normalized images, labels): every epoch all images once, in an order of the seed and the epoch alone."""
     per_epoch = steps_per_epoch(part, spec)
 
     @lru_cache(maxsize=1)
@@ -123,12 +123,12 @@ def batches(
         images, labels = part.batch(chosen.tolist())
         if spec.augment:
             images = augmented(images, torch.Generator().manual_seed(spec.seed * 1_000_003 + step))
-        return normalised(images.to(device), how), labels.to(device)
+        return normalized(images.to(device), how), labels.to(device)
 
     return batch
 
 
-def normalised(images: Tensor, how: Preprocessing) -> Tensor:
+def normalized(images: Tensor, how: Preprocessing) -> Tensor:
     """(n,3,H,W) uint8 -> float32 as the bare model wants them."""
     shape = (1, 3, 1, 1)
     mean, std = (torch.tensor(one, device=images.device).reshape(shape) for one in (how.mean, how.std))
@@ -156,7 +156,7 @@ def accuracy(model: nn.Module, part: Part, how: Preprocessing) -> float:
     with torch.no_grad():
         for start in range(0, len(part), VALIDATION_BATCH):
             images, labels = part.batch(range(start, min(start + VALIDATION_BATCH, len(part))))
-            guessed = output_tensor(model(normalised(images.to(device), how))).argmax(1)
+            guessed = output_tensor(model(normalized(images.to(device), how))).argmax(1)
             hits += int((guessed.cpu() == labels).sum())
     return hits / len(part)
 

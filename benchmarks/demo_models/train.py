@@ -2,7 +2,7 @@
 
 Checkpoints go to --work; a killed training goes on from the last one. The weights (safetensors) and a model card (JSON)
 are written where the package ships them. Rendering an image costs more than training on it, so a pool of images is drawn
-once and multiplied by the set's own symmetries: rotation by 90 degrees, reflection, permuted and inverted colours.
+once and multiplied by the set's own symmetries: rotation by 90 degrees, reflection, permuted and inverted colors.
 
 Training starts on easy images (bright, central, upright, plain) and meets the full set after RAMP steps: without that the
 ViT was still at chance after the 500 steps tried. bf16 autocast takes 0.53 of a ViT step where the CPU has it. On the ramp
@@ -32,7 +32,7 @@ SPECS = {
     "se_cnn": WarmupCosine(steps=2_500, batch_size=64, learning_rate=3e-3, precision="bf16"),
     # Stopped before the end of its decay, at more than 98 %: 45 minutes on one core.
     "vit": WarmupCosine(
-        steps=5_750, schedule_steps=12_000, batch_size=64, learning_rate=1.5e-3, precision="bf16", optimiser="muon"
+        steps=5_750, schedule_steps=12_000, batch_size=64, learning_rate=1.5e-3, precision="bf16", optimizer="muon"
     ),
 }
 
@@ -47,7 +47,7 @@ def draw(split: str, start: int, count: int, ramp: bool, cache: Path) -> tuple[T
     return torch.from_numpy(stored["images"]), torch.from_numpy(stored["labels"])
 
 
-def normalised(images: Tensor) -> Tensor:
+def normalized(images: Tensor) -> Tensor:
     """(n,64,64,3) uint8 -> (n,3,64,64) as the demo models' adapters feed them."""
     return (images.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
 
@@ -55,7 +55,7 @@ def normalised(images: Tensor) -> Tensor:
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     """The symmetries of the set, drawn anew for every eighth of the batch."""
     parts = []
-    for part in normalised(images).chunk(8):
+    for part in normalized(images).chunk(8):
         turns, mirror, invert = (int(torch.randint(0, k, (1,), generator=generator)) for k in (4, 2, 2))
         part = torch.rot90(part, turns, (2, 3))[:, torch.randperm(3, generator=generator)]
         part = part.flip(3) if mirror else part
@@ -85,7 +85,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     model.eval()
     with torch.no_grad():
         hits = [
-            (model(normalised(x)).argmax(1) == y).float().sum()
+            (model(normalized(x)).argmax(1) == y).float().sum()
             for x, y in zip(images.split(250), labels.split(250), strict=True)
         ]
     return float(sum(hits)) / len(labels)
@@ -112,7 +112,7 @@ def main() -> None:
             level = (step + 1) / ramp
             low, high = max(0, int((level - 0.35) * RAMP_POOL)), max(200, int(min(1.0, level + 0.05) * RAMP_POOL))
             chosen = torch.randint(low, high, (spec.batch_size,), generator=generator)
-            return normalised(easy[chosen]), easy_labels[chosen]
+            return normalized(easy[chosen]), easy_labels[chosen]
         chosen = torch.randint(0, POOL, (spec.batch_size,), generator=generator)
         return augmented(images[chosen], generator), labels[chosen]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from attncompare.models.adapter import ModelAdapter
 
 
-def normalised(model: ModelAdapter, images: Tensor) -> Tensor:
+def normalized(model: ModelAdapter, images: Tensor) -> Tensor:
     """The images as the bare module wants them."""
     how = model.source.preprocessing
     return (images - torch.tensor(how.mean)[:, None, None]) / torch.tensor(how.std)[:, None, None]
@@ -30,7 +30,7 @@ def grad_cam_library(model: ModelAdapter, images: Tensor, target: Tensor, name: 
     with getattr(pytorch_grad_cam, name)(model.model, [layer], _to_grid(model)) as cam, redirect_stderr(StringIO()):
         for option, value in options.items():
             setattr(cam, option, value)
-        return cam(normalised(model, images), [ClassifierOutputTarget(int(index)) for index in target])
+        return cam(normalized(model, images), [ClassifierOutputTarget(int(index)) for index in target])
 
 
 def torchcam(model: ModelAdapter, images: Tensor, target: Tensor) -> object:
@@ -39,7 +39,7 @@ def torchcam(model: ModelAdapter, images: Tensor, target: Tensor) -> object:
 
     layer = str(model.structure.feature_layer)
     with GradCAM(model.model, layer, reshape_transform=_to_grid(model)) as cam:
-        return cam(class_idx=target.tolist(), scores=model.model(normalised(model, images)))
+        return cam(class_idx=target.tolist(), scores=model.model(normalized(model, images)))
 
 
 def captum_layer_grad_cam(model: ModelAdapter, images: Tensor, target: Tensor) -> object:
@@ -47,14 +47,14 @@ def captum_layer_grad_cam(model: ModelAdapter, images: Tensor, target: Tensor) -
     from captum.attr import LayerGradCam
 
     layer = model.model.get_submodule(str(model.structure.feature_layer))
-    return LayerGradCam(model.model, layer).attribute(normalised(model, images), target)
+    return LayerGradCam(model.model, layer).attribute(normalized(model, images), target)
 
 
 def captum(model: ModelAdapter, images: Tensor, target: Tensor, name: str, **options: object) -> object:
     """Captum's method of that name on the bare module."""
     import captum.attr
 
-    inputs = normalised(model, images)
+    inputs = normalized(model, images)
     if name not in ("Occlusion", "FeatureAblation"):
         inputs.requires_grad_(True)
     return getattr(captum.attr, name)(model.model).attribute(inputs, target=target, **options)
@@ -88,7 +88,7 @@ def vit_explain_rollout(model: ModelAdapter, images: Tensor) -> Tensor:
     kept: list[Tensor] = []
     with _unfused(model) as dropouts, torch.no_grad():
         handles = [m.register_forward_hook(lambda m, args, output: kept.append(output.cpu())) for m in dropouts]
-        model.model(normalised(model, images))
+        model.model(normalized(model, images))
         for handle in handles:
             handle.remove()
         return _rolled([weights.mean(dim=1) for weights in kept])
@@ -102,7 +102,7 @@ def vit_explain_gradient_rollout(model: ModelAdapter, images: Tensor, target: Te
         handles = [m.register_forward_hook(lambda m, args, output: kept.append(output)) for m in dropouts]
         handles += [m.register_full_backward_hook(lambda m, got, gave: found.append(got[0])) for m in dropouts]
         model.model.zero_grad()
-        model.model(normalised(model, images)).gather(1, target[:, None]).sum().backward()
+        model.model(normalized(model, images)).gather(1, target[:, None]).sum().backward()
         for handle in handles:
             handle.remove()
     model.model.zero_grad()

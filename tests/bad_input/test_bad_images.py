@@ -18,7 +18,7 @@ from attncompare.models import preprocessing
 from attncompare.models.preprocessing import Preprocessing, fit_image
 
 STORED = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
-GREY = STORED[:, :, 0]
+GRAY = STORED[:, :, 0]
 UPRIGHT = {
     2: STORED[:, ::-1],
     3: STORED[::-1, ::-1],
@@ -67,9 +67,9 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png(width: int, height: int, depth: int, colour: int, rows: bytes, extra: bytes = b"") -> bytes:
-    """A PNG of any depth and colour type, which Pillow reads but does not write."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+def png(width: int, height: int, depth: int, color: int, rows: bytes, extra: bytes = b"") -> bytes:
+    """A PNG of any depth and color type, which Pillow reads but does not write."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
@@ -78,7 +78,7 @@ def deep_rows(values: np.ndarray) -> bytes:
 
 
 def tiff(values: np.ndarray, bits: int, **tags: int) -> bytes:
-    """An uncompressed grey TIFF. tags: photometric (1 is black at zero), kind (1 unsigned, 2 signed, 3 float)."""
+    """An uncompressed gray TIFF. tags: photometric (1 is black at zero), kind (1 unsigned, 2 signed, 3 float)."""
     content = values.tobytes()
     height, width = values.shape if bits != 12 else (1, 2)
     entries = [
@@ -89,22 +89,22 @@ def tiff(values: np.ndarray, bits: int, **tags: int) -> bytes:
     return b"II*\0" + struct.pack("<I", 8 + len(content)) + content + table + b"\0\0\0\0"
 
 
-def grey(values: np.ndarray) -> np.ndarray:
+def gray(values: np.ndarray) -> np.ndarray:
     return np.repeat(np.asarray(values, np.uint8)[:, :, None], 3, axis=2)
 
 
-def over_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def over_white(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     share = alpha[:, :, None] / 255
-    return colour * share + 255 * (1 - share)
+    return color * share + 255 * (1 - share)
 
 
 ALPHA = STORED[:, :, 1]
 RGBA = np.dstack([STORED, ALPHA])
 PALETTE = Image.fromarray(STORED).quantize(16)
-FRAMES = [Image.new("RGB", (9, 6), colour) for colour in ((250, 0, 0), (0, 250, 0))]
+FRAMES = [Image.new("RGB", (9, 6), color) for color in ((250, 0, 0), (0, 250, 0))]
 FIRST = np.full((6, 9, 3), (250, 0, 0), np.uint8)
 MOVING = {"save_all": True, "append_images": FRAMES[1:]}
-SIXTEEN = GREY.astype(np.uint16) * 257
+SIXTEEN = GRAY.astype(np.uint16) * 257
 KEY = struct.pack(">H", int(SIXTEEN[0, 0]))
 
 # how the file is made, what must come out, and by how many levels it may differ
@@ -112,25 +112,25 @@ RIGHT = {
     **{f"png turned {n}": (turned(n, "png"), right, 0) for n, right in UPRIGHT.items()},
     **{f"{kind} turned": (turned(6, kind), UPRIGHT[6], 0) for kind in ("webp", "tiff")},
     "unknown orientation": (turned(77, "png"), STORED, 0),
-    "16-bit grey png": (saved(Image.fromarray(SIXTEEN)), grey(GREY), 0),
-    "16-bit grey tiff": (written(tiff(SIXTEEN, 16), "tif"), grey(GREY), 0),
-    "16-bit tiff, white is zero": (written(tiff(SIXTEEN, 16, photometric=0), "tif"), grey(255 - GREY), 0),
-    "12-bit tiff": (written(tiff(np.array([[0xFF, 0xF0, 0x00]], np.uint8), 12), "tif"), grey([[255, 0]]), 0),
+    "16-bit gray png": (saved(Image.fromarray(SIXTEEN)), gray(GRAY), 0),
+    "16-bit gray tiff": (written(tiff(SIXTEEN, 16), "tif"), gray(GRAY), 0),
+    "16-bit tiff, white is zero": (written(tiff(SIXTEEN, 16, photometric=0), "tif"), gray(255 - GRAY), 0),
+    "12-bit tiff": (written(tiff(np.array([[0xFF, 0xF0, 0x00]], np.uint8), 12), "tif"), gray([[255, 0]]), 0),
     "16-bit rgb png": (written(png(9, 6, 16, 2, deep_rows(STORED.astype(np.uint16) * 257))), STORED, 0),
     "16-bit rgba png": (
         written(png(9, 6, 16, 6, deep_rows(RGBA.astype(np.uint16) * 257))),
         over_white(STORED, ALPHA),
         1,
     ),
-    "16-bit grey png, one grey transparent": (
+    "16-bit gray png, one gray transparent": (
         written(png(9, 6, 16, 0, deep_rows(SIXTEEN), chunk(b"tRNS", KEY))),
-        grey(np.where(SIXTEEN[0, 0] == SIXTEEN, 255, GREY)),
+        gray(np.where(SIXTEEN[0, 0] == SIXTEEN, 255, GRAY)),
         0,
     ),
-    "float tiff": (written(tiff(GREY.astype(np.float32) / 255, 32, kind=3), "tif"), grey(GREY), 0),
+    "float tiff": (written(tiff(GRAY.astype(np.float32) / 255, 32, kind=3), "tif"), gray(GRAY), 0),
     "cmyk jpeg": (saved(Image.new("CMYK", (9, 6), (0, 255, 255, 0)), "jpg"), np.full((6, 9, 3), (255, 0, 0)), 4),
     "cmyk tiff": (saved(Image.new("CMYK", (9, 6), (0, 255, 255, 0)), "tif"), np.full((6, 9, 3), (255, 0, 0)), 1),
-    "grey with alpha": (saved(Image.fromarray(np.dstack([GREY, ALPHA]))), over_white(grey(GREY), ALPHA), 1),
+    "gray with alpha": (saved(Image.fromarray(np.dstack([GRAY, ALPHA]))), over_white(gray(GRAY), ALPHA), 1),
     "rgba": (saved(Image.fromarray(RGBA)), over_white(STORED, ALPHA), 1),
     "rgba webp": (saved(Image.fromarray(RGBA), "webp", lossless=True, exact=True), over_white(STORED, ALPHA), 1),
     "palette": (saved(PALETTE), np.asarray(PALETTE.convert("RGB")), 0),
@@ -139,7 +139,7 @@ RIGHT = {
         np.full((6, 9, 3), 255),
         0,
     ),
-    "one bit": (saved(Image.fromarray(GREY > 127)), grey(np.where(GREY > 127, 255, 0)), 0),
+    "one bit": (saved(Image.fromarray(GRAY > 127)), gray(np.where(GRAY > 127, 255, 0)), 0),
     "animated gif": (saved(FRAMES[0], "gif", **MOVING), FIRST, 0),
     "animated webp": (saved(FRAMES[0], "webp", lossless=True, **MOVING), FIRST, 0),
     "animated png": (saved(FRAMES[0], "png", **MOVING), FIRST, 0),
@@ -175,8 +175,8 @@ REFUSED = {
     "infinite tiff": (written(tiff(np.full((2, 2), np.inf, np.float32), 32, kind=3), "tif"), "range from inf to inf"),
     "float tiff of 0 to 300": (written(tiff(FAR, 32, kind=3), "tif"), "range from 0 to 300; 0 to 1 is needed"),
     "float tiff below 0": (written(tiff(-FAR, 32, kind=3), "tif"), "range from -300 to"),
-    "32-bit tiff": (written(tiff(GREY.astype(np.uint32), 32), "tif"), "32-bit integers have no known white"),
-    "signed 16-bit tiff": (written(tiff(GREY.astype(np.int16), 16, kind=2), "tif"), "no known white"),
+    "32-bit tiff": (written(tiff(GRAY.astype(np.uint32), 32), "tif"), "32-bit integers have no known white"),
+    "signed 16-bit tiff": (written(tiff(GRAY.astype(np.int16), 16, kind=2), "tif"), "no known white"),
     "postscript called png": (written(EPS), "cannot be read as an image"),
 }
 

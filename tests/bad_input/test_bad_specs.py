@@ -14,7 +14,7 @@ from attncompare.storage.spec import read_toml
 
 # values of a spec beside models = demo/cnn, and words of the refusal
 WRONG = {
-    "unknown key": ({"colour": 1}, "unknown key 'colour'; known: backend, batch_size"),
+    "unknown key": ({"color": 1}, "unknown key 'color'; known: backend, batch_size"),
     "no models": ({"models": ()}, "models: "),
     "models a number": ({"models": 3}, "models: "),
     "a model twice": ({"models": ("demo/cnn", "demo/cnn")}, "demo/cnn is listed twice"),
@@ -97,9 +97,7 @@ def test_a_byte_order_mark_is_no_fault(tmp_path):
     assert read_toml(path) == {"limit": 3}
 
 
-@pytest.mark.parametrize(
-    "content", [None, b"deletion = '\xff'", b"steps = " + b"9" * 5000, b"deletion = 1\ncolour = 2"]
-)
+@pytest.mark.parametrize("content", [None, b"deletion = '\xff'", b"steps = " + b"9" * 5000, b"deletion = 1\ncolor = 2"])
 def test_a_protocol_that_cannot_be_read_is_refused_by_name(tmp_path, content):
     path = tmp_path / "mine.toml"
     path.mkdir() if content is None else path.write_bytes(content)
@@ -156,5 +154,5 @@ def test_an_error_is_one_line_that_can_be_printed(text):
 
 
 def test_a_spec_of_python_is_refused_as_one_of_toml():
-    with pytest.raises(SpecError, match="unknown key 'colour'"):
-        ac.BenchmarkSpec(models=("demo/cnn",), colour="red")
+    with pytest.raises(SpecError, match="unknown key 'color'"):
+        ac.BenchmarkSpec(models=("demo/cnn",), color="red")

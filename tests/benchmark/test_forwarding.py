@@ -293,7 +293,7 @@ def odd(change):
 
 
 class Other(torch.Tensor):
-    """A class of its own, as quantised weights have."""
+    """A class of its own, as quantized weights have."""
 
 
 @needs_onednn

@@ -23,7 +23,7 @@ from attncompare.metrics.user_protocols import get_protocol
 SPEC = BenchmarkSpec(
     models=("demo/cnn",), methods=("occlusion",), metrics=("pointing_game",), options={"occlusion": {"window": 0.5}}
 )
-LABELLED = SPEC.model_copy(update={"target": "label"})
+LABELED = SPEC.model_copy(update={"target": "label"})
 SHAPES = open_dataset("shapes", 2)
 CHUNK = Chunk(tuple(SHAPES.load(name) for name in SHAPES.names), {})
 
@@ -134,7 +134,7 @@ def test_versions_of_schema_method_metric_and_protocol_miss(monkeypatch):
 def test_a_label_counts_where_it_is_the_target_and_only_there():
     other = first_sample(label=CHUNK.samples[0].label + 1)
     assert key_of(chunk=other) == BASE
-    assert key_of(LABELLED, chunk=other) != key_of(LABELLED)
+    assert key_of(LABELED, chunk=other) != key_of(LABELED)
 
 
 def test_a_mask_counts_where_a_metric_reads_it_and_only_there():

@@ -147,7 +147,7 @@ def test_a_system_that_does_not_tell_has_no_peak(monkeypatch, tmp_path):
     ran = []
     assert peak_of(lambda: ran.append(1), device) is None and ran == []
     first = device.now()
-    assert device.synchronise() is None and device.now() >= first
+    assert device.synchronize() is None and device.now() >= first
 
 
 @pytest.mark.gpu

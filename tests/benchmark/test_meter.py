@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import attncompare as ac
-from attncompare.benchmark.statistics import compare_pairs, summarise
+from attncompare.benchmark.statistics import compare_pairs, summarize
 from attncompare.errors import SpecError, UnknownNameError
 
 
@@ -40,7 +40,7 @@ def test_records_of_several_batches_are_compared_as_those_of_all_images():
         batched += meter.records
         whole += ac.score(model, images, explainer.explain(images), metrics=["complexity"])
     assert [record.image for record in batched] == [record.image for record in whole] == [*"01234"] * 2
-    for statistic in (lambda rows: compare_pairs(rows, "complexity"), summarise):
+    for statistic in (lambda rows: compare_pairs(rows, "complexity"), summarize):
         found, expected = (statistic(pd.DataFrame(map(asdict, records))) for records in (batched, whole))
         pd.testing.assert_frame_equal(found, expected, rtol=1e-4)
         assert found.n.eq(5).all()

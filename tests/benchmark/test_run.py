@@ -75,10 +75,10 @@ def test_labels_must_be_those_of_the_model(tmp_path):
     with pytest.raises(SpecError, match="not those of the data 'shapes'"):
         run_benchmark(small(models=("torchvision/resnet18@random",), target="label"), tmp_path)
     assert not (tmp_path / "run.json").exists()
-    labelled = run_benchmark(small(target="label"), tmp_path).records()
+    labeled = run_benchmark(small(target="label"), tmp_path).records()
     from attncompare.data.shapes import render_shape
 
-    by_image = labelled[labelled.measure == "target_score"].set_index("image").target
+    by_image = labeled[labeled.measure == "target_score"].set_index("image").target
     assert list(by_image) == [render_shape(i).label for i in range(2)]
 
 

@@ -246,8 +246,8 @@ def test_a_map_of_half_the_bits_is_scored(model, images):
     assert found.value == pytest.approx(exact.value, abs=0.01) and found.key != exact.key
 
 
-class Standardises(nn.Module):
-    """Divides by an image's own deviation, which an image of one colour has none of."""
+class Standardizes(nn.Module):
+    """Divides by an image's own deviation, which an image of one color has none of."""
 
     def __init__(self):
         super().__init__()
@@ -262,13 +262,13 @@ class Standardises(nn.Module):
 def test_an_altered_image_without_a_finite_score_makes_a_failed_record(tmp_path, score):
     (tmp_path / "p.toml").write_text(f'steps = 4\ndeletion = "black"\nscore = "{score}"\n')
     torch.manual_seed(0)
-    model = ac.wrap_model(Standardises(), size=(32, 32))
+    model = ac.wrap_model(Standardizes(), size=(32, 32))
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     for target in range(4):
         shown = ac.make_explainer(model, "saliency").explain(image, target)
         (record,) = ac.score(model, image, shown, metrics=["deletion"], protocol=str(tmp_path / "p.toml"))
         assert record.status == "failed" and record.detail == "the model's score of an altered image is not finite"
-    flat = replace(shown, values=torch.ones_like(shown.values))  # behind it every pixel is the mean colour
+    flat = replace(shown, values=torch.ones_like(shown.values))  # behind it every pixel is the mean color
     for record in ac.score(model, image, flat, metrics=["average_increase", "average_drop"]):
         assert record.status == "failed" and "behind" in record.detail
 

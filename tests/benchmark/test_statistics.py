@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from attncompare.benchmark import statistics
-from attncompare.benchmark.statistics import cliffs_delta, compare_pairs, mean_interval, summarise
+from attncompare.benchmark.statistics import cliffs_delta, compare_pairs, mean_interval, summarize
 
 
 def record(method: str, image: str, value: float | None, **columns) -> dict:
@@ -102,7 +102,7 @@ def test_a_summary_has_one_row_per_model_method_measure_and_protocol():
         for measure, protocol in (("deletion", "rise"), ("deletion", "grid14"), ("energy_inside", ""))
         for image in ("x", "y", "z")
     ]
-    summary = summarise(pd.DataFrame(rows))
+    summary = summarize(pd.DataFrame(rows))
     assert len(summary) == 12
     assert not summary.duplicated(["model", "method", "measure", "protocol"]).any()
     assert (summary.n == 3).all() and (summary["mean"] == 0.5).all()
@@ -113,7 +113,7 @@ def test_a_mean_is_taken_over_the_images_that_have_a_value():
     rows += [record("cam", "i3", np.nan, status="failed", detail="blank map")]
     rows += [record("cam", "i4", None, status="failed", detail="another")]
     rows += [record("cam", "i5", None, status="unsupported", detail="no attention")]
-    row = summarise(pd.DataFrame(rows)).iloc[0]
+    row = summarize(pd.DataFrame(rows)).iloc[0]
     assert row["mean"] == pytest.approx(0.5)
     assert (row.n, row.failed, row.unsupported) == (3, 2, 1)
     assert row.detail == "blank map"
@@ -122,14 +122,14 @@ def test_a_mean_is_taken_over_the_images_that_have_a_value():
 
 def test_a_value_is_not_counted_unless_its_record_is_ok():
     rows = [record("cam", "a", 0.2), record("cam", "b", 100.0, status="failed", detail="stale")]
-    assert summarise(pd.DataFrame(rows)).iloc[0]["mean"] == pytest.approx(0.2)
+    assert summarize(pd.DataFrame(rows)).iloc[0]["mean"] == pytest.approx(0.2)
 
 
 def test_a_method_without_any_value_has_a_row_and_no_mean():
     rows = [record("cam", "a", 0.2), record("rollout", "a", None, status="unsupported", detail="no attention")]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        summary = summarise(pd.DataFrame(rows)).set_index("method")
+        summary = summarize(pd.DataFrame(rows)).set_index("method")
     assert summary.loc["rollout", ["mean", "low", "high"]].isna().all()
     assert (summary.loc["rollout", "n"], summary.loc["rollout", "unsupported"]) == (0, 1)
     assert summary.loc["rollout", "detail"] == "no attention"
@@ -138,7 +138,7 @@ def test_a_method_without_any_value_has_a_row_and_no_mean():
 
 def test_constant_maps_are_counted_and_still_averaged():
     rows = [record("cam", "a", 0.2, degenerate=True), record("cam", "b", 0.4)]
-    row = summarise(pd.DataFrame(rows)).iloc[0]
+    row = summarize(pd.DataFrame(rows)).iloc[0]
     assert (row.degenerate, row.n) == (1, 2) and row["mean"] == pytest.approx(0.3)
 
 

@@ -20,7 +20,7 @@ class Bench:
         self.device = Device(self._now, lambda: self.events.append("wait"))
 
     def with_marks(self) -> Device:
-        return Device(self._now, self.device.synchronise, mark=self._mark, between=lambda a, b: (b - a) / 4)
+        return Device(self._now, self.device.synchronize, mark=self._mark, between=lambda a, b: (b - a) / 4)
 
     def _now(self) -> float:
         self.events.append("read")

@@ -9,7 +9,7 @@ from attncompare.data.shapes import render_shape
 from attncompare.errors import ImageError, SpecError
 
 
-def grey_file(path: Path, value: int = 0) -> Path:
+def gray_file(path: Path, value: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", (4, 3), value).save(path)
     return path
@@ -36,7 +36,7 @@ def test_a_sample_is_the_same_whatever_the_limit():
     assert open_dataset("shapes", 3).load(name).content_hash == open_dataset("shapes").load(name).content_hash
 
 
-def test_photos_are_real_colour_images_without_a_mask():
+def test_photos_are_real_color_images_without_a_mask():
     dataset = open_dataset("photos", 3)
     assert dataset.names[0] == "chelsea.png" and len(dataset.names) == 3
     sample = dataset.load(dataset.names[0])
@@ -53,9 +53,9 @@ def test_all_photos_can_be_read():
 
 def test_a_folder_gives_its_images_sorted_and_nothing_else(tmp_path):
     for value, name in enumerate(("b.png", "a.JPG", "c.gif"), start=1):
-        grey_file(tmp_path / name, 50 * value)
+        gray_file(tmp_path / name, 50 * value)
     (tmp_path / "notes.txt").write_text("no image")
-    grey_file(tmp_path / "below" / "deep.png")
+    gray_file(tmp_path / "below" / "deep.png")
     dataset = open_dataset(str(tmp_path))
     assert dataset.names == ("a.JPG", "b.png", "c.gif")
     assert np.allclose(values_of(dataset), [100, 50, 150], atol=2)
@@ -63,13 +63,13 @@ def test_a_folder_gives_its_images_sorted_and_nothing_else(tmp_path):
 
 def test_a_limit_takes_the_first_images_of_a_folder(tmp_path):
     for name in ("c.png", "a.png", "b.png"):
-        grey_file(tmp_path / name)
+        gray_file(tmp_path / name)
     assert open_dataset(str(tmp_path), 2).names == ("a.png", "b.png")
     assert open_dataset(str(tmp_path), 9).names == ("a.png", "b.png", "c.png")
 
 
 def test_an_unreadable_image_stays_in_the_list_and_is_refused_when_loaded(tmp_path):
-    grey_file(tmp_path / "a.png", 9)
+    gray_file(tmp_path / "a.png", 9)
     (tmp_path / "b.png").write_bytes(b"no image")
     dataset = open_dataset(str(tmp_path))
     assert dataset.names == ("a.png", "b.png")
@@ -79,29 +79,29 @@ def test_an_unreadable_image_stays_in_the_list_and_is_refused_when_loaded(tmp_pa
 
 
 def test_one_file_is_a_data_set_of_one(tmp_path):
-    dataset = open_dataset(str(grey_file(tmp_path / "only.png", 7)))
+    dataset = open_dataset(str(gray_file(tmp_path / "only.png", 7)))
     assert dataset.names == ("only.png",) and values_of(dataset) == [7]
 
 
 def test_files_keep_the_order_they_are_given_in(tmp_path):
-    paths = [grey_file(tmp_path / name, value) for name, value in (("z.png", 1), ("a.png", 2), ("m.png", 3))]
+    paths = [gray_file(tmp_path / name, value) for name, value in (("z.png", 1), ("a.png", 2), ("m.png", 3))]
     dataset = open_dataset(tuple(map(str, paths)))
     assert dataset.names == ("z.png", "a.png", "m.png") and values_of(dataset) == [1, 2, 3]
     assert open_dataset(tuple(map(str, paths)), 2).names == ("z.png", "a.png")
 
 
 def test_files_of_one_name_in_two_folders_are_both_kept(tmp_path):
-    paths = [grey_file(tmp_path / folder / "cat.png", value) for folder, value in (("x", 1), ("y", 2))]
+    paths = [gray_file(tmp_path / folder / "cat.png", value) for folder, value in (("x", 1), ("y", 2))]
     assert values_of(open_dataset(tuple(map(str, paths)))) == [1, 2]
 
 
 def test_no_file_is_dropped_when_names_and_folders_repeat(tmp_path):
-    paths = [grey_file(tmp_path / top / "val" / "cat.png", value) for top, value in (("x", 1), ("y", 2), ("z", 3))]
+    paths = [gray_file(tmp_path / top / "val" / "cat.png", value) for top, value in (("x", 1), ("y", 2), ("z", 3))]
     assert values_of(open_dataset(tuple(map(str, paths)))) == [1, 2, 3]
 
 
 def test_missing_files_are_named(tmp_path):
-    good = grey_file(tmp_path / "good.png")
+    good = gray_file(tmp_path / "good.png")
     with pytest.raises(SpecError, match=r"no such image file: .*gone\.png, .*lost\.png") as caught:
         open_dataset((str(good), str(tmp_path / "gone.png"), str(tmp_path / "lost.png")))
     assert "good.png" not in str(caught.value)

@@ -32,7 +32,7 @@ def saved(folder: Path, picture: Image.Image, name: str, **options) -> Path:
 
 
 def png_of_16_bit_rgb(path: Path, values: np.ndarray) -> Path:
-    """A PNG of colour type 2 and bit depth 16, which Pillow reads but does not write."""
+    """A PNG of color type 2 and bit depth 16, which Pillow reads but does not write."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -44,8 +44,8 @@ def png_of_16_bit_rgb(path: Path, values: np.ndarray) -> Path:
     return path
 
 
-def over_white(colour: int, alpha: int) -> float:
-    return colour * alpha / 255 + 255 * (255 - alpha) / 255
+def over_white(color: int, alpha: int) -> float:
+    return color * alpha / 255 + 255 * (255 - alpha) / 255
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.webp"])
@@ -70,7 +70,7 @@ UPRIGHT = {
     5: lambda stored: stored.transpose(1, 0, 2),
     6: lambda stored: stored[::-1].transpose(1, 0, 2),  # a quarter turn clockwise
     7: lambda stored: stored[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda stored: stored[:, ::-1].transpose(1, 0, 2),  # a quarter turn anticlockwise
+    8: lambda stored: stored[:, ::-1].transpose(1, 0, 2),  # a quarter turn counterclockwise
 }
 
 
@@ -92,53 +92,53 @@ def test_a_phone_photo_is_turned_upright(tmp_path):
     np.testing.assert_allclose(found[56, 20], [0, 0, 0], atol=4)
 
 
-@pytest.mark.parametrize("name", ["grey.png", "grey.tif"])
-def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path, name):
+@pytest.mark.parametrize("name", ["gray.png", "gray.tif"])
+def test_16_bit_gray_is_scaled_and_not_clipped(tmp_path, name):
     values = np.array([[0, 257 * 3, 257 * 100], [257 * 200, 257 * 254, 65535]], np.uint16)
     found = read_image(saved(tmp_path, Image.fromarray(values), name))
     expected = np.array([[0, 3, 100], [200, 254, 255]], np.uint8)
     np.testing.assert_array_equal(found, np.repeat(expected[:, :, None], 3, axis=2))
 
 
-def test_16_bit_grey_is_turned_upright_too(tmp_path):
+def test_16_bit_gray_is_turned_upright_too(tmp_path):
     values, exif = np.arange(6, dtype=np.uint16).reshape(2, 3) * 257 * 40, Image.Exif()
     exif[0x0112] = 6
-    found = read_image(saved(tmp_path, Image.fromarray(values), "grey.png", exif=exif))
+    found = read_image(saved(tmp_path, Image.fromarray(values), "gray.png", exif=exif))
     np.testing.assert_array_equal(found[:, :, 0], [[120, 0], [160, 40], [200, 80]])
 
 
-def test_16_bit_colour_is_scaled_and_not_clipped(tmp_path):
+def test_16_bit_color_is_scaled_and_not_clipped(tmp_path):
     expected = noise(3, 4)
     found = read_image(png_of_16_bit_rgb(tmp_path / "deep.png", expected.astype(np.uint16) * 257))
     np.testing.assert_array_equal(found, expected)
 
 
-def test_float_grey_from_zero_to_one_is_scaled(tmp_path):
+def test_float_gray_from_zero_to_one_is_scaled(tmp_path):
     values = np.array([[0.0, 0.2], [0.6, 1.0]], np.float32)
     found = read_image(saved(tmp_path, Image.fromarray(values), "float.tif"))
     np.testing.assert_array_equal(found[:, :, 2], [[0, 51], [153, 255]])
 
 
 @pytest.mark.parametrize(
-    ("ink", "colour"),
+    ("ink", "color"),
     [((0, 255, 255, 0), (255, 0, 0)), ((0, 0, 0, 0), (255, 255, 255)), ((0, 0, 0, 255), (0, 0, 0))],
 )
-def test_a_cmyk_jpeg_keeps_its_colours(tmp_path, ink, colour):
+def test_a_cmyk_jpeg_keeps_its_colors(tmp_path, ink, color):
     path = saved(tmp_path, Image.new("CMYK", (16, 16), ink), "print.jpg", quality=95)
     found = read_image(path)
     assert found.shape == (16, 16, 3)
-    np.testing.assert_allclose(found.reshape(-1, 3), np.tile(colour, (256, 1)), atol=4)
+    np.testing.assert_allclose(found.reshape(-1, 3), np.tile(color, (256, 1)), atol=4)
 
 
 @pytest.mark.parametrize("alpha", [0, 128, 255])
-def test_grey_with_alpha_lies_on_white(tmp_path, alpha):
+def test_gray_with_alpha_lies_on_white(tmp_path, alpha):
     found = read_image(saved(tmp_path, Image.new("LA", (3, 2), (100, alpha)), "la.png"))
     assert found.shape == (2, 3, 3)
     np.testing.assert_allclose(found, over_white(100, alpha), atol=1)
 
 
 @pytest.mark.parametrize("alpha", [0, 77, 255])
-def test_colour_with_alpha_lies_on_white(tmp_path, alpha):
+def test_color_with_alpha_lies_on_white(tmp_path, alpha):
     found = read_image(saved(tmp_path, Image.new("RGBA", (3, 2), (200, 0, 40, alpha)), "rgba.png"))
     np.testing.assert_allclose(found[1, 2], [over_white(c, alpha) for c in (200, 0, 40)], atol=1)
 
@@ -161,7 +161,7 @@ def test_a_transparent_palette_entry_is_white(tmp_path, name):
     assert found.tolist() == [[[10, 20, 30], WHITE, [0, 0, 255]]]
 
 
-def test_a_transparent_colour_of_an_rgb_file_is_white(tmp_path):
+def test_a_transparent_color_of_an_rgb_file_is_white(tmp_path):
     picture = Image.new("RGB", (2, 1), (9, 8, 7))
     picture.putpixel((1, 0), (50, 60, 70))
     found = read_image(saved(tmp_path, picture, "key.png", transparency=(9, 8, 7)))
@@ -174,13 +174,13 @@ def test_one_bit_becomes_black_and_white(tmp_path):
     assert read_image(saved(tmp_path, picture, "bit.png")).tolist() == [[[0, 0, 0], WHITE]]
 
 
-def test_grey_fills_all_three_channels(tmp_path):
+def test_gray_fills_all_three_channels(tmp_path):
     found = read_image(saved(tmp_path, Image.new("L", (2, 2), 77), "l.png"))
     assert (found == 77).all() and found.shape == (2, 2, 3)
 
 
 def test_an_animation_gives_its_first_frame(tmp_path):
-    frames = [Image.new("RGB", (4, 3), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
+    frames = [Image.new("RGB", (4, 3), color) for color in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
     found = read_image(saved(tmp_path, frames[0], "moving.gif", save_all=True, append_images=frames[1:]))
     assert (found == [255, 0, 0]).all() and found.shape == (3, 4, 3)
 

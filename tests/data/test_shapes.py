@@ -28,7 +28,7 @@ def same(first: ShapeImage, second: ShapeImage) -> bool:
 
 
 def without_geometry(sample: ShapeImage) -> list[float]:
-    """All that a model could use without seeing the outline: colours, the object's colour, place and size."""
+    """All that a model could use without seeing the outline: colors, the object's color, place and size."""
     pixels = sample.image.reshape(-1, 3).astype(float)
     histogram, _ = np.histogramdd(pixels, bins=(4, 4, 4), range=[(0, 256)] * 3)
     rows, columns = np.nonzero(sample.mask)
@@ -40,10 +40,10 @@ def features_and_labels(samples: list[ShapeImage]) -> tuple[np.ndarray, np.ndarr
     return np.array([without_geometry(s) for s in samples]), np.array([s.label for s in samples])
 
 
-def colour_of_cue(sample: ShapeImage) -> tuple[int, ...]:
-    colours = {tuple(map(int, colour)) for colour in sample.image[sample.cue_mask]}
-    assert len(colours) == 1
-    return colours.pop()
+def color_of_cue(sample: ShapeImage) -> tuple[int, ...]:
+    colors = {tuple(map(int, color)) for color in sample.image[sample.cue_mask]}
+    assert len(colors) == 1
+    return colors.pop()
 
 
 def touches_border(mask: np.ndarray) -> bool:
@@ -122,7 +122,7 @@ def test_only_the_ring_has_a_hole(test_split):
             assert holes == (1 if CLASS_NAMES[sample.label] == "ring" else 0)
 
 
-def test_the_image_centre_is_outside_most_objects(test_split):
+def test_the_image_center_is_outside_most_objects(test_split):
     middle = slice(SIDE // 2 - 1, SIDE // 2 + 1)
     inside = np.mean([sample.mask[middle, middle].any() for sample in test_split])
     assert 0.05 < inside <= 0.35
@@ -135,7 +135,7 @@ def test_classes_are_balanced(test_split):
     assert np.abs(counts - 1000 * CHANCE).max() < 4 * spread
 
 
-def test_colour_place_and_size_do_not_tell_the_class(test_split):
+def test_color_place_and_size_do_not_tell_the_class(test_split):
     train = [render_shape(index, "train") for index in range(1500)]
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, C=0.1))
     model.fit(*features_and_labels(train))
@@ -154,24 +154,24 @@ def test_the_outline_does_tell_the_class():
 
 def test_a_sure_cue_has_one_hue_per_class():
     samples = [render_shape(index, cue=1.0) for index in range(120)]
-    hues = {(sample.label, colour_of_cue(sample)) for sample in samples}
-    assert len(hues) == len({label for label, _ in hues}) == len({colour for _, colour in hues}) == 8
+    hues = {(sample.label, color_of_cue(sample)) for sample in samples}
+    assert len(hues) == len({label for label, _ in hues}) == len({color for _, color in hues}) == 8
 
 
 def test_the_hues_of_the_cue_are_evenly_spread():
-    colours = {colour_of_cue(render_shape(index, cue=1.0)) for index in range(120)}
-    hues = sorted(colorsys.rgb_to_hsv(*(channel / 255 for channel in colour))[0] for colour in colours)
+    colors = {color_of_cue(render_shape(index, cue=1.0)) for index in range(120)}
+    hues = sorted(colorsys.rgb_to_hsv(*(channel / 255 for channel in color))[0] for color in colors)
     assert min(second - first for first, second in itertools.pairwise(hues)) > 0.06
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.5, 0.9])
 def test_the_cue_matches_the_class_with_the_asked_probability(probability):
-    colour_of_class = {}
+    color_of_class = {}
     for index in range(120):
         sample = render_shape(index, cue=1.0)
-        colour_of_class[sample.label] = colour_of_cue(sample)
+        color_of_class[sample.label] = color_of_cue(sample)
     samples = [render_shape(index, "train", cue=probability) for index in range(400)]
-    matches = np.mean([colour_of_cue(sample) == colour_of_class[sample.label] for sample in samples])
+    matches = np.mean([color_of_cue(sample) == color_of_class[sample.label] for sample in samples])
     expected = probability + (1 - probability) * CHANCE  # a hue drawn at random matches by chance
     assert abs(matches - expected) < 4 * np.sqrt(expected * (1 - expected) / len(samples))
 
@@ -201,7 +201,7 @@ def test_difficulty_changes_neither_class_nor_split(difficulty):
     ]
 
 
-def test_easy_objects_lie_in_the_centre():
+def test_easy_objects_lie_in_the_center():
     for index in range(20):
         rows, columns = np.nonzero(render_shape(index, difficulty=0.0).mask)
         assert abs(rows.mean() - SIDE / 2 + 0.5) < 1.5 and abs(columns.mean() - SIDE / 2 + 0.5) < 1.5

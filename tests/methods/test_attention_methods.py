@@ -72,7 +72,7 @@ def test_rollout_multiplies_later_blocks_from_the_left():
 
 
 @pytest.mark.parametrize("fusion", ["max", "min"])
-def test_rollout_renormalises_heads_fused_by_max_or_min(fusion):
+def test_rollout_renormalizes_heads_fused_by_max_or_min(fusion):
     fuse = {"max": np.max, "min": np.min}[fusion]
     blocks = blocks_of(CLASS_TOKEN)
     fused = [block.amax(dim=1) if fusion == "max" else block.amin(dim=1) for block in blocks]

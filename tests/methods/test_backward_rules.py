@@ -95,8 +95,8 @@ def test_guided_backprop_by_hand():
             return torch.relu(x.mean(dim=(2, 3)) @ self.first.T) @ self.second.T
 
     model = ac.wrap_model(Net(), size=(4, 4), mean=(0.0,) * 3, std=(1.0,) * 3)
-    colour = torch.tensor([0.9, 0.1, 0.2])
-    images = colour.reshape(1, 3, 1, 1).expand(1, 3, 4, 4).contiguous()
+    color = torch.tensor([0.9, 0.1, 0.2])
+    images = color.reshape(1, 3, 1, 1).expand(1, 3, 4, 4).contiguous()
     # hidden units: 0.9, 2.1, -0.65: on, on, off. Gradients behind: 1, -3, 2: the second is negative. Left: first unit, 1.
     shown = ac.make_explainer(model, "guided_backprop").explain(images, 0)
     torch.testing.assert_close(shown.values, torch.full((1, 4, 4), 1 / 16))  # largest of |1, -1, 0.5| over 16 places
@@ -104,7 +104,7 @@ def test_guided_backprop_by_hand():
 
 def test_captum_leaves_a_relu_that_is_a_function_as_it_is():
     net = Functional().eval()
-    bare = peers.Normalised(wrapped(net))
+    bare = peers.Normalized(wrapped(net))
     found = GuidedBackprop(bare).attribute(images_of().requires_grad_(True), target=TARGET).abs().amax(dim=1)
     plain = gradients.saliency(wrapped(net), images_of(), TARGET)
     assert difference(found.detach(), plain) <= RELATIVE  # the plain gradient
@@ -144,8 +144,8 @@ def test_deep_lift_by_hand():
 
     class Net(nn.Module):
         def forward(self, x):
-            grey = x.mean(dim=(1, 2, 3))
-            return (3 * F.relu(2 * grey - 1) + F.relu(grey + 1))[:, None]
+            gray = x.mean(dim=(1, 2, 3))
+            return (3 * F.relu(2 * gray - 1) + F.relu(gray + 1))[:, None]
 
     model = ac.wrap_model(Net(), size=(4, 4), mean=(0.0,) * 3, std=(1.0,) * 3)
     images = torch.full((1, 3, 4, 4), 0.75)
@@ -178,7 +178,7 @@ def test_deep_lift_is_the_rescale_rule_window_by_window(pool, baseline):
 def captum_misses(module, images):
     """By how much Captum's attributions miss the change of the score, as a share of that."""
     start = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(5))
-    bare = peers.Normalised(wrapped(module))
+    bare = peers.Normalized(wrapped(module))
     target = TARGET[: len(images)]
     found = DeepLift(bare).attribute(images, start.expand_as(images), target=target)
     change = (bare(images) - bare(start)).gather(1, target[:, None])[:, 0]
@@ -241,17 +241,17 @@ def test_gradient_shap_is_a_loop_over_the_same_draws(tiny, pictures, name, optio
 
 
 def test_gradient_shap_of_a_linear_model_is_its_shapley_value():
-    """Baselines are greys: w (x - mean grey) with the mean of the greys that were drawn, 1/2 in the limit."""
+    """Baselines are grays: w (x - mean gray) with the mean of the grays that were drawn, 1/2 in the limit."""
     torch.manual_seed(0)
     linear = nn.Linear(3 * SIDE * SIDE, 4)
     model = ac.wrap_model(nn.Sequential(nn.Flatten(), linear), size=(SIDE, SIDE), mean=(0.0,) * 3, std=(1.0,) * 3)
     images, samples = images_of(), 400
     shown = ac.make_explainer(model, "gradient_shap", n_samples=samples, seed=3).explain(images, TARGET)
-    greys = [float(torch.rand(2, generator=torch.Generator().manual_seed(3 + k))[0]) for k in range(samples)]
+    grays = [float(torch.rand(2, generator=torch.Generator().manual_seed(3 + k))[0]) for k in range(samples)]
     weights = linear.weight.detach()[TARGET].reshape(2, 3, SIDE, SIDE).double()
-    expected = (weights * (images.double() - sum(greys) / samples)).sum(dim=1)
+    expected = (weights * (images.double() - sum(grays) / samples)).sum(dim=1)
     assert difference(shown.values, expected) <= RELATIVE
-    assert abs(sum(greys) / samples - 0.5) < 0.05
+    assert abs(sum(grays) / samples - 0.5) < 0.05
 
 
 def test_the_rules_leave_no_trace(tiny, pictures):

@@ -89,7 +89,7 @@ READ_THE_MEAN = {
         eigen_cam,
         "eigen_cam: the sign of the first principal direction cannot be told because the channels",
     ),
-    "eigen_cam, centred": (partial(eigen_cam, centered=True), "eigen_cam: the sign .* as after a LayerNorm"),
+    "eigen_cam, centered": (partial(eigen_cam, centered=True), "eigen_cam: the sign .* as after a LayerNorm"),
 }
 
 

@@ -58,7 +58,7 @@ def rank_correlation(one, other):
     return torch.where(flat, 0.0, found)
 
 
-def randomise(module, seed=0):
+def randomize(module, seed=0):
     """New weights of the size of the old ones, drawn at random."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -109,7 +109,7 @@ def test_a_map_that_reads_no_score_is_the_same_for_every_class(trained, name):
 def test_new_weights_in_the_head_change_the_maps_that_read_the_score_and_no_others(trained, name):
     model, labels = trained(name), scenes()[1]
     before = maps(model, (*FOLLOWS_THE_TARGET[name], *BLIND[name]), labels)
-    randomise(from_the_top(model)[0])
+    randomize(from_the_top(model)[0])
     after = maps(model, (*FOLLOWS_THE_TARGET[name], *BLIND[name]), labels)
     for method in FOLLOWS_THE_TARGET[name]:
         assert ((before[method] - after[method]).abs().amax(1) > 0.05 * before[method].abs().amax(1)).all(), method
@@ -125,7 +125,7 @@ def cascade(name):
     before = maps(model, chosen, labels)
     found = {method: [] for method in chosen}
     for number, part in enumerate(parts):
-        randomise(part, seed=number)
+        randomize(part, seed=number)
         if number in (0, len(parts) // 2, len(parts) - 1):
             after = maps(model, chosen, labels)
             for method in chosen:

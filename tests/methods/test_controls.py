@@ -16,18 +16,18 @@ def pictures_of(count=2, height=6, width=9, seed=0):
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def test_edge_map_is_the_sobel_magnitude_of_the_grey_image():
+def test_edge_map_is_the_sobel_magnitude_of_the_gray_image():
     images = pictures_of()
     actual = edge_map(images)
     for image, row, column in np.ndindex(2, 6, 9):
 
-        def grey(i, j, image=image):
+        def gray(i, j, image=image):
             return float(images[image, :, min(max(i, 0), 5), min(max(j, 0), 8)].double().mean())
 
         across = down = 0.0
         for step, weight in ((-1, 1), (0, 2), (1, 1)):
-            across += weight * (grey(row + step, column + 1) - grey(row + step, column - 1))
-            down += weight * (grey(row + 1, column + step) - grey(row - 1, column + step))
+            across += weight * (gray(row + step, column + 1) - gray(row + step, column - 1))
+            down += weight * (gray(row + 1, column + step) - gray(row - 1, column + step))
         assert actual[image, row, column] == pytest.approx(math.hypot(across, down), abs=1e-5)
 
 
@@ -36,7 +36,7 @@ def test_edge_map_of_a_flat_image_is_zero():
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.25])
-def test_center_map_is_a_gaussian_around_the_image_centre(sigma):
+def test_center_map_is_a_gaussian_around_the_image_center(sigma):
     actual = center_map(pictures_of(), sigma=sigma)
     for row, column in np.ndindex(6, 9):
         down, right = (row + 0.5) / 6 - 0.5, (column + 0.5) / 9 - 0.5
@@ -44,7 +44,7 @@ def test_center_map_is_a_gaussian_around_the_image_centre(sigma):
         assert actual[:, row, column].tolist() == pytest.approx([expected, expected], rel=1e-4)
 
 
-def test_center_map_peaks_at_the_centre_and_is_symmetric():
+def test_center_map_peaks_at_the_center_and_is_symmetric():
     bump = center_map(pictures_of(height=7, width=7))[0]
     assert bump.argmax() == 24
     torch.testing.assert_close(bump, bump.flip(0, 1))

@@ -30,20 +30,18 @@ def gradient_at(model, images):
 
 
 def riemann_sum(model, images, start, steps):
-    """(x - x0) times the mean of the gradients at the middle of each step, summed over colours, one step at a time."""
+    """(x - x0) times the mean of the gradients at the middle of each step, summed over colors, one step at a time."""
     total = torch.zeros_like(images, dtype=torch.float64)
     for step in range(steps):
         total += gradient_at(model, start + (step + 0.5) / steps * (images - start)).double() / steps
     return ((images - start).double() * total).sum(dim=1)
 
 
-def test_saliency_is_the_largest_absolute_gradient_over_the_colours():
+def test_saliency_is_the_largest_absolute_gradient_over_the_colors():
     gradients = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     actual = saliency(gradients)
     for image, row, column in np.ndindex(2, 4, 5):
-        assert actual[image, row, column] == max(
-            abs(float(gradients[image, colour, row, column])) for colour in range(3)
-        )
+        assert actual[image, row, column] == max(abs(float(gradients[image, color, row, column])) for color in range(3))
 
 
 @pytest.mark.parametrize("name", ["cnn", "vit", "hf_vit"])

@@ -35,7 +35,7 @@ def signal(model, images, name, target=TARGET):
 def test_the_hand_written_vit_is_the_model(tiny, pictures, name):
     model = tiny(name)
     images = pictures(model)
-    logits, attention = vit.run(vit.weights_of(model), Plain(model).normalised(images))
+    logits, attention = vit.run(vit.weights_of(model), Plain(model).normalized(images))
     torch.testing.assert_close(logits.detach(), Plain(model)(images).detach(), atol=1e-12, rtol=0)
     assert len(attention) == 3
     assert attention[0].shape == (2, 2, 17, 17) if model.tokens.prefix else (2, 2, 16, 16)
@@ -123,7 +123,7 @@ def test_without_its_rules_attn_lrp_would_be_another_map(tiny, pictures, name):
     model = tiny(name)
     images = pictures(model)
     w = vit.weights_of(model)
-    x = Plain(model).normalised(images).requires_grad_(True)
+    x = Plain(model).normalized(images).requires_grad_(True)
     score = vit.scores_of(vit.read_out(w, _through(w, vit.embed(w, x))), TARGET).sum()
     plain = (x * torch.autograd.grad(score, x)[0]).sum(dim=1)
     assert difference(plain, lrp.attn_lrp(model, images, TARGET, 0.0, 0.0)) > 0.1
@@ -161,7 +161,7 @@ def test_relevance_of_a_vit_is_the_logit_less_what_softmax_absorbs(build, pictur
     model = ac.wrap_model(without_biases(build("vit_mean")), size=(32, 32))
     images, w = pictures(model), vit.weights_of(model)
     kept = []
-    x = Plain(model).normalised(images).requires_grad_(True)
+    x = Plain(model).normalized(images).requires_grad_(True)
     logits = vit.scores_of(lrp.attn_lrp_logits(w, x, 0.0, 0.0, kept=kept), TARGET)
     flat = [one for pair in kept for one in pair]
     gradients = torch.autograd.grad(logits.sum(), flat)
@@ -198,7 +198,7 @@ def test_the_gamma_rule_of_one_linear_layer(gamma):
     model = ac.wrap_model(nn.Sequential(nn.Flatten(), layer), size=(4, 4))
     images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(3))
     shown = ac.make_explainer(model, "attn_lrp", linear_gamma=gamma).explain(images, TARGET)
-    x = Plain(model).normalised(images).flatten(1).requires_grad_(True)
+    x = Plain(model).normalized(images).flatten(1).requires_grad_(True)
     weights = layer.weight.detach().double(), layer.bias.detach().double()
     logits = vit.linear(x, weights).detach()
     relevance = torch.zeros_like(logits)
@@ -258,10 +258,10 @@ class Spelled(nn.Module):
         self.patches, self.norm = nn.Conv2d(3, 16, 8, 8), nn.LayerNorm(16)
         self.qkv, self.out, self.head = nn.Linear(16, 48), nn.Linear(16, 16), nn.Linear(16, 5)
 
-    def normalised(self, t):
+    def normalized(self, t):
         if self.spelling == "by hand":
-            centred = t - t.mean(-1, keepdim=True)
-            return centred / (t.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+            centered = t - t.mean(-1, keepdim=True)
+            return centered / (t.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
         if self.spelling == "torch.layer_norm":
             return torch.layer_norm(t, (16,), self.norm.weight, self.norm.bias)
         if self.spelling == "group norm":
@@ -277,7 +277,7 @@ class Spelled(nn.Module):
         return (q @ k.transpose(1, 2) / 4).softmax(-1) @ v
 
     def forward(self, x):
-        t = self.normalised(self.patches(x).flatten(2).transpose(1, 2))
+        t = self.normalized(self.patches(x).flatten(2).transpose(1, 2))
         y = self.out(self.mixed(*self.qkv(t).chunk(3, -1)))
         y += t  # into the output of a linear layer
         return self.head(y.mean(1))

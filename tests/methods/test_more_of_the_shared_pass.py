@@ -62,14 +62,14 @@ def test_xgrad_cam_weights_a_channel_by_its_gradients_where_it_is_active():
     torch.testing.assert_close(found.sum((1, 2)), hires_cam(features, gradients).sum((1, 2)))
 
 
-@pytest.mark.parametrize("centred", [False, True])
-def test_eigen_cam_projects_on_the_leading_eigenvector(centred):
+@pytest.mark.parametrize("centered", [False, True])
+def test_eigen_cam_projects_on_the_leading_eigenvector(centered):
     features = tensors(0, *SHAPE).relu()
-    found = eigen_cam(features, centered=centred)
+    found = eigen_cam(features, centered=centered)
     for b in range(2):
         places = features[b].reshape(4, 6).numpy().T
         mean = places.mean(1)
-        places = places - places.mean(0) if centred else places
+        places = places - places.mean(0) if centered else places
         values, vectors = np.linalg.eigh(places.T @ places)
         assert values[-1] > values[-2] + 1e-6
         expected = places @ vectors[:, -1]

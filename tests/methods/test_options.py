@@ -134,8 +134,8 @@ def test_only_the_choices_are_taken(method, option):
 
 @pytest.mark.parametrize("method", methods, ids=lambda one: one.name)
 def test_an_unknown_option_is_refused(method):
-    with pytest.raises((SpecError, UnknownNameError), match=rf"{method.name}.*'colour'"):
-        method.resolve({"colour": 1})
+    with pytest.raises((SpecError, UnknownNameError), match=rf"{method.name}.*'color'"):
+        method.resolve({"color": 1})
 
 
 @pytest.mark.parametrize(

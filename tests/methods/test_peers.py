@@ -185,7 +185,7 @@ def test_attention_maps_equal_those_of_transformers_own_attentions(opened, name)
 def test_bare_layer_grad_cam_weighs_tokens_or_rows_in_place_of_channels(opened, model, layer, shape):
     """Captum's: it returns a map of its own formula on the second axis, whatever that is, without an error."""
     adapter, images, target = opened(model)
-    bare = LayerGradCam(peers.Normalised(adapter), None)
+    bare = LayerGradCam(peers.Normalized(adapter), None)
     module = bare.forward_func
     bare.layer = module.inner.get_submodule(layer)
     found = bare.attribute(images, target=target).detach()
@@ -228,7 +228,7 @@ def _rollout_as_vit_explain(attention, discard=0.9):
 def test_rollout_whose_rows_are_divided_without_keepdim_is_no_flow(opened):
     adapter, images, _ = opened("vit")
     w = vit.weights_of(adapter)
-    _, attention = vit.run(w, Plain(adapter).normalised(images[:1]))
+    _, attention = vit.run(w, Plain(adapter).normalized(images[:1]))
     flow, steps = _rollout_as_vit_explain([one.detach().clone() for one in attention])
     assert max(float((step.sum(dim=-1) - 1).abs().max()) for step in steps) > 0.05
     kept = explain_together(adapter, [("attention_rollout", {"discard_ratio": 0.9})], images[:1])[
@@ -241,7 +241,7 @@ def test_gradients_paired_with_attention_in_reverse_order_give_another_map(opene
     """Backward hooks fire from the last block to the first. An illustration of what zipping them as they come does."""
     adapter, images, target = opened("vit")
     w = vit.weights_of(adapter)
-    logits, attention = vit.run(w, Plain(adapter).normalised(images))
+    logits, attention = vit.run(w, Plain(adapter).normalized(images))
     arrived = []
     for one in attention:
         one.register_hook(arrived.append)
@@ -264,7 +264,7 @@ def test_torchcams_legrad_averages_all_tokens_unless_told_how_the_model_reads_it
     """Its default score is head(norm(mean of all tokens)); torchvision's ViT reads the class token."""
     library = pytest.importorskip("torchcam.methods")
     adapter, images, target = opened("vit_torchvision")
-    module = peers.Normalised(adapter).eval()
+    module = peers.Normalized(adapter).eval()
     with library.LeGrad(module.inner, list(module.inner.encoder.layers)) as explainer:
         scores = module(images)
         found = explainer(target.tolist(), scores, normalized=False)[0]

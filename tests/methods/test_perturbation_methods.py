@@ -15,7 +15,7 @@ from torch import nn
 import attncompare as ac
 from attncompare.capture.counting_forward import CountingForward
 from attncompare.capture.target import TargetScore
-from attncompare.maps import normalise_map, resize_map
+from attncompare.maps import normalize_map, resize_map
 from attncompare.methods.ablation_cam import ablation_cam
 from attncompare.methods.kernel_shap import kernel_shap
 from attncompare.methods.lime import lime
@@ -225,12 +225,12 @@ def additive():
 
 
 def test_kernel_shap_of_an_additive_score_is_exact():
-    """Each superpixel is worth its part of the score times what it has more than the grey that replaces it."""
+    """Each superpixel is worth its part of the score times what it has more than the gray that replaces it."""
     model, labels, parts = additive()
-    grey = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.2, 0.1])
-    images = grey[labels].expand(1, 3, 8, 12).contiguous()
+    gray = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.2, 0.1])
+    images = gray[labels].expand(1, 3, 8, 12).contiguous()
     shown = kernel_shap(images, labels[None], scored(model, images, torch.tensor([0])), n_samples=100)
-    expected = (parts * (grey - 0.5)).double()
+    expected = (parts * (gray - 0.5)).double()
     exact = perturbation.shapley(model, images[0], labels, 0)
     torch.testing.assert_close(torch.tensor(exact, dtype=torch.float64), expected, atol=1e-6, rtol=0)
     assert difference(shown, expected[labels][None]) <= RELATIVE
@@ -302,4 +302,4 @@ def test_a_map_is_constant_inside_each_of_the_models_superpixels(tiny, pictures,
 
 
 def test_a_constant_channel_as_mask_hides_everything():
-    assert (normalise_map(torch.full((1, 3, 3), 2.5)) == 0).all()
+    assert (normalize_map(torch.full((1, 3, 3), 2.5)) == 0).all()

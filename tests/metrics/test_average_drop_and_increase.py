@@ -8,7 +8,7 @@ from attncompare.metrics.average_drop import average_drop
 from attncompare.metrics.average_increase import average_increase
 from attncompare.metrics.masking import images_behind_maps
 
-GREY = torch.full((1, 3, 1, 1), 0.5)
+GRAY = torch.full((1, 3, 1, 1), 0.5)
 
 
 def brightness(images, which):
@@ -22,41 +22,41 @@ def picture(*rows):
 
 def test_where_the_map_is_low_the_mean_color_shows():
     image = picture([1.0, 0.0], [0.0, 1.0])
-    behind = images_behind_maps(image, torch.tensor([[[4.0, 2.0], [0.0, 3.0]]]), GREY)  # weights 1, 1/2, 0, 3/4
+    behind = images_behind_maps(image, torch.tensor([[[4.0, 2.0], [0.0, 3.0]]]), GRAY)  # weights 1, 1/2, 0, 3/4
     torch.testing.assert_close(behind, picture([1.0, 0.25], [0.5, 0.875]))
 
 
 def test_drop_is_the_share_of_the_score_that_is_lost():
     image, shown = picture([1.0, 1.0], [1.0, 0.6]), torch.tensor([[[0.0, 0.0], [0.0, 1.0]]])
     clean = brightness(image, None)  # 0.9; behind the map three pixels are 0.5 and one is 0.6
-    found = average_drop(image, shown, clean, brightness, GREY)
+    found = average_drop(image, shown, clean, brightness, GRAY)
     assert found.item() == pytest.approx((0.9 - 0.525) / 0.9)
-    assert average_increase(image, shown, clean, brightness, GREY).item() == 0
+    assert average_increase(image, shown, clean, brightness, GRAY).item() == 0
 
 
 def test_a_rise_is_an_increase_and_no_drop():
     image, shown = picture([1.0, 0.0], [0.0, 0.0]), torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
     clean = brightness(image, None)  # 0.25; behind the map 0.625
-    assert average_drop(image, shown, clean, brightness, GREY).item() == 0
-    assert average_increase(image, shown, clean, brightness, GREY).item() == 1
+    assert average_drop(image, shown, clean, brightness, GRAY).item() == 0
+    assert average_increase(image, shown, clean, brightness, GRAY).item() == 1
 
 
 def test_an_equal_score_is_neither():
     image = picture([0.5, 0.5], [0.5, 0.5])
     clean, shown = brightness(image, None), torch.rand(1, 2, 2)
-    assert average_drop(image, shown, clean, brightness, GREY).item() == 0
-    assert average_increase(image, shown, clean, brightness, GREY).item() == 0
+    assert average_drop(image, shown, clean, brightness, GRAY).item() == 0
+    assert average_increase(image, shown, clean, brightness, GRAY).item() == 0
 
 
 def test_a_score_of_zero_or_less_cannot_drop():
     images, shown = torch.rand(3, 3, 2, 2), torch.rand(3, 2, 2)
-    found = average_drop(images, shown, torch.tensor([0.0, -0.2, 0.4]), brightness, GREY).tolist()
+    found = average_drop(images, shown, torch.tensor([0.0, -0.2, 0.4]), brightness, GRAY).tolist()
     assert math.isnan(found[0]) and math.isnan(found[1]) and 0 <= found[2] <= 1
 
 
 def test_a_cosine_below_zero_loses_everything_and_no_more():
     found = average_drop(
-        torch.rand(1, 3, 2, 2), torch.rand(1, 2, 2), torch.tensor([0.5]), lambda x, w: -torch.ones(1), GREY
+        torch.rand(1, 3, 2, 2), torch.rand(1, 2, 2), torch.tensor([0.5]), lambda x, w: -torch.ones(1), GRAY
     )
     assert found.item() == 1
 
@@ -69,8 +69,8 @@ def test_the_score_is_asked_for_each_image_behind_its_own_map():
         asked.append(which.tolist())
         return altered.mean(dim=(1, 2, 3))
 
-    together = average_drop(images, shown, torch.full((3,), 0.9), score, GREY)
-    one_by_one = [average_drop(images[i : i + 1], shown[i : i + 1], torch.tensor([0.9]), score, GREY) for i in range(3)]
+    together = average_drop(images, shown, torch.full((3,), 0.9), score, GRAY)
+    one_by_one = [average_drop(images[i : i + 1], shown[i : i + 1], torch.tensor([0.9]), score, GRAY) for i in range(3)]
     assert asked[0] == [0, 1, 2]
     torch.testing.assert_close(together, torch.cat(one_by_one))
 
@@ -105,7 +105,7 @@ def test_drop_and_increase_are_those_of_torchcam():
         torch.tensor(v).reshape(1, -1, 1, 1) for v in (vars(model.source.preprocessing)[k] for k in ("mean", "std"))
     )
 
-    scaled = shown.resized(model.size).normalised().values  # torch-cam scales before it enlarges
+    scaled = shown.resized(model.size).normalized().values  # torch-cam scales before it enlarges
     peer = ClassificationMetric(GivenMaps(model.model, scaled), lambda x: x.softmax(dim=1))
     peer.update((images - mean) / std, class_idx=2)
     records = ac.score(model, images, shown, metrics=["average_drop", "average_increase"])

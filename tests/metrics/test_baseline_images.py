@@ -17,7 +17,7 @@ def test_blur_kernel_is_the_response_to_a_delta_in_a_mirrored_box():
 
 
 @pytest.mark.parametrize("size", [(28, 28), (9, 14)])
-def test_blur_is_a_convolution_in_normalised_space_with_zero_padding(size):
+def test_blur_is_a_convolution_in_normalized_space_with_zero_padding(size):
     image = some_images(1, size, seed=3)
     blurred = baseline_images(image, "blur", MEAN)
     np.testing.assert_allclose(blurred[0].numpy(), blurred_by_hand(image[0].double().numpy()), atol=1e-6)

@@ -12,7 +12,7 @@ from attncompare.metrics._base import metrics
 from attncompare.metrics.infidelity import infidelity, random_squares
 from attncompare.metrics.max_sensitivity import max_sensitivity
 
-GREY = torch.tensor([0.4, 0.5, 0.6]).reshape(1, 3, 1, 1)
+GRAY = torch.tensor([0.4, 0.5, 0.6]).reshape(1, 3, 1, 1)
 SIZE = (12, 16)
 
 
@@ -43,7 +43,7 @@ def test_squares_lie_inside_and_have_one_of_three_sizes():
 
 
 def test_infidelity_is_the_mean_squared_error_under_the_best_scale():
-    found = infidelity(IMAGES, MAPS, curved, GREY, 7, squares=20)
+    found = infidelity(IMAGES, MAPS, curved, GRAY, 7, squares=20)
     squares = list(islice(random_squares(SIZE, 7), 20))
     for i in range(3):
         which = torch.tensor([i])
@@ -51,7 +51,7 @@ def test_infidelity_is_the_mean_squared_error_under_the_best_scale():
         costs = []
         for mask in squares:
             altered = IMAGES[i].clone()
-            altered[:, mask] = GREY[0, :, 0].expand(3, int(mask.sum()))
+            altered[:, mask] = GRAY[0, :, 0].expand(3, int(mask.sum()))
             costs.append(curved(IMAGES[i : i + 1], which) - curved(altered[None], which))
         costs = torch.cat(costs)
         scale = (sums * costs).mean() / sums.square().mean()
@@ -59,20 +59,20 @@ def test_infidelity_is_the_mean_squared_error_under_the_best_scale():
 
 
 def test_the_exact_share_of_every_pixel_has_no_infidelity_and_others_have():
-    shares = WEIGHTS * (IMAGES - GREY).mean(dim=1)
-    assert infidelity(IMAGES, shares, additive, GREY, 0).max() < 1e-6
-    assert infidelity(IMAGES, MAPS, additive, GREY, 0).min() > 1e-3
+    shares = WEIGHTS * (IMAGES - GRAY).mean(dim=1)
+    assert infidelity(IMAGES, shares, additive, GRAY, 0).max() < 1e-6
+    assert infidelity(IMAGES, MAPS, additive, GRAY, 0).min() > 1e-3
 
 
 def test_the_unit_of_the_map_does_not_matter():
-    scaled = infidelity(IMAGES, -250 * MAPS, curved, GREY, 0)
-    torch.testing.assert_close(scaled, infidelity(IMAGES, MAPS, curved, GREY, 0))
+    scaled = infidelity(IMAGES, -250 * MAPS, curved, GRAY, 0)
+    torch.testing.assert_close(scaled, infidelity(IMAGES, MAPS, curved, GRAY, 0))
 
 
 def test_a_map_of_zeros_predicts_that_nothing_is_lost():
-    zero, squares = infidelity(IMAGES, 0 * MAPS, curved, GREY, 0, squares=8), list(islice(random_squares(SIZE, 0), 8))
+    zero, squares = infidelity(IMAGES, 0 * MAPS, curved, GRAY, 0, squares=8), list(islice(random_squares(SIZE, 0), 8))
     which = torch.zeros(8, dtype=torch.int64)
-    altered = torch.stack([torch.where(mask, GREY[0], IMAGES[0]) for mask in squares])
+    altered = torch.stack([torch.where(mask, GRAY[0], IMAGES[0]) for mask in squares])
     lost = curved(IMAGES[:1].expand(8, -1, -1, -1), which) - curved(altered, which)
     assert zero[0].item() == pytest.approx(lost.square().mean().item(), rel=1e-4)
 
@@ -123,7 +123,7 @@ def test_a_radius_beyond_the_range_of_an_image_is_refused(radius, message):
 @pytest.mark.parametrize("scale", [1e-38, 1e-24, 1e-20, 1e18, 1e30])
 def test_the_unit_of_a_map_is_free(scale):
     """Squares of such values leave the range of float32."""
-    expected, found = (infidelity(IMAGES, MAPS * one, curved, GREY, 7, squares=20) for one in (1, scale))
+    expected, found = (infidelity(IMAGES, MAPS * one, curved, GRAY, 7, squares=20) for one in (1, scale))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
     expected, found = (max_sensitivity(IMAGES, lambda *at: squares_of(*at) * one, 0) for one in (1, scale))  # noqa: B023
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import attncompare as ac
-from attncompare.benchmark.randomised import STAGES, randomised_maps, stages_of
+from attncompare.benchmark.randomized import STAGES, randomized_maps, stages_of
 from attncompare.metrics.parameter_randomisation import parameter_randomisation
 
 
@@ -52,7 +52,7 @@ def test_each_stage_shuffles_what_is_not_yet_shuffled_and_keeps_the_values(fresh
         changed.append({name for name, value in now.items() if not torch.equal(value, before[name])})
         return torch.zeros(1)
 
-    assert len(list(randomised_maps(model, look))) == STAGES
+    assert len(list(randomized_maps(model, look))) == STAGES
     assert all(a < b for a, b in itertools.pairwise(changed))
     assert changed[-1] == set(before)
     after = weights(model)
@@ -67,8 +67,8 @@ def test_the_weights_are_put_back_after_a_fault_and_when_nobody_asks_on(fresh):
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError):
-        next(randomised_maps(model, fail))
-    half_way = randomised_maps(model, lambda: torch.zeros(1))
+        next(randomized_maps(model, fail))
+    half_way = randomized_maps(model, lambda: torch.zeros(1))
     next(half_way)
     assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
     half_way.close()
@@ -111,7 +111,7 @@ def test_what_a_module_keeps_of_its_weights_is_shuffled_and_put_back_too():
     model = KeepsBiases().eval()
     model.dropout.training = True  # forced on, as in Monte-Carlo dropout
     before = model()
-    (shuffled,) = randomised_maps(model, model)
+    (shuffled,) = randomized_maps(model, model)
     assert not torch.equal(shuffled, before) and torch.equal(shuffled.sort().values, before)
     assert torch.equal(model(), before) and not model.training and model.dropout.training
 
@@ -133,6 +133,6 @@ def test_the_attention_biases_of_levit_are_shuffled():
             found.append((kept, fresh))
             return kept
 
-        *_, last = randomised_maps(model, look)
+        *_, last = randomized_maps(model, look)
         assert all(torch.equal(kept, fresh) for kept, fresh in found) and not torch.equal(last, clean)
         assert torch.equal(model(images), clean)

@@ -24,7 +24,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def direct_solve(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
-    """One equation a removed pixel, neighbour by neighbour: sum of weight x (pixel - neighbour) is zero."""
+    """One equation a removed pixel, neighbor by neighbor: sum of weight x (pixel - neighbor) is zero."""
     places = {place: row for row, place in enumerate(zip(*np.nonzero(removed), strict=True))}
     matrix, right = lil_matrix((len(places), len(places))), np.zeros((len(places), len(image)))
     for (row, column), equation in places.items():
@@ -119,7 +119,7 @@ def test_the_fill_is_that_of_pytorch_grad_cam(order):
     torch.testing.assert_close(linear_fill(image, removed)[0], theirs, rtol=0, atol=1e-4)
 
 
-def test_an_image_of_one_colour_is_filled_with_it_and_nothing_removed_changes_nothing():
+def test_an_image_of_one_color_is_filled_with_it_and_nothing_removed_changes_nothing():
     flat = torch.full((1, 3, 40, 40), 0.7)
     removed = torch.rand(1, 40, 40, generator=seeded(0)) < 0.8
     torch.testing.assert_close(linear_fill(flat, removed), flat, rtol=0, atol=1e-6)
@@ -127,7 +127,7 @@ def test_an_image_of_one_colour_is_filled_with_it_and_nothing_removed_changes_no
     assert torch.equal(linear_fill(image, torch.zeros_like(removed)), image)
 
 
-def test_one_remaining_pixel_gives_the_whole_image_its_colour():
+def test_one_remaining_pixel_gives_the_whole_image_its_color():
     image, removed = pictures(1, (256, 256)), torch.ones(1, 256, 256, dtype=torch.bool)
     removed[0, 3, 17] = False
     expected = image[:, :, 3:4, 17:18].expand_as(image)

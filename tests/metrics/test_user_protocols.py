@@ -41,7 +41,7 @@ def test_a_built_in_protocol_can_be_written_down(tmp_path):
     ("text", "message"),
     [
         ("cells = 7", "deletion is missing"),
-        ('deletion = "grey"', "deletion"),
+        ('deletion = "gray"', "deletion"),
         ('deletion = "mean"\nstpes = 3', "unknown key 'stpes'; known: cells"),
         ('deletion = "mean"\nname = "rise"', "unknown key 'name'"),
         ('deletion = "mean"\nversion = 3', "unknown key 'version'"),

@@ -17,10 +17,10 @@ def center_map(adapter, images, target, sigma=0.25):
 
 
 def edge_map(adapter, images, target):
-    """SciPy's Sobel filter on the grey image."""
+    """SciPy's Sobel filter on the gray image."""
     maps = []
-    for grey in images.double().mean(dim=1).numpy():
-        down, across = (ndimage.sobel(grey, axis=axis, mode="nearest") for axis in (0, 1))
+    for gray in images.double().mean(dim=1).numpy():
+        down, across = (ndimage.sobel(gray, axis=axis, mode="nearest") for axis in (0, 1))
         maps.append(torch.from_numpy((down**2 + across**2) ** 0.5))
     return torch.stack(maps)
 

@@ -52,7 +52,7 @@ class SmoothScore:
 
 
 class LinearScore:
-    """The sum of weight x mean colour over all pixels: each pixel's part in the score is known exactly."""
+    """The sum of weight x mean color over all pixels: each pixel's part in the score is known exactly."""
 
     def __init__(self, weights: Tensor) -> None:
         self.weights = weights.double()
@@ -72,7 +72,7 @@ def delta_response_by_hand() -> np.ndarray:
 
 
 def blurred_by_hand(image: np.ndarray) -> np.ndarray:
-    """(3,H,W): normalise, pad with 5 zeros, sum each 11 x 11 window under the kernel, undo the normalisation."""
+    """(3,H,W): normalize, pad with 5 zeros, sum each 11 x 11 window under the kernel, undo the normalization."""
     mean, std = np.array(MEAN)[:, None, None], np.array(STD)[:, None, None]
     normal, kernel = (image - mean) / std, delta_response_by_hand()
     padded = np.pad(normal, ((0, 0), (5, 5), (5, 5)))

@@ -41,17 +41,17 @@ def smooth_grad(adapter, images, target, n_samples=25, sigma=0.15, seed=0):
 
 
 def gradient_shap(adapter, images, target, n_samples=50, sigma=0.0, seed=0):
-    """The same draws: a grey level, a place on the way, and noise, one generator for each sample."""
+    """The same draws: a gray level, a place on the way, and noise, one generator for each sample."""
     plain, total = Plain(adapter), torch.zeros(images.shape, dtype=torch.float64)
     for sample in range(n_samples):
         generator = torch.Generator().manual_seed(seed + sample)
-        grey, along = (float(one) for one in torch.rand(2, generator=generator))
+        gray, along = (float(one) for one in torch.rand(2, generator=generator))
         noise = torch.randn(images.shape[1:], generator=generator).double()
         for index in range(len(images)):
             noisy = images[index].double() + sigma * noise
-            point = (1 - along) * grey + along * noisy
+            point = (1 - along) * gray + along * noisy
             found = gradient(plain, point[None], target[index : index + 1])[0]
-            total[index] += (noisy - grey) * found / n_samples
+            total[index] += (noisy - gray) * found / n_samples
     return total.sum(dim=1)
 
 
@@ -86,7 +86,7 @@ def guided(adapter, images, target) -> Tensor:
     """(B,3,H,W) guided gradient of a sequence of layers: a ReLU keeps what is positive, where its input was."""
     plain = Plain(adapter)
     layers = layers_of(plain.module)
-    inputs, logits = one_by_one(layers, plain.normalised(images))
+    inputs, logits = one_by_one(layers, plain.normalized(images))
     seed = torch.zeros_like(logits)
     for row, index in enumerate(target):
         seed[row, int(index)] = 1
@@ -114,9 +114,9 @@ def deep_lift(adapter, images, target, baseline=0.0):
     plain, maps = Plain(adapter), []
     layers = layers_of(plain.module)
     reference = torch.full_like(images[:1], baseline, dtype=torch.float64)
-    others, start = one_by_one(layers, plain.normalised(reference))
+    others, start = one_by_one(layers, plain.normalized(reference))
     for image, index in zip(images, target, strict=True):
-        inputs, _ = one_by_one(layers, plain.normalised(image[None]))
+        inputs, _ = one_by_one(layers, plain.normalized(image[None]))
         seed = F.one_hot(torch.tensor([int(index)]), start.shape[1]).double()
         multiplier = seed
         for layer, x, x0 in zip(reversed(layers), reversed(inputs), reversed(others), strict=True):

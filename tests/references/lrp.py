@@ -46,7 +46,7 @@ def residual(a: Tensor, b: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
 def attention_relevance(adapter, image: Tensor, target: int) -> list[Tensor]:
     """Per block (heads,N,N) relevance of the attention of one image (1,3,H,W)."""
     w = vit.weights_of(adapter)
-    x = vit.embed(w, Plain(adapter).normalised(image))
+    x = vit.embed(w, Plain(adapter).normalized(image))
     inputs = []
     for block in w.blocks:
         inputs.append(x)
@@ -132,9 +132,9 @@ def half(x: Tensor) -> Tensor:
 
 def fixed_norm(x: Tensor, weights: tuple[Tensor, Tensor], eps: float) -> Tensor:
     """Layer norm whose divisor is a constant."""
-    centred = x - x.mean(dim=-1, keepdim=True)
-    divisor = ((centred.detach() ** 2).mean(dim=-1, keepdim=True) + eps).sqrt()
-    return centred / divisor * weights[0] + weights[1]
+    centered = x - x.mean(dim=-1, keepdim=True)
+    divisor = ((centered.detach() ** 2).mean(dim=-1, keepdim=True) + eps).sqrt()
+    return centered / divisor * weights[0] + weights[1]
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -142,13 +142,13 @@ def gelu(x: Tensor) -> Tensor:
     return x * (F.gelu(x) / x).detach()
 
 
-def attn_lrp_logits(w, normalised: Tensor, gamma: float = 0.05, conv_gamma: float = 0.25, positions=None, kept=None):
+def attn_lrp_logits(w, normalized: Tensor, gamma: float = 0.05, conv_gamma: float = 0.25, positions=None, kept=None):
     """Logits of a ViT modified so that input times gradient is AttnLRP's relevance.
 
     positions: in place of the model's, to ask for their relevance too. kept: a list for (scores, attention) per block.
     """
     side = w.patch[0].shape[-1]
-    patches = F.unfold(normalised, side, stride=side).transpose(1, 2)
+    patches = F.unfold(normalized, side, stride=side).transpose(1, 2)
     x = gamma_linear(patches, (w.patch[0].flatten(1), w.patch[1]), conv_gamma)
     if w.class_token is not None:
         x = torch.cat([w.class_token.expand(len(x), -1, -1), x], dim=1)
@@ -172,6 +172,6 @@ def attn_lrp_logits(w, normalised: Tensor, gamma: float = 0.05, conv_gamma: floa
 
 def attn_lrp(adapter, images, target, conv_gamma=0.25, linear_gamma=0.05):
     w = vit.weights_of(adapter)
-    x = Plain(adapter).normalised(images).requires_grad_(True)
+    x = Plain(adapter).normalized(images).requires_grad_(True)
     score = vit.scores_of(attn_lrp_logits(w, x, linear_gamma, conv_gamma), target).sum()
     return (x * torch.autograd.grad(score, x)[0]).detach().sum(dim=1)

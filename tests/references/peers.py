@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 
-class Normalised(nn.Module):
+class Normalized(nn.Module):
     """A copy of the model on images in [0, 1], as the package feeds it."""
 
     def __init__(self, adapter):
@@ -29,7 +29,7 @@ def _targets(target):
     return [ClassifierOutputTarget(int(one)) for one in target]
 
 
-def _layer(module: Normalised, adapter):
+def _layer(module: Normalized, adapter):
     reshape = None if adapter.tokens is None else adapter.tokens.to_grid
     return module.inner.get_submodule(adapter.structure.feature_layer), reshape
 
@@ -41,7 +41,7 @@ def grad_cam_family(name: str):
         import pytorch_grad_cam
 
         kind = getattr(pytorch_grad_cam, name)
-        module = Normalised(adapter)
+        module = Normalized(adapter)
         layer, reshape = _layer(module, adapter)
         with kind(module, [layer], reshape_transform=reshape) as explainer:
             explainer(images.clone().requires_grad_(True), _targets(target))
@@ -82,7 +82,7 @@ def score_cam(adapter, images, target, corners: bool = False):
         def forward(self, x):
             return F.interpolate(x, self.size, mode="bilinear", align_corners=False)
 
-    module = Normalised(adapter).eval()
+    module = Normalized(adapter).eval()
     layer, reshape = _layer(module, adapter)
     previous = torch.nn.UpsamplingBilinear2d
     torch.nn.UpsamplingBilinear2d = previous if corners else Enlarge
@@ -102,7 +102,7 @@ def ablation_cam_weights(adapter, images, target):
     """(B,C) weights of pytorch-grad-cam's AblationCAM, features (B,C,h,w) and scores (B,), on a CNN behind a ReLU."""
     from pytorch_grad_cam import AblationCAM
 
-    module = Normalised(adapter).eval()
+    module = Normalized(adapter).eval()
     layer, _ = _layer(module, adapter)
     with AblationCAM(module, [layer]) as explainer, torch.no_grad():
         logits = explainer.activations_and_grads(images)
@@ -123,7 +123,7 @@ def finer_cam(adapter, images, target):
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import FinerWeightedTarget
 
-    module, maps = Normalised(adapter), []
+    module, maps = Normalized(adapter), []
     layer, reshape = _layer(module, adapter)
     for image, index in zip(images, target, strict=True):
         with torch.no_grad():
@@ -140,12 +140,12 @@ def finer_cam(adapter, images, target):
 
 
 def torch_cam(name: str):
-    """A class of torch-cam, not normalised, rectified as its own display does."""
+    """A class of torch-cam, not normalized, rectified as its own display does."""
 
     def run(adapter, images, target):
         import torchcam.methods
 
-        module = Normalised(adapter).requires_grad_(True).eval()
+        module = Normalized(adapter).requires_grad_(True).eval()
         kind = getattr(torchcam.methods, name)
         with kind(module, target_layer=f"inner.{adapter.structure.feature_layer}") as explainer:
             scores = module(images.clone().requires_grad_(True))
@@ -157,13 +157,13 @@ def torch_cam(name: str):
 def captum_saliency(adapter, images, target):
     from captum.attr import Saliency
 
-    return Saliency(Normalised(adapter)).attribute(images.clone().requires_grad_(True), target=target).amax(dim=1)
+    return Saliency(Normalized(adapter)).attribute(images.clone().requires_grad_(True), target=target).amax(dim=1)
 
 
 def captum_input_x_gradient(adapter, images, target):
     from captum.attr import InputXGradient
 
-    found = InputXGradient(Normalised(adapter)).attribute(images.clone().requires_grad_(True), target=target)
+    found = InputXGradient(Normalized(adapter)).attribute(images.clone().requires_grad_(True), target=target)
     return found.sum(1).detach()
 
 
@@ -179,15 +179,15 @@ def captum_guided(adapter, images, target):
     """(B,3,H,W)."""
     from captum.attr import GuidedBackprop
 
-    module = out_of_place(Normalised(adapter))
+    module = out_of_place(Normalized(adapter))
     return GuidedBackprop(module).attribute(images.clone().requires_grad_(True), target=target).detach()
 
 
 def captum_guided_grad_cam(adapter, images, target):
-    """Its GuidedGradCam, enlarged bilinearly; the largest absolute value over the colours."""
+    """Its GuidedGradCam, enlarged bilinearly; the largest absolute value over the colors."""
     from captum.attr import GuidedGradCam
 
-    module = out_of_place(Normalised(adapter))
+    module = out_of_place(Normalized(adapter))
     layer, _ = _layer(module, adapter)
     explainer = GuidedGradCam(module, layer)
     found = explainer.attribute(images.clone().requires_grad_(True), target=target, interpolate_mode="bilinear")
@@ -197,7 +197,7 @@ def captum_guided_grad_cam(adapter, images, target):
 def captum_deep_lift(adapter, images, target):
     from captum.attr import DeepLift
 
-    module = out_of_place(Normalised(adapter))
+    module = out_of_place(Normalized(adapter))
     found = DeepLift(module).attribute(images.clone(), torch.zeros_like(images), target=target)
     return found.sum(1).detach()
 
@@ -207,7 +207,7 @@ def zennit_gamma(adapter, images, target, conv_gamma=0.25, linear_gamma=0.05):
     from zennit.composites import LayerMapComposite
     from zennit.rules import Epsilon, Gamma, Norm, Pass
 
-    module = out_of_place(Normalised(adapter)).double()
+    module = out_of_place(Normalized(adapter)).double()
     layers = [
         (nn.Conv2d, Gamma(conv_gamma, stabilizer=1e-12)),
         (nn.Linear, Gamma(linear_gamma, stabilizer=1e-12)),
@@ -229,7 +229,7 @@ def torch_cam_legrad(adapter, images, target):
     """torch-cam's LeGrad on torchvision's ViT, given the model's own read-out: by default it averages all tokens."""
     from torchcam.methods import LeGrad
 
-    module = Normalised(adapter).eval()
+    module = Normalized(adapter).eval()
     vit = module.inner
     explainer = LeGrad(vit, list(vit.encoder.layers), score_projection=lambda x: vit.heads(vit.encoder.ln(x)[:, 0]))
     with explainer:
@@ -239,7 +239,7 @@ def torch_cam_legrad(adapter, images, target):
 
 def own_attentions(adapter, images):
     """L x (B,heads,N,N) that a transformers model returns itself when its slow path is asked for."""
-    module = Normalised(adapter).double()
+    module = Normalized(adapter).double()
     module.inner.set_attn_implementation("eager")
     with torch.no_grad():
         return module.inner((images - module.mean) / module.std, output_attentions=True).attentions

@@ -52,7 +52,7 @@ def rise(adapter, images, target, masks: list[Tensor], p_keep=0.5, baseline=0.5)
 
 
 def without(image: Tensor, labels: Tensor, kept, baseline: float) -> Tensor:
-    """The image with the superpixels that are not kept (S,) of one grey."""
+    """The image with the superpixels that are not kept (S,) of one gray."""
     altered = image.clone()
     for label, stays in enumerate(kept):
         if not stays:

@@ -18,11 +18,11 @@ class Plain(nn.Module):
         self.mean = torch.tensor(given.mean, dtype=torch.float64).reshape(1, 3, 1, 1)
         self.std = torch.tensor(given.std, dtype=torch.float64).reshape(1, 3, 1, 1)
 
-    def normalised(self, images: Tensor) -> Tensor:
+    def normalized(self, images: Tensor) -> Tensor:
         return (images.double() - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:
-        output = self.module(self.normalised(images))
+        output = self.module(self.normalized(images))
         return getattr(output, "logits", output)
 
     def score(self, images: Tensor, target: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def features_and_gradients(adapter, images: Tensor, target: Tensor, path: str | 
 
 
 def enlarged(x: Tensor, height: int, width: int, corners: bool = False) -> Tensor:
-    """(h,w) -> (H,W) bilinearly, pixel by pixel; `corners`: whether the corner pixels' centres are kept in place."""
+    """(h,w) -> (H,W) bilinearly, pixel by pixel; `corners`: whether the corner pixels' centers are kept in place."""
     h, w = x.shape
 
     def places(old, new):

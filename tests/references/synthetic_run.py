@@ -34,16 +34,16 @@ def skill(model: str, method: str) -> float:
 
 
 def photo(number: int) -> np.ndarray:
-    """(SIDE,SIDE,3) uint8: a disc on a slope of colour."""
+    """(SIDE,SIDE,3) uint8: a disk on a slope of color."""
     y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
-    disc = (x - 0.3 - 0.08 * number) ** 2 + (y - 0.45) ** 2 < 0.04
+    disk = (x - 0.3 - 0.08 * number) ** 2 + (y - 0.45) ** 2 < 0.04
     picture = np.stack([0.3 + 0.5 * x, 0.3 + 0.4 * y, np.full_like(x, 0.2 + 0.1 * number)], axis=2)
-    picture[disc] = (0.9, 0.8 - 0.1 * number, 0.3)
+    picture[disk] = (0.9, 0.8 - 0.1 * number, 0.3)
     return (picture * 255).astype(np.uint8)
 
 
 def attribution(model: str, method: str, number: int) -> np.ndarray:
-    """(12,12) float32: a bell that lies further from the disc the worse the method is; signed methods dip beside it."""
+    """(12,12) float32: a bell that lies further from the disk the worse the method is; signed methods dip beside it."""
     y, x = (np.mgrid[0:12, 0:12] + 0.5) / 12
     miss = 1 - skill(model, method)
     bell = np.exp(-((x - 0.3 - 0.08 * number - 0.3 * miss) ** 2 + (y - 0.45 - 0.4 * miss) ** 2) / 0.03)

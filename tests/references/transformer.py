@@ -9,7 +9,7 @@ from references.plain import Plain
 
 def _attention(adapter, images: Tensor, target: Tensor):
     w = vit.weights_of(adapter)
-    logits, attention = vit.run(w, Plain(adapter).normalised(images))
+    logits, attention = vit.run(w, Plain(adapter).normalized(images))
     gradients = torch.autograd.grad(vit.scores_of(logits, target).sum(), attention)
     return w, [a.detach() for a in attention], list(gradients)
 
@@ -48,7 +48,7 @@ def legrad_gradients(adapter, images, target, cut=True) -> list[Tensor]:
     cut=False lets the sum of all scores go back through everything at once, which is another formula.
     """
     w = vit.weights_of(adapter)
-    x = vit.embed(w, Plain(adapter).normalised(images)).requires_grad_(True)
+    x = vit.embed(w, Plain(adapter).normalized(images)).requires_grad_(True)
     attention, scores = [], []
     for block in w.blocks:
         x, one = vit.run_block(w, block, x.detach().requires_grad_(True) if cut else x)

@@ -23,7 +23,7 @@ class Block:
 
 @dataclass
 class Weights:
-    """A whole ViT. pooled: whether the patch tokens are averaged, and only then normalised, as timm does it."""
+    """A whole ViT. pooled: whether the patch tokens are averaged, and only then normalized, as timm does it."""
 
     patch: tuple[Tensor, Tensor]
     class_token: Tensor | None
@@ -90,11 +90,11 @@ def _torchvision(state, module) -> Weights:
     )  # fmt: skip
 
 
-def embed(w: Weights, normalised: Tensor) -> Tensor:
+def embed(w: Weights, normalized: Tensor) -> Tensor:
     """(B,3,H,W) -> (B,N,C) tokens in front of the first block."""
     weight, bias = w.patch
     side = weight.shape[-1]
-    patches = F.unfold(normalised, side, stride=side).transpose(1, 2)
+    patches = F.unfold(normalized, side, stride=side).transpose(1, 2)
     tokens = patches @ weight.flatten(1).T + bias
     if w.class_token is not None:
         tokens = torch.cat([w.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
@@ -117,7 +117,7 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def attend(w: Weights, block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,N,C) normalised tokens -> what the attention branch adds, and the attention (B,heads,N,N) in its graph."""
+    """(B,N,C) normalized tokens -> what the attention branch adds, and the attention (B,heads,N,N) in its graph."""
     query, key, value = (split_heads(part, w.heads) for part in linear(x, block.qkv).chunk(3, dim=-1))
     attention = (query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])).softmax(dim=-1)
     mixed = attention @ value
@@ -138,9 +138,9 @@ def read_out(w: Weights, x: Tensor) -> Tensor:
     return linear(layer_norm(x, w.norm, w.eps)[:, 0], w.head)
 
 
-def run(w: Weights, normalised: Tensor) -> tuple[Tensor, list[Tensor]]:
+def run(w: Weights, normalized: Tensor) -> tuple[Tensor, list[Tensor]]:
     """(B,K) logits and the attention of every block, in their graph."""
-    x, attention = embed(w, normalised).requires_grad_(True), []
+    x, attention = embed(w, normalized).requires_grad_(True), []
     for block in w.blocks:
         x, one = run_block(w, block, x)
         attention.append(one)

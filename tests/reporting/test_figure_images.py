@@ -5,11 +5,11 @@ import pytest
 from make_baselines import BASELINE, VENUE, baseline, shrunk
 from scipy.ndimage import gaussian_filter
 
-from attncompare.reporting.figures import COLOURS, _base, draw, kinds
+from attncompare.reporting.figures import COLORS, _base, draw, kinds
 
 BLUR = 2  # pixels, 0.04 in: strokes of letters may move by less
 TOLERANCE = 0.07
-"""Largest difference of any channel in [0, 1] after the blur. Builds of matplotlib and freetype rasterise letters
+"""Largest difference of any channel in [0, 1] after the blur. Builds of matplotlib and freetype rasterize letters
 differently: hinting as fonts ask for it changes these pictures by up to 0.06, the smallest change below by 0.078."""
 
 
@@ -30,7 +30,7 @@ def test_no_picture_is_left_of_a_kind_that_is_gone():
     assert sorted(path.stem for path in BASELINE.iterdir()) == kinds.names()
 
 
-def test_letters_may_be_rasterised_otherwise(synthetic, tmp_path, monkeypatch):
+def test_letters_may_be_rasterized_otherwise(synthetic, tmp_path, monkeypatch):
     style = _base.style
     monkeypatch.setattr(_base, "style", lambda venue: style(venue) | {"text.hinting": "native"})
     assert 0 < apart(np.asarray(shrunk(draw(synthetic, "bars", venue=VENUE), tmp_path)), baseline("bars")) <= TOLERANCE
@@ -51,9 +51,9 @@ def move_the_legend(figure):
     figure.legends[0].set_loc("outside lower left")
 
 
-def swap_two_colours(figure):
+def swap_two_colors(figure):
     for line in (line for axes in figure.axes for line in axes.lines if line.get_marker() != "None"):
-        swap = {COLOURS[0]: COLOURS[1], COLOURS[1]: COLOURS[0]}
+        swap = {COLORS[0]: COLORS[1], COLORS[1]: COLORS[0]}
         line.set_color(swap.get(line.get_color(), line.get_color()))
 
 
@@ -82,7 +82,7 @@ def lose_a_bar_of_equals(figure):
 
 CHANGES = [
     ("grid", swap_two_maps), ("layers", shift_a_map), ("curves", move_the_legend), ("curves", swap_two_curves),
-    ("cost", swap_two_colours), ("bars", shorten_a_bar), ("agreement", change_a_cell),
+    ("cost", swap_two_colors), ("bars", shorten_a_bar), ("agreement", change_a_cell),
     ("critical-difference", lose_a_bar_of_equals),
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Figures from a run of formulas: same bytes, embedded fonts, colours that survive print, choices that are obeyed."""
+"""Figures from a run of formulas: same bytes, embedded fonts, colors that survive print, choices that are obeyed."""
 
 import re
 import shutil
@@ -24,7 +24,7 @@ from attncompare.cli import app
 from attncompare.errors import ResultFormatError, SpecError, UnknownNameError
 from attncompare.maps import resize_map
 from attncompare.reporting.agreement import correlations, least_alike
-from attncompare.reporting.figures import COLOURS, VENUES, draw, kinds, save_figure, without_values
+from attncompare.reporting.figures import COLORS, VENUES, draw, kinds, save_figure, without_values
 from attncompare.reporting.figures._base import only
 from attncompare.reporting.figures._looks import looks
 from attncompare.reporting.figures.agreement import _matrix
@@ -34,8 +34,8 @@ from attncompare.reporting.overlay import DIVERGING, SEQUENTIAL
 ENDINGS = ("pdf", "svg", "png")
 
 
-def lightness(colours):
-    return rgb2lab(np.array([to_rgb(colour) for colour in colours])[None])[0, :, 0]
+def lightness(colors):
+    return rgb2lab(np.array([to_rgb(color) for color in colors])[None])[0, :, 0]
 
 
 @pytest.mark.parametrize("number", range(len(kinds.names())), ids=kinds.names())
@@ -59,9 +59,9 @@ def test_an_svg_needs_no_font(synthetic, tmp_path):
     assert "<text" not in text and "font-family" not in text
 
 
-def test_methods_stay_apart_in_grey():
+def test_methods_stay_apart_in_gray():
     found = looks(METHODS)
-    assert lightness(COLOURS).max() < 80  # against white paper
+    assert lightness(COLORS).max() < 80  # against white paper
     for one, other in combinations(found, 2):
         apart = abs(np.subtract(*lightness([found[one]["color"], found[other]["color"]]))) > 8
         assert apart or found[one]["linestyle"] != found[other]["linestyle"], (one, other)
@@ -69,7 +69,7 @@ def test_methods_stay_apart_in_grey():
         assert apart or shapes[0] != shapes[1], (one, other)
 
 
-def test_colour_maps_are_perceptually_ordered():
+def test_color_maps_are_perceptually_ordered():
     sequential = lightness(colormaps[SEQUENTIAL](np.linspace(0, 1, 64))[:, :3])
     assert (np.diff(sequential) > 0).all() and np.diff(sequential).max() < 3
     diverging = lightness(colormaps[DIVERGING](np.linspace(0, 1, 65))[:, :3])
@@ -121,7 +121,7 @@ def test_agreement_is_the_rank_correlation_of_the_maps(synthetic):
     assert cases[0][0] == pytest.approx(min(worst)) and len(cases) == 6
 
 
-def test_cells_too_small_for_numbers_keep_their_sign_in_print_without_colour():
+def test_cells_too_small_for_numbers_keep_their_sign_in_print_without_color():
     names = [f"m{i}" for i in range(12)]
     table = pd.DataFrame(np.linspace(-1, 1, 144).reshape(12, 12), index=names, columns=names)
     axes = Figure(figsize=(2, 2)).add_subplot()

@@ -57,7 +57,7 @@ def press(page, button):
 
 
 def picture(page):
-    """(H,W,3) of the plot, without sliders, colour bar and the half-covered pixels of its edge."""
+    """(H,W,3) of the plot, without sliders, color bar and the half-covered pixels of its edge."""
     box = page.locator(".nsewdrag").first.bounding_box()
     return np.asarray(Image.open(io.BytesIO(page.screenshot(clip=box))).convert("RGB"), dtype=float)[2:-2, 2:-2]
 

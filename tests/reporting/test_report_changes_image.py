@@ -60,7 +60,7 @@ def test_keys_pressed_quickly_end_at_the_last_image(page):
 
 
 def test_data_that_come_late_do_not_replace_what_was_chosen_since(page):
-    until(page, "known.size === 3")  # the neighbours are ready
+    until(page, "known.size === 3")  # the neighbors are ready
     page.evaluate(HELD, 1)
     page.click("#after")
     assert page.get_attribute("#view", "aria-busy") == "true"

@@ -117,7 +117,7 @@ def test_images_of_one_name_are_told_apart_in_picker_and_link(open_page, odd_rep
     assert page.locator("#view h3").count() == 2
 
 
-def test_print_has_every_chart_in_light_colours_and_no_controls(open_page, odd_report):
+def test_print_has_every_chart_in_light_colors_and_no_controls(open_page, odd_report):
     page = open_page(odd_report, color_scheme="dark")
     page.click("#theme")
     page.click("#theme")

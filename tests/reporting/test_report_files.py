@@ -21,7 +21,7 @@ from attncompare.reporting.entries import Entries
 from attncompare.reporting.figures import draw
 from attncompare.reporting.gallery import Gallery
 from attncompare.reporting.html import write_report
-from attncompare.reporting.overlay import colourise, is_signed, overlay, to_unit
+from attncompare.reporting.overlay import colorize, is_signed, overlay, to_unit
 from attncompare.reporting.sections import section
 from attncompare.reporting.tables import table
 from attncompare.reporting.tables.content import content
@@ -85,7 +85,7 @@ def test_overlay_keeps_the_hot_spot_and_the_photo():
     drawn = overlay(image, values, opacity=0.6).astype(int).sum(axis=2)
     row, column = np.unravel_index(drawn.argmax(), drawn.shape)
     assert (row // 8, column // 8) == (2, 5)
-    weak = colourise(values, (64, 64))[-1, 0].astype(int).sum()
+    weak = colorize(values, (64, 64))[-1, 0].astype(int).sum()
     assert drawn[-1, 0] == pytest.approx(
         0.8 * 3 * 128 + 0.2 * weak, abs=3
     )  # a third of the opacity where nothing is seen
@@ -93,7 +93,7 @@ def test_overlay_keeps_the_hot_spot_and_the_photo():
     assert (signed[-1, -1] == 128).all()  # no evidence for or against: the photo itself
 
 
-def test_signed_maps_are_centred():
+def test_signed_maps_are_centered():
     values = np.array([[-1, 0], [0, 0.5]], np.float32)
     assert is_signed(values) and to_unit(values)[0, 1] == 0.5
     assert not is_signed(np.array([[-0.01, 1.0]], np.float32))

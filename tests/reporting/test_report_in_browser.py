@@ -164,7 +164,7 @@ def test_a_tile_is_taken_apart_step_by_step(page):
     assert page.inner_text("#step-words") == "step 7 of 19: 37 % changed"
     changed = pixels(page, "#apart-view canvas")
     moved = sum(changed[i : i + 3] != clean[i : i + 3] for i in range(0, len(clean), 4))
-    assert abs(moved - 7 * 64 * 64 / 19) < 20  # some pixels had that colour before
+    assert abs(moved - 7 * 64 * 64 / 19) < 20  # some pixels had that color before
     assert page.get_attribute("#apart-view .cursor", "x1") != cursor
     assert page.locator("#apart-view polyline").count() == 2
     page.click("#step-play")

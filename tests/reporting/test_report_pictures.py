@@ -12,7 +12,7 @@ from attncompare.metrics.perturbation import baseline_images, change_step, ends_
 from attncompare.reporting.entries import Entries
 from attncompare.reporting.gallery import Gallery
 from attncompare.reporting.html import BESIDE, write_report
-from attncompare.reporting.overlay import colourise, to_unit
+from attncompare.reporting.overlay import colorize, to_unit
 
 pytestmark = pytest.mark.browser
 
@@ -26,7 +26,7 @@ STEPS = """async ([number, model, method, measure]) => {
     const drawn = canvas.getContext("2d").getImageData(0, 0, W, H).data;
     return {steps: [...steps], drawn: [...drawn], curve: [...curveOf(map.curves[measure])], size: [H, W]};
 }"""
-COLOURED = """async ([number, model, method]) => {
+COLORED = """async ([number, model, method]) => {
     const entry = await load(number), shown = entry.models.find(one => one.model === model);
     const map = shown.maps.find(one => one.method === method), canvas = document.createElement("canvas");
     paint(canvas, await fullMap(map, shown.size), ...shown.size, map.scale, map.signed);
@@ -84,11 +84,11 @@ def end(run, model, picture, kind):
     return (drawn.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy()
 
 
-def test_maps_have_the_colours_of_the_overlays(page, shown):
+def test_maps_have_the_colors_of_the_overlays(page, shown):
     for number, run, model, method, image in shown:
         values, size = run.map(model, method, image), run.picture(model, image).shape[:2]
-        drawn = np.array(page.evaluate(COLOURED, [number, model, method])).reshape(*size, 4)[..., :3]
-        error = np.abs(drawn - colourise(values, size).astype(int)).max(axis=2)
+        drawn = np.array(page.evaluate(COLORED, [number, model, method])).reshape(*size, 4)[..., :3]
+        error = np.abs(drawn - colorize(values, size).astype(int)).max(axis=2)
         # A map of the image's size is kept in 256 levels of equal size, wide ones where values are rare.
         assert np.mean(error) < (8 if values.shape == size else 0.5), (model, method, image)
 
@@ -107,8 +107,8 @@ def test_heads_are_drawn_as_they_were_kept(page, runs):
     )
     coarse = np.rint(to_unit(kept[5].maps[1]) * 255).astype(np.float32) / 255
     full = np.array(drawn).reshape(64, 64, 4)[..., :3].sum(axis=2)
-    centres = full[4::8, 4::8]  # inferno brightens with the value
-    assert np.corrcoef(coarse.ravel(), centres.ravel())[0, 1] > 0.97
+    centers = full[4::8, 4::8]  # inferno brightens with the value
+    assert np.corrcoef(coarse.ravel(), centers.ravel())[0, 1] > 0.97
 
 
 def test_a_page_that_must_be_small_says_so_and_shows_nearly_the_same(open_page, runs, shown, tmp_path):
@@ -117,8 +117,8 @@ def test_a_page_that_must_be_small_says_so_and_shows_nearly_the_same(open_page, 
     for number, run, model, method, image in shown:
         if run.folder == runs[0]:
             values, size = run.map(model, method, image), run.picture(model, image).shape[:2]
-            drawn = np.array(page.evaluate(COLOURED, [number, model, method])).reshape(*size, 4)[..., :3]
-            error = np.abs(drawn - colourise(values, size).astype(int)).max(axis=2).mean()
+            drawn = np.array(page.evaluate(COLORED, [number, model, method])).reshape(*size, 4)[..., :3]
+            error = np.abs(drawn - colorize(values, size).astype(int)).max(axis=2).mean()
             assert error < (15 if values.shape == size else 0.5), (model, method, image)
 
 
@@ -130,7 +130,7 @@ def test_images_beside_the_page_are_read_when_they_are_asked_for(open_page, runs
     assert path.stat().st_size < 6_500_000 and len(list(beside.iterdir())) == 3
     page = open_page(path)
     assert [url[-4:] for url in page.requested if BESIDE in url][:1] == ["0.js"]
-    until(page, "known.size === 3")  # its neighbours follow
+    until(page, "known.size === 3")  # its neighbors follow
     assert len([url for url in page.requested if BESIDE in url]) == 3
     page.select_option("#image", label="b.png")
     until(page, "document.querySelector('#view .stack img')?.alt.includes('b.png')")

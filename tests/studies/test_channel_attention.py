@@ -91,8 +91,8 @@ def test_channels_at_zero_are_those_of_the_highest_mean_gate(study, folder):
     assert rows["channels"].value_counts().to_dict() == {"random": DRAWS, "highest": 1, "lowest": 1}
 
 
-class Colours(nn.Module):
-    """Says which of two colours an image has; channels 0 and 1 carry them, the gates let these through."""
+class Colors(nn.Module):
+    """Says which of two colors an image has; channels 0 and 1 carry them, the gates let these through."""
 
     def __init__(self):
         super().__init__()
@@ -105,9 +105,9 @@ class Colours(nn.Module):
         return self.linear(self.features(images).mean((2, 3)))
 
 
-def test_where_the_gates_favour_what_decides_its_loss_costs_most():
+def test_where_the_gates_favor_what_decides_its_loss_costs_most():
     torch.manual_seed(0)
-    net = insert(Colours(), ["features"], reduction=1, size=(8, 8))
+    net = insert(Colors(), ["features"], reduction=1, size=(8, 8))
     added = net.get_submodule("features").squeeze_excite
     with torch.no_grad():
         added.expand.weight.mul_(0.1)
@@ -116,7 +116,7 @@ def test_where_the_gates_favour_what_decides_its_loss_costs_most():
     pixels[0, :, :, 0] = pixels[1, :, :, 2] = 200
     part = Part(np.array([0, 1] * 10), lambda number: (pixels[number % 2], number % 2))
     data = TrainingData(("red", "blue"), part, part, part, "")
-    model = ac.wrap_model(net, size=(8, 8), mean=(0, 0, 0), std=(1, 1, 1), name="colours")
+    model = ac.wrap_model(net, size=(8, 8), mean=(0, 0, 0), std=(1, 1, 1), name="colors")
     drops = ablation(model, data, ["features"], share=0.25, draws=40, seed=0).groupby("channels")["drop"].mean()
     assert drops["highest"] == 0.5
     assert drops["lowest"] == 0.0

@@ -32,7 +32,7 @@ def few_pictures():
 
 
 class ReadsTheCorner(nn.Module):
-    """Classes by the mean colour of some pixels: of the corner where the cue is, or of the middle."""
+    """Classes by the mean color of some pixels: of the corner where the cue is, or of the middle."""
 
     def __init__(self, corner: bool) -> None:
         super().__init__()
@@ -156,8 +156,8 @@ def test_the_command_writes_tables_figures_and_weights(studied):
     assert list(accuracy.cue) == ["right", "random", "wrong"] * 2 and accuracy.accuracy.between(0, 1).all()
     assert json.loads((folder / "study.json").read_text())["settings"]["training"]["steps"] == 2
     for name in ("energy", "maps"):
-        colours = np.unique(np.asarray(Image.open(folder / f"{name}.png").convert("RGB")).reshape(-1, 3) // 32, axis=0)
-        assert len(colours) > 20
+        colors = np.unique(np.asarray(Image.open(folder / f"{name}.png").convert("RGB")).reshape(-1, 3) // 32, axis=0)
+        assert len(colors) > 20
     assert "auroc" in done.stdout and "energy on the cue" in done.stdout
 
 

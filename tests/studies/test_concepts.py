@@ -27,16 +27,16 @@ HOOKS = [name for name in vars(nn.Module()) if "hooks" in name]
 
 
 class Squares(nn.Module):
-    """Colours (B,3) are the layer; logit k is sum_j w_kj colour_j^2 / 2, so its derivative is w_k times the colours."""
+    """Colors (B,3) are the layer; logit k is sum_j w_kj color_j^2 / 2, so its derivative is w_k times the colors."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.colours, self.flat = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        self.colors, self.flat = nn.AdaptiveAvgPool2d(1), nn.Flatten()
         self.relu = nn.ReLU(inplace=True)  # overwrites what the layer before it returned
         self.weights = nn.Parameter(torch.tensor([[1.0, -2.0, 0.5], [-1.0, 0.0, 3.0]]))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = self.flat(self.colours(images))
+        x = self.flat(self.colors(images))
         return (self.relu(x + 10) - 10).square() @ self.weights.T / 2
 
 
@@ -45,22 +45,22 @@ def squares():
     return ac.wrap_model(Squares(), size=(8, 8), mean=MEAN, std=STD, name="squares", class_names=("up", "down"))
 
 
-def colours_of(images):
+def colors_of(images):
     """The layer of `Squares`, by hand, in float64."""
     shape = (1, 3, 1, 1)
     normal = (images.double() - torch.tensor(MEAN).reshape(shape)) / torch.tensor(STD).reshape(shape)
     return normal.mean(dim=(2, 3))
 
 
-def noise(count, seed, colour=(0.5, 0.5, 0.5), size=8):
+def noise(count, seed, color=(0.5, 0.5, 0.5), size=8):
     draw = torch.Generator().manual_seed(seed)
-    plain = torch.tensor(colour).reshape(1, 3, 1, 1) + 0.15 * torch.randn(count, 3, 1, 1, generator=draw)
+    plain = torch.tensor(color).reshape(1, 3, 1, 1) + 0.15 * torch.randn(count, 3, 1, 1, generator=draw)
     return (plain + 0.02 * torch.randn(count, 3, size, size, generator=draw)).clamp(0, 1)
 
 
 def vector_of(first, second, seed=0):
     """The unit vector from the second set to the first, fitted to the layer worked out by hand."""
-    batches = [(colours_of(one).float(), torch.full((len(one),), label)) for label, one in enumerate((first, second))]
+    batches = [(colors_of(one).float(), torch.full((len(one),), label)) for label, one in enumerate((first, second))]
     machine = LinearConcept(seed)
     machine.train_and_eval(batches)
     return machine.weights()[0].double()
@@ -73,14 +73,14 @@ def test_score_and_magnitude_are_the_directional_derivatives_worked_out_by_hand(
     found = score_pairs(squares, {"flat": 3}, [red, other], [(0, 1)], question, lambda count, path: None).iloc[0]
     vector = vector_of(red, other)
     assert float(vector[0]) > 0.9 and float(vector.norm()) == pytest.approx(1)
-    derivatives = (colours_of(images) * squares.model.weights[target].detach().double()) @ vector
+    derivatives = (colors_of(images) * squares.model.weights[target].detach().double()) @ vector
     assert 0.1 < float((derivatives > 0).double().mean()) < 0.9, "both signs must occur for the score to be tested"
     assert found.score == pytest.approx(float((derivatives > 0).double().mean()), abs=1e-6)
     assert found.magnitude == pytest.approx(float(derivatives.mean()), rel=1e-4)
 
 
 def test_a_concept_that_the_class_uses_is_told_from_one_that_it_does_not(squares):
-    images = noise(12, 5, (0.9, 0.9, 0.9))  # all colours above the mean: the derivative has the sign of the weight
+    images = noise(12, 5, (0.9, 0.9, 0.9))  # all colors above the mean: the derivative has the sign of the weight
     concepts = {"red": noise(8, 6, (0.95, 0.5, 0.5)), "green": noise(8, 7, (0.5, 0.95, 0.5))}
     found = tcav(squares, images, "class:up", concepts, noise(80, 8), "flat")
     table = found.table.set_index(["measure", "concept"])
@@ -231,12 +231,12 @@ class Dead(Squares):
     """A ReLU behind the layer is off for every image, so that each derivative is exactly 0."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.relu(self.flat(self.colours(images)) - 100) @ self.weights.T
+        return self.relu(self.flat(self.colors(images)) - 100) @ self.weights.T
 
 
 class Detached(Squares):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.flat(self.colours(images)).detach() @ self.weights.T
+        return self.flat(self.colors(images)).detach() @ self.weights.T
 
 
 class Unused(Squares):

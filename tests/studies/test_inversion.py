@@ -38,7 +38,7 @@ def inverted(demo, picture):
 
 
 def output_by_hook(model, path, images):
-    """The layer's output, by a bare hook on the bare module with the demo models' own normalisation."""
+    """The layer's output, by a bare hook on the bare module with the demo models' own normalization."""
     seen = []
     handle = model.model.get_submodule(path).register_forward_hook(lambda module, args, output: seen.append(output))
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_total_variation_and_its_gradient_are_those_worked_out_by_hand():
     # right: 1 + 4 + 16 + 16; down: 0 + 9 + 9; six values
     assert value.item() == pytest.approx((37 + 18) / 6)
     (gradient,) = torch.autograd.grad(value, image)
-    # twice the sum of (value - neighbour) over the neighbours, over six
+    # twice the sum of (value - neighbor) over the neighbors, over six
     by_hand = torch.tensor([[-1 - 0, 1 - 2 - 3, 2 + 3], [-4 + 0, 4 + 4 + 3, -4 - 3]]) * 2 / 6
     np.testing.assert_allclose(gradient[0, 0].numpy(), by_hand.numpy(), atol=1e-12)
 
@@ -80,9 +80,9 @@ def test_the_losses_are_those_of_the_images_that_are_returned(inverted, demo, pi
     plain = torch.full_like(picture, 0.5)
     for number, path in enumerate(found.layers):
         goal, at = (output_by_hook(demo[name], path, x) for x in (picture, found.images[number : number + 1]))
-        grey = output_by_hook(demo[name], path, plain)
+        gray = output_by_hook(demo[name], path, plain)
         assert found.final[number] == pytest.approx(float(((at - goal) ** 2).sum() / (goal**2).sum()), rel=1e-3)
-        expected = float(((grey - goal) ** 2).sum() / (goal**2).sum())
+        expected = float(((gray - goal) ** 2).sum() / (goal**2).sum())
         assert found.mean_color[number] == pytest.approx(expected, rel=1e-3)
 
 

@@ -27,12 +27,12 @@ CAT = Path(skimage.__file__).parent / "data" / "chelsea.png"
 def slow_distance(attention, layout, size):
     """As the definition says it, one query and one key at a time."""
     h, w = layout.grid
-    centres = [((y + 0.5) * size[0] / h, (x + 0.5) * size[1] / w) for y in range(h) for x in range(w)]
+    centers = [((y + 0.5) * size[0] / h, (x + 0.5) * size[1] / w) for y in range(h) for x in range(w)]
     total = 0.0
-    for q, here in enumerate(centres):
-        row = [float(attention[layout.prefix + q, layout.prefix + k]) for k in range(len(centres))]
-        total += sum(share * math.dist(here, there) for share, there in zip(row, centres, strict=True)) / sum(row)
-    return total / len(centres)
+    for q, here in enumerate(centers):
+        row = [float(attention[layout.prefix + q, layout.prefix + k]) for k in range(len(centers))]
+        total += sum(share * math.dist(here, there) for share, there in zip(row, centers, strict=True)) / sum(row)
+    return total / len(centers)
 
 
 @pytest.mark.parametrize("layout", [TokenLayout(1, (2, 3), 0), TokenLayout(0, (3, 3)), TokenLayout(5, (2, 2), 0)])
@@ -49,7 +49,7 @@ def test_the_distance_of_heads_that_are_known():
     layout = TokenLayout(1, (4, 4), 0)
     itself = torch.eye(17)[None, None]
     right = torch.zeros(1, 1, 17, 17)
-    for patch in range(16):  # each patch attends to its neighbour on the right, the last of a row to itself
+    for patch in range(16):  # each patch attends to its neighbor on the right, the last of a row to itself
         right[0, 0, 1 + patch, 1 + patch + (patch % 4 < 3)] = 1
     alike = torch.full((1, 1, 17, 17), 1 / 17)
     found = [float(mean_attention_distance(one, layout, (64, 64))) for one in (itself, right, alike)]
@@ -146,7 +146,7 @@ def test_class_attention_is_measured_beside_the_activation(found):
     model, data = ac.load_model("demo/vit"), ac.open_dataset("shapes", 20)
     pictures = ac.studies.layers(model, data).pictures
     shown = ac.make_explainer(model, "class_attention", block=4).explain(pictures.images)
-    large = shown.resized((64, 64)).normalised().values
+    large = shown.resized((64, 64)).normalized().values
     expected = (large * pictures.masks).sum((1, 2)) / large.sum((1, 2)) / pictures.masks.float().mean((1, 2))
     rows = found.values[
         (found.values["map"] == ATTENTION) & (found.values.depth == 5) & (found.values.measure == "object")

@@ -193,7 +193,7 @@ def test_a_pickle_that_is_not_cifars_is_never_opened(tmp_path, monkeypatch):
     assert not opened_file.exists()
 
 
-def test_mnist_is_grey_and_read_from_its_own_files(tmp_path):
+def test_mnist_is_gray_and_read_from_its_own_files(tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     images = np.arange(20 * 28 * 28, dtype=np.uint64).astype(np.uint8).reshape(20, 28, 28)

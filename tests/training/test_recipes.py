@@ -15,12 +15,12 @@ def rows(accuracies):
 
 @pytest.mark.parametrize(("patience", "factor"), [(3, 0.5), (0, 0.1), (2, 0.5)])
 def test_the_plateau_is_that_of_torch(patience, factor):
-    optimiser = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=0.01)
-    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, mode="max", patience=patience, factor=factor)
+    optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=0.01)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", patience=patience, factor=factor)
     recipe = AdamPlateau(steps=100, learning_rate=0.01, patience=patience, factor=factor)
     for count in range(1, len(ACCURACIES) + 1):
         theirs.step(ACCURACIES[count - 1])
-        assert recipe.rate(count, rows(ACCURACIES[:count])) == optimiser.param_groups[0]["lr"]
+        assert recipe.rate(count, rows(ACCURACIES[:count])) == optimizer.param_groups[0]["lr"]
     assert recipe.rate(0, []) == 0.01
     assert recipe.rate(99, rows(ACCURACIES)) < 0.01
 

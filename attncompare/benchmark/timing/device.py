@@ -19,15 +19,15 @@ RESET_PEAK = "5"  # what clear_refs takes to set VmHWM back to VmRSS, see proc_p
 
 @dataclass(frozen=True)
 class Device:
-    """now: seconds of a clock that never goes back. synchronise: wait until the device has nothing left to do.
+    """now: seconds of a clock that never goes back. synchronize: wait until the device has nothing left to do.
 
     start_peak: forget the highest memory use and return the bytes in use. peak: the highest since. Both None where the
     system does not tell. mark, between: the device's own clock, a mark in its queue and the seconds between two marks
-    once it is synchronised; None where the device has no clock of its own.
+    once it is synchronized; None where the device has no clock of its own.
     """
 
     now: Callable[[], float]
-    synchronise: Callable[[], None]
+    synchronize: Callable[[], None]
     start_peak: Callable[[], int] | None = None
     peak: Callable[[], int] | None = None
     mark: Callable[[], Any] | None = None
@@ -45,10 +45,10 @@ def peak_of(job: Callable[[], object], device: Device) -> int | None:
     """Bytes that a job takes at most, beyond those in use before it; None where the system does not tell."""
     if device.start_peak is None or device.peak is None:
         return None
-    device.synchronise()
+    device.synchronize()
     before = device.start_peak()
     job()
-    device.synchronise()
+    device.synchronize()
     return max(0, device.peak() - before)
 
 
@@ -70,7 +70,7 @@ def _cpu() -> Device:
         _start_resident_peak()
     except OSError:  # no Linux, or a container that forbids it: the clock works, the meter does not
         return clock
-    return Device(clock.now, clock.synchronise, _start_resident_peak, lambda: _resident("VmHWM"))
+    return Device(clock.now, clock.synchronize, _start_resident_peak, lambda: _resident("VmHWM"))
 
 
 def _cuda(device: torch.device) -> Device:
@@ -102,7 +102,7 @@ def _cuda(device: torch.device) -> Device:
 def _mps() -> Device:
     def start_peak() -> int:
         gc.collect()
-        torch.mps.empty_cache()  # the driver keeps what was freed since, so its total afterwards is the peak
+        torch.mps.empty_cache()  # the driver keeps what was freed since, so its total afterward is the peak
         return torch.mps.driver_allocated_memory()
 
     return Device(time.perf_counter, torch.mps.synchronize, start_peak, torch.mps.driver_allocated_memory)

@@ -1,4 +1,4 @@
-"""Latency: warm-up until stable, then interleaved rounds with the device synchronised around every run."""
+"""Latency: warm-up until stable, then interleaved rounds with the device synchronized around every run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -55,12 +55,12 @@ class Timing:
 
 def _run(job: Job, device: Device) -> tuple[float, float | None]:
     """Wall time of one run, and the time by the device's own clock."""
-    device.synchronise()
+    device.synchronize()
     start = device.now()
     first = device.mark() if device.mark else None
     job()
     last = device.mark() if device.mark else None
-    device.synchronise()
+    device.synchronize()
     return device.now() - start, device.between(first, last) if device.between else None
 
 

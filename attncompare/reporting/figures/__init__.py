@@ -12,7 +12,7 @@ from attncompare.reporting.figures._base import (
     without_glyph,
     without_values,
 )
-from attncompare.reporting.figures._looks import COLOURS
+from attncompare.reporting.figures._looks import COLORS
 from attncompare.reporting.interactive import interactive, interactive_attention
 
 _OF_STUDIES = {
@@ -31,7 +31,7 @@ _OF_STUDIES = {
 """Name -> module of attncompare/reporting/studies: functions of a study's result and a venue, loaded when first used."""
 
 __all__ = [
-    "COLOURS",
+    "COLORS",
     "VENUES",
     "beyond_page",
     "draw",

@@ -85,7 +85,7 @@ def style(venue: Venue) -> dict[str, Any]:
     small = dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), venue.small)
     return {
         "pdf.fonttype": 42,  # TrueType, embedded: submission systems refuse Type 3
-        "svg.fonttype": "path",  # an SVG cannot embed a font that every viewer honours
+        "svg.fonttype": "path",  # an SVG cannot embed a font that every viewer honors
         "svg.hashsalt": "attncompare",
         "text.parse_math": False,
         "text.hinting": "none",  # words are as wide in a PNG as in a PDF

@@ -58,7 +58,7 @@ class Block:
 
 
 class _Page:
-    """A figure that grows downwards; places are in inches from its top left corner."""
+    """A figure that grows downward; places are in inches from its top left corner."""
 
     def __init__(self, width: float, height: float) -> None:
         self.figure, self.width, self.height = Figure(figsize=(width, height)), width, height
@@ -136,13 +136,13 @@ class _Words:
             page.words(0, top + 0.02 + ABOVE, self.title, **look)
         below = top + self.height - 0.025
         for column, text in enumerate(self.heads):
-            centre = label + (column + 0.5) * self.cell
+            center = label + (column + 0.5) * self.cell
             if not self.upright:
-                page.words(centre, below, text, ha="center", va="bottom", fontsize=self.size, rotation=90)
+                page.words(center, below, text, ha="center", va="bottom", fontsize=self.size, rotation=90)
                 continue
             for number, line in enumerate(reversed(text.split("\n"))):  # by baselines, so that all heads stand level
                 base = below - 0.02 - number * line_height(self.size)
-                page.words(centre, base, line, ha="center", va="baseline", fontsize=self.size)
+                page.words(center, base, line, ha="center", va="baseline", fontsize=self.size)
 
 
 def _draw_rows(page: _Page, block: Block, top: float, left_and_cell: tuple[float, float], venue: Venue) -> None:

@@ -15,7 +15,7 @@ from attncompare.reporting.figures._words import line_height, width_of, wrapped
 from attncompare.reporting.gallery import Gallery
 from attncompare.reporting.overlay import DIVERGING
 
-BAR = 0.42  # inches of the colour bar with its words
+BAR = 0.42  # inches of the color bar with its words
 WRAP = 1.05  # inches of a line of a name
 
 
@@ -46,7 +46,7 @@ def agreement(run: Gallery, venue: Venue) -> Figure:
         head = wrapped(name, label + side, venue.font)
         at = (left - label + 0.02) / venue.width, 1 - (top - 0.04) / height
         figure.text(*at, head, ha="left", va="bottom", fontsize=venue.font)
-    _colour_bar(figure, venue, (title, sides[0], height))
+    _color_bar(figure, venue, (title, sides[0], height))
     return figure
 
 
@@ -69,18 +69,18 @@ def _matrix(axes: Axes, table: pd.DataFrame, side: float) -> None:
     axes.set_yticks(places, names, fontsize=SMALLEST, linespacing=1.0)
     axes.tick_params(length=0, pad=2)
     axes.spines[:].set_visible(False)
-    room = side / len(table) >= 0.19  # for a number; without one a minus keeps the sign where the print has no colour
+    room = side / len(table) >= 0.19  # for a number; without one a minus keeps the sign where the print has no color
     values = table.to_numpy(dtype=np.float64)
     for row in places:
         for column in places:
             value = float(values[row, column])
             number = "–" if np.isnan(value) else f"{value:.2f}".replace("0.", ".").replace("-", "−")
             text = number if room else "−" * (value < -0.05)
-            colour = "white" if abs(value) > 0.6 else "black"
-            axes.text(column, row, text, ha="center", va="center", fontsize=SMALLEST, color=colour)
+            color = "white" if abs(value) > 0.6 else "black"
+            axes.text(column, row, text, ha="center", va="center", fontsize=SMALLEST, color=color)
 
 
-def _colour_bar(figure: Figure, venue: Venue, place: tuple[float, float, float]) -> None:
+def _color_bar(figure: Figure, venue: Venue, place: tuple[float, float, float]) -> None:
     top, side, height = place
     axes = figure.add_axes(
         (1 - (BAR - 0.06) / venue.width, 1 - (top + side) / height, 0.06 / venue.width, side / height)

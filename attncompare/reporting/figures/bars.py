@@ -7,7 +7,7 @@ from attncompare.errors import ResultFormatError
 from attncompare.methods._base import methods
 from attncompare.reporting.figures._base import SMALLEST, Venue, figure_kind
 from attncompare.reporting.figures._charts import arrow, ranked
-from attncompare.reporting.figures._looks import COLOURS
+from attncompare.reporting.figures._looks import COLORS
 from attncompare.reporting.figures._words import line_height, width_of, wrapped
 from attncompare.reporting.figures.grid import even_parts
 from attncompare.reporting.gallery import Gallery
@@ -63,7 +63,7 @@ def _panel(axes, run: Gallery, owner: tuple[str, str], order: list[str]) -> None
     rows = run.summary[(run.summary.model == model) & (run.summary.measure == name) & (run.summary.n > 0)]
     rows = rows.set_index("method").reindex(order)
     places = np.arange(len(order))
-    bodies = axes.barh(places, rows["mean"], color=COLOURS[3], height=0.72, linewidth=0)
+    bodies = axes.barh(places, rows["mean"], color=COLORS[3], height=0.72, linewidth=0)
     for body, method in zip(bodies, order, strict=True):
         if methods.get(method).control:
             body.set(facecolor="0.85", hatch="//////", edgecolor="0.5")

@@ -1,4 +1,4 @@
-"""What channel attention gave and did: training curves, gate values by class, and what its favoured channels are worth."""
+"""What channel attention gave and did: training curves, gate values by class, and what its favored channels are worth."""
 
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from attncompare.reporting.figures._base import Venue, styled, venue_of
-from attncompare.reporting.figures._looks import COLOURS, GREY
+from attncompare.reporting.figures._looks import COLORS, GRAY
 from attncompare.reporting.figures._words import wrapped
 from attncompare.reporting.studies._folder import save_study
 from attncompare.studies.gate_comparison import GateComparison
 
 NAMES = {False: "without", True: "with channel attention"}
 LOOKS: dict[bool, dict[str, Any]] = {
-    False: {"color": GREY, "linestyle": (0, (4, 1.5)), "marker": "o", "markersize": 2.5},
-    True: {"color": COLOURS[0], "linestyle": "-", "marker": "s", "markersize": 2.5},
+    False: {"color": GRAY, "linestyle": (0, (4, 1.5)), "marker": "o", "markersize": 2.5},
+    True: {"color": COLORS[0], "linestyle": "-", "marker": "s", "markersize": 2.5},
 }
-CHANNELS = {"random": (GREY, "o"), "highest": (COLOURS[4], "^"), "lowest": (COLOURS[0], "v")}
+CHANNELS = {"random": (GRAY, "o"), "highest": (COLORS[4], "^"), "lowest": (COLORS[0], "v")}
 
 
 def training_figure(study: GateComparison, venue: str = "a4") -> Figure:
@@ -90,11 +90,11 @@ def _losses(axes: Axes, rows: pd.DataFrame) -> None:
     rng = np.random.default_rng(0)
     axes.axhline(0, color="black", linewidth=0.5)
     for place, seed in enumerate(seeds):
-        for which, (colour, marker) in CHANNELS.items():
+        for which, (color, marker) in CHANNELS.items():
             drops = rows[(rows["seed"] == seed) & (rows["channels"] == which)]["drop"]
             beside = rng.uniform(-0.2, 0.2, len(drops)) if which == "random" else np.zeros(len(drops))
             size = 1.8 if which == "random" else 4.5
-            axes.plot(place + beside, drops, linestyle="none", marker=marker, color=colour, markersize=size, mew=0)
+            axes.plot(place + beside, drops, linestyle="none", marker=marker, color=color, markersize=size, mew=0)
     axes.set_xticks(range(len(seeds)), [str(seed) for seed in seeds])
     axes.set_xlim(-0.6, len(seeds) - 0.4)
 
@@ -103,8 +103,8 @@ def _keys(page: Venue) -> list[Line2D]:
     words = {"random": "random channels", "highest": "highest-gated", "lowest": "lowest-gated"}
     size = page.small / 1.6
     return [
-        Line2D([], [], linestyle="none", marker=marker, color=colour, markersize=size, mew=0, label=words[which])
-        for which, (colour, marker) in CHANNELS.items()
+        Line2D([], [], linestyle="none", marker=marker, color=color, markersize=size, mew=0, label=words[which])
+        for which, (color, marker) in CHANNELS.items()
     ]
 
 

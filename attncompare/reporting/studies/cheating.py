@@ -9,15 +9,15 @@ from matplotlib.figure import Figure
 
 from attncompare.errors import Failure
 from attncompare.reporting.figures._base import SMALLEST, styled, venue_of
-from attncompare.reporting.figures._looks import COLOURS, GREY
+from attncompare.reporting.figures._looks import COLORS, GRAY
 from attncompare.reporting.figures._panels import Block, Cell, draw_blocks
 from attncompare.reporting.figures._words import line_height
 from attncompare.reporting.overlay import overlay, pixels_of
 from attncompare.studies.cheater import ROLES
 from attncompare.studies.cheating_models import Cheating, Pair
 
-LOOKS = {"cheating": (COLOURS[4], "o", 0.14), "clean": (COLOURS[0], "D", -0.14)}
-"""Role -> colour, marker, and how far above the middle of its row it stands."""
+LOOKS = {"cheating": (COLORS[4], "o", 0.14), "clean": (COLORS[0], "D", -0.14)}
+"""Role -> color, marker, and how far above the middle of its row it stands."""
 
 COLUMNS = 9  # maps beside each other
 IMAGES = 2  # pictures of each model
@@ -69,13 +69,11 @@ def cheating_maps_figure(found: Cheating, venue: str = "a4") -> Figure:
 
 def _panel(axes: Axes, table: pd.DataFrame, area: float) -> None:
     places = np.arange(len(table))[::-1]
-    for role, (colour, marker, above) in LOOKS.items():
-        axes.hlines(
-            places + above, 100 * table[f"{role}_low"], 100 * table[f"{role}_high"], color=colour, linewidth=0.9
-        )
-        look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 3, "linestyle": "none"}
+    for role, (color, marker, above) in LOOKS.items():
+        axes.hlines(places + above, 100 * table[f"{role}_low"], 100 * table[f"{role}_high"], color=color, linewidth=0.9)
+        look: dict[str, Any] = {"color": color, "marker": marker, "markersize": 3, "linestyle": "none"}
         axes.plot(100 * table[role], places + above, label=f"{role} model", **look)
-    axes.axvline(100 * area, color=GREY, linestyle=":", linewidth=0.8, label="area of the cue")
+    axes.axvline(100 * area, color=GRAY, linestyle=":", linewidth=0.8, label="area of the cue")
     axes.set_yticks(places, list(table.method), fontsize=SMALLEST)
     axes.set_ylim(-0.7, len(table) - 0.3)
     axes.set_xlim(left=0)

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from attncompare.reporting.figures._base import Venue, styled, venue_of
 from attncompare.reporting.figures._charts import legend_below, legend_height
-from attncompare.reporting.figures._looks import COLOURS, MARKERS
+from attncompare.reporting.figures._looks import COLORS, MARKERS
 from attncompare.studies.concepts import MEASURES, ConceptStudy
 
 PANEL = 1.7  # inches of height
@@ -19,7 +19,7 @@ NULL = "95 % of random sets"
 def concepts_figure(study: ConceptStudy, venue: str = "a4") -> Figure:
     """Scores (above) and magnitudes (below) of every concept by layer, with 95 % intervals over the random partners.
 
-    The grey band is where 95 % of sets of random images lie; a star marks a concept that lies outside it also when all
+    The gray band is where 95 % of sets of random images lie; a star marks a concept that lies outside it also when all
     layers and concepts of this measure are corrected for (Holm, 0.05).
 
     >>> import torch
@@ -66,7 +66,7 @@ def _panel(axes: Axes, study: ConceptStudy, measure: str, page: Venue) -> dict[s
             rows["mean"],
             yerr=_reach(rows),
             linestyle="none",
-            color=COLOURS[number % len(COLOURS)],
+            color=COLORS[number % len(COLORS)],
             marker=MARKERS[number % len(MARKERS)],
             markersize=3.5,
             elinewidth=0.8,

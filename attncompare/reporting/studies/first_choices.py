@@ -30,6 +30,6 @@ def top_classes_figure(found: TopClasses, image: int = 0, venue: str = "a4") -> 
     title = f"{found.method}, {found.model} on {name}" + (f" · true: {label}" if label else "")
     bands = even_parts(list(panels), max(2, int(page.width / NARROWEST)))
     blocks = [Block(title if band is bands[0] else "", band, [[panels[head] for head in band]]) for band in bands]
-    note = "In brackets: the probability of the class. Every map has its own colour scale."
+    note = "In brackets: the probability of the class. Every map has its own color scale."
     with styled(page):
         return draw_blocks(page, blocks, note)

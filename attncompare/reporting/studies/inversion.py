@@ -19,7 +19,7 @@ PLOT = 1.9  # inches of the loss curves' height
 def inversion_figure(study: Inversion, venue: str = "a4") -> Figure:
     """The image, its inversions layer by layer with their relative losses, and the loss curves.
 
-    The loss in brackets is that of an image of nothing but the mean colour.
+    The loss in brackets is that of an image of nothing but the mean color.
 
     >>> import torch
     >>> import attncompare as ac
@@ -43,7 +43,7 @@ def inversion_figure(study: Inversion, venue: str = "a4") -> Figure:
 
 
 def _title(study: Inversion, number: int, side: float, page: Venue) -> str:
-    losses = f"loss {study.final[number]:.2g}\n(mean colour {study.mean_color[number]:.2g})"
+    losses = f"loss {study.final[number]:.2g}\n(mean color {study.mean_color[number]:.2g})"
     return "\n".join(wrapped(line, side - 0.1, page.small) for line in (study.layers[number], *losses.split("\n")))
 
 
@@ -63,10 +63,10 @@ def _pictures(part: SubFigure, study: Inversion, across: tuple[int, float], page
 
 def _curves(axes: Axes, study: Inversion, page: Venue) -> None:
     """Relative loss against step on a logarithmic scale."""
-    colours = colormaps["viridis"](np.linspace(0, 0.9, len(study.layers)))
+    colors = colormaps["viridis"](np.linspace(0, 0.9, len(study.layers)))
     for number, path in enumerate(study.layers):
         dashes = DASHES[number % len(DASHES)]
-        axes.plot(study.losses[number], color=colours[number], linestyle=dashes, label=path)
+        axes.plot(study.losses[number], color=colors[number], linestyle=dashes, label=path)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from attncompare.errors import ResultFormatError
 from attncompare.reporting.figures._base import styled, venue_of
 from attncompare.reporting.figures._charts import legend_below, legend_height, title
-from attncompare.reporting.figures._looks import COLOURS, DASHES, MARKERS
+from attncompare.reporting.figures._looks import COLORS, DASHES, MARKERS
 from attncompare.reporting.figures._words import wrapped
 from attncompare.studies.depth_trends import ATTENTION, COARSEST, DISTANCE, OWN, LayerTrends
 
@@ -20,7 +20,7 @@ WORDS = {
     "object": "share on the object over chance",
     "gini": "Gini index",
     "area_half": "area above half range",
-    "entropy": "normalised entropy",
+    "entropy": "normalized entropy",
 }
 ROWS = {OWN: "own grids", COARSEST: "all on the coarsest grid"}
 
@@ -70,9 +70,9 @@ def _lines(axes: Axes, means: pd.DataFrame, models: list[str]) -> dict[str, Any]
     for model, rows in means.groupby("model", sort=False):
         rows, number = rows.sort_values("depth"), models.index(str(model))
         x = np.linspace(0, 1, len(rows)) if len(rows) > 1 else np.array([0.5])
-        colour = COLOURS[number % len(COLOURS)]
-        axes.fill_between(x, rows.low, rows.high, color=colour, alpha=0.2, linewidth=0)
-        look = {"color": colour, "linestyle": DASHES[number % len(DASHES)], "marker": MARKERS[number % len(MARKERS)]}
+        color = COLORS[number % len(COLORS)]
+        axes.fill_between(x, rows.low, rows.high, color=color, alpha=0.2, linewidth=0)
+        look = {"color": color, "linestyle": DASHES[number % len(DASHES)], "marker": MARKERS[number % len(MARKERS)]}
         drawn[str(model)] = axes.plot(x, rows["mean"], markersize=2.5, **look)[0]
     if (means.measure == "object").any():
         axes.axhline(1, color="0.5", linewidth=0.6, linestyle=":")
@@ -101,7 +101,7 @@ def distance_figure(found: LayerTrends, venue: str = "a4") -> Figure:
         drawn: dict[str, Any] = {}
         for axes, model in zip(panels, models, strict=True):
             rows = found.heads[found.heads.model == model]
-            drawn["one head"] = axes.plot(rows.depth, rows["mean"], "o", color=COLOURS[0], markersize=3, alpha=0.7)[0]
+            drawn["one head"] = axes.plot(rows.depth, rows["mean"], "o", color=COLORS[0], markersize=3, alpha=0.7)[0]
             mean = rows.groupby("depth")["mean"].mean()
             drawn["mean of the heads"] = axes.plot(mean.index, mean, color="black", linewidth=0.9)[0]
             drawn["attention to all patches alike"] = axes.axhline(

@@ -35,7 +35,7 @@ def layers_figure(study: LayerStudy, image: int = 0, venue: str = "a4") -> Figur
             labels.append(f"{one.layer} ({one.grid[0]}x{one.grid[1]})")
     heads = ["image", "channel mean", *["channel"] * (max(map(len, rows)) - 2)]
     note = (
-        "Every panel has its own colour scale, from its smallest to its largest value; numbers are means over the map. "
+        "Every panel has its own color scale, from its smallest to its largest value; numbers are means over the map. "
         "Channels stand in the order of their means, the largest first."
     )
     if any(one.mean.min() < 0 or one.strongest.min() < 0 for one in study.layers):

@@ -7,7 +7,7 @@ const decodedLayers = new WeakMap();
 function layerMaps(layer) {
   const [h, w] = layer.grid;
   const split = all => layer.index.map((_, i) => ({values: Float32Array.from(all.subarray(i * h * w, (i + 1) * h * w), v => v / 255), h, w}));
-  if (!decodedLayers.has(layer)) decodedLayers.set(layer, grey(layer.picture).then(split));
+  if (!decodedLayers.has(layer)) decodedLayers.set(layer, gray(layer.picture).then(split));
   return decodedLayers.get(layer);
 }
 

@@ -1,4 +1,4 @@
-// Maps in the page: from a picture of levels to values, to colours, and to the order in which a protocol changes pixels.
+// Maps in the page: from a picture of levels to values, to colors, and to the order in which a protocol changes pixels.
 
 /** The bytes that base64 stands for. */
 function bytes(text) {
@@ -29,8 +29,8 @@ function pixels(image) {
   return context.getImageData(0, 0, image.width, image.height);
 }
 
-/** The first channel of a grey picture. */
-async function grey(uri) {
+/** The first channel of a gray picture. */
+async function gray(uri) {
   const rgba = new Uint32Array(pixels(await picture(uri)).data.buffer), out = new Uint8Array(rgba.length);
   for (let i = 0; i < out.length; i++) out[i] = rgba[i];  // the lowest byte, which is red
   return out;
@@ -40,7 +40,7 @@ async function grey(uri) {
 async function decodeMap(map) {
   const [h, w] = map.grid, [low, high] = map.scale, places = h * w;
   const value = map.values ? floats(map.values) : Float32Array.from({length: 256}, (_, i) => low + i / 255 * (high - low));
-  const planes = map.levels.startsWith("data:") ? await grey(map.levels) : bytes(map.levels);
+  const planes = map.levels.startsWith("data:") ? await gray(map.levels) : bytes(map.levels);
   const values = new Float32Array(places), two = value.length > 256;
   for (let i = 0; i < places; i++) values[i] = value[two ? planes[i] * 256 + planes[places + i] : planes[i]];
   return {values, h, w};
@@ -75,26 +75,26 @@ function enlarge({values, h, w}, H, W) {
   return out;
 }
 
-/** The 256 colours of a scale as opaque pixels. */
+/** The 256 colors of a scale as opaque pixels. */
 const palettes = {};
 function palette(name) {
   if (!palettes[name]) {
     const rgba = new Uint8Array(1024).fill(255);
-    for (let i = 0; i < 256; i++) rgba.set(COLOURS[name].subarray(3 * i, 3 * i + 3), 4 * i);
+    for (let i = 0; i < 256; i++) rgba.set(COLORS[name].subarray(3 * i, 3 * i + 3), 4 * i);
     palettes[name] = new Uint32Array(rgba.buffer);
   }
   return palettes[name];
 }
 
-/** Colour a map (H, W) on a canvas: from scale[0] to scale[1] along 256 colours. */
+/** Color a map (H, W) on a canvas: from scale[0] to scale[1] along 256 colors. */
 function paint(canvas, values, H, W, scale, signed) {
-  const colours = palette(signed ? "diverging" : "sequential"), context = canvas.getContext("2d");
+  const colors = palette(signed ? "diverging" : "sequential"), context = canvas.getContext("2d");
   canvas.width = W;
   canvas.height = H;
   const image = writers[[W, H]] ??= new ImageData(W, H), out = new Uint32Array(image.data.buffer), span = scale[1] - scale[0];
   for (let i = 0; i < values.length; i++) {
     const at = 256 * (values[i] - scale[0]) / span;
-    out[i] = colours[at < 0 ? 0 : at < 256 ? at | 0 : 255];
+    out[i] = colors[at < 0 ? 0 : at < 256 ? at | 0 : 255];
   }
   context.putImageData(image, 0, 0);
 }

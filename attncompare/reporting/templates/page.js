@@ -1,7 +1,7 @@
 // What every part of the page shares: its data, its state in the link, the theme, the tables and the charts.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const COLOURS = {sequential: bytes(data.colours.sequential), diverging: bytes(data.colours.diverging)};
+const COLORS = {sequential: bytes(data.colors.sequential), diverging: bytes(data.colors.diverging)};
 const pick = id => document.getElementById(id);
 
 /** An element with properties, attributes (aria-*, data-*, role) and children. */
@@ -135,13 +135,13 @@ function hiddenIn(group) {
   return new Set([...off].map(one => one.dataset.name));
 }
 document.querySelectorAll("button.trace").forEach(button => {
-  const {name, colour, dash, symbol} = button.dataset, group = button.closest(".group"), hides = "hide-" + group.dataset.number;
+  const {name, color, dash, symbol} = button.dataset, group = button.closest(".group"), hides = "hide-" + group.dataset.number;
   const key = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   key.setAttribute("viewBox", "0 0 30 12");
   key.setAttribute("aria-hidden", "true");
   const line = document.createElementNS(key.namespaceURI, "line"), mark = document.createElementNS(key.namespaceURI, "text");
-  Object.entries({x1: 0, x2: 30, y1: 6, y2: 6, stroke: colour, "stroke-width": 2, "stroke-dasharray": DASHES[dash]}).forEach(([name, value]) => line.setAttribute(name, value));
-  Object.entries({x: 15, y: 10, "text-anchor": "middle", fill: colour}).forEach(([name, value]) => mark.setAttribute(name, value));
+  Object.entries({x1: 0, x2: 30, y1: 6, y2: 6, stroke: color, "stroke-width": 2, "stroke-dasharray": DASHES[dash]}).forEach(([name, value]) => line.setAttribute(name, value));
+  Object.entries({x: 15, y: 10, "text-anchor": "middle", fill: color}).forEach(([name, value]) => mark.setAttribute(name, value));
   mark.textContent = SYMBOLS[symbol];
   key.append(group.dataset.kind === "points" ? mark : line);
   button.prepend(key);

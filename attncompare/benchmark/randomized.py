@@ -1,4 +1,4 @@
-"""The same model with more and more of what it learned destroyed, from the output downwards."""
+"""The same model with more and more of what it learned destroyed, from the output downward."""
 
 from collections.abc import Callable, Iterator
 
@@ -32,7 +32,7 @@ def shuffle_(parameter: nn.Parameter, generator: torch.Generator) -> None:
         parameter.copy_(flat[torch.randperm(len(flat), generator=generator)].reshape(parameter.shape))
 
 
-def randomised_maps(model: nn.Module, explain: Callable[[], Tensor], seed: int = 0) -> Iterator[Tensor]:
+def randomized_maps(model: nn.Module, explain: Callable[[], Tensor], seed: int = 0) -> Iterator[Tensor]:
     """What `explain` gives after each stage; the weights are put back when the iterator ends or is closed."""
     generator = torch.Generator().manual_seed(seed)
     saved: list[tuple[nn.Parameter, Tensor]] = []
