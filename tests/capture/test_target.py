@@ -337,7 +337,7 @@ def test_logits_that_are_not_finite_are_a_failure(tiny, pictures, build):
         (torch.full((2, 3, 32, 32), float("nan")), "range from nan"),
         (torch.rand(0, 3, 32, 32), "image"),
     ],
-    ids=["oblong", "no batch", "grey", "bytes", "to 255", "normalised", "nan", "none at all"],
+    ids=["oblong", "no batch", "gray", "bytes", "to 255", "normalized", "nan", "none at all"],
 )
 def test_images_that_are_not_what_the_model_takes_are_refused(tiny, images, message):
     with pytest.raises(SpecError, match=message):

@@ -210,7 +210,7 @@ def test_every_source_that_can_be_listed_is_listed():
     assert len(ac.list_models("timm/vit_*")) > 50
 
 
-def test_the_size_and_colours_of_a_model_come_from_its_own_configuration():
+def test_the_size_and_colors_of_a_model_come_from_its_own_configuration():
     ours = ac.load_model("timm/test_vit@random").source.preprocessing
     import timm
 
