@@ -1,19 +1,19 @@
-"""How a model's attention lies on the image, from the attention calls of one probing pass."""
+"""Find what a model can supply of attention: over one grid of tokens, of a class token, or inside windows."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
 
+from attncompare.inspection.calls import BATCH, AttentionCall
+from attncompare.inspection.features import HEADS
 from attncompare.inspection.graph import Graph
 from attncompare.inspection.layout import TokenLayout
-from attncompare.inspection.structure import Part, WindowBlock
-from attncompare.inspection.trace import BATCH, AttentionCall, Network, Trace
+from attncompare.inspection.structure import Family, ModelStructure, Part, WindowBlock
+from attncompare.inspection.trace import Trace
 from attncompare.inspection.windows import attends_to_tokens, find_windows
-from attncompare.state import preserve_state
 
 FLOW: tuple[Part, ...] = ("attention",)
 GLOBAL: tuple[Part, ...] = ("attention", "class_attention")
 WINDOWED: tuple[Part, ...] = ("windows", "hierarchy")
-HEADS = ("num_heads", "num_attention_heads")  # what modules of attention call themselves
 NO_ATTENTION = "it has no softmax attention between image positions"
 UNSEEN = (
     "its attention cannot be seen: it is no softmax over positions, or folds the heads into the batch; for a model of your "
@@ -21,184 +21,169 @@ UNSEEN = (
 )
 SIDE_BY_SIDE = "attention blocks run side by side, so their attention does not multiply; use "
 USE_GLOBAL = "its attention is global on one grid; use class_attention, attention_rollout or gradient_rollout"
+USE_WINDOWS = (
+    "its attention lies in windows or on several grids, so plain rollout is not defined; "
+    "use window_attention or hierarchical_rollout"
+)
 SEVERAL = "one attention module runs several softmaxes in a pass; which of them is meant is not defined"
 
 
-@dataclass(frozen=True)
-class AttentionLayout:
-    """What a model can supply of attention, as in ModelStructure, and why it cannot supply the rest."""
+def find_attention(graph: Graph, token_layouts: list[TokenLayout]) -> ModelStructure:
+    """A structure of which only the family, the parts of attention and the reasons for missing ones are filled in.
 
-    tokens: TokenLayout | None = None
-    attention_tokens: TokenLayout | None = None
-    blocks: tuple[str, ...] = ()
-    pooling_blocks: tuple[str, ...] = ()
-    windows: tuple[WindowBlock, ...] = ()
-    missing: dict[Part, str] = field(default_factory=dict)
-
-
-def _none(reason: str) -> AttentionLayout:
-    return AttentionLayout(missing=dict.fromkeys((*GLOBAL, *WINDOWED), reason))
-
-
-def find_attention(
-    seen: Trace, graph: Graph, source: Network, given: TokenLayout | None, sequences: list[TokenLayout]
-) -> AttentionLayout:
-    """Global attention on one grid, class attention behind something else, windows, or none.
-
-    given: the layout of the token sequence, if the user states it. sequences: how sequences were seen to lie; with
-    `given` among them.
+    token_layouts: how sequences of tokens were seen to lie on the image, or what the user says of it.
     """
-    calls = _on_the_scores_path(seen, graph)
+    trace = graph.trace
+    modules = [call for path in dict.fromkeys(c.path for c in trace.attention) if (call := trace.call_of(path))]
+    leading = {call.path for call in graph.leading_to_score(modules)}
+    # What leads to no score is left out: SigLIP's pooling head runs in its classifier too.
+    calls = [c for c in trace.attention if c.path in leading or trace.call_of(c.path) is None]
     if not calls:
-        hidden = any(hasattr(call.module, name) for call in seen.calls for name in HEADS)
-        return _none(UNSEEN if hidden else NO_ATTENTION)
-    readers = [c for c in calls if _is_global(c) and c.queries == 1 and c.keys > 3]
-    square = [c for c in calls if _is_global(c) and c.queries == c.keys and _over_tokens(seen, source, c)]
-    layout = _sequence(square[-1].keys, sequences) if square else None
-    rest = [c for c in calls if c not in readers and c not in square]
+        hidden = any(hasattr(call.module, name) for call in trace.calls for name in HEADS)
+        return _none(UNSEEN) if hidden else _none(NO_ATTENTION, "cnn")
+    pooling = [c for c in calls if c.is_global and c.queries == 1 and c.keys > 3]
+    square = [c for c in calls if c.is_global and c.queries == c.keys and _is_over_tokens(trace, c)]
+    layout = _layout_of(square[-1].keys, token_layouts) if square else None
+    rest = [c for c in calls if c not in pooling and c not in square]
     if layout is not None:
         cells = layout.grid[0] * layout.grid[1]
         rest = [c for c in rest if c.shape[0] != BATCH * cells]  # attention within one patch stays within its token
     alike = [c for c in square if layout is not None and c.keys == layout.length]
-    ours = [c.path for c in (*alike, *readers)]
-    if len(set(ours)) != len(ours):
+    paths = [c.path for c in (*alike, *pooling)]
+    if len(set(paths)) != len(paths):
         return _none(SEVERAL)
-    if layout is not None and not rest and len(alike) == len(square) and _fits(readers, layout):
-        return _whole(seen, graph, layout, alike, readers, given)
-    if readers:
-        return _read_by_class_attention(readers, sequences)
+    if layout is not None and not rest and len(alike) == len(square) and _attend_to_all(pooling, layout):
+        return _over_one_grid(graph, layout, alike, pooling)
+    if pooling:
+        return _pooled(pooling, token_layouts)
     if layout is not None and layout.prefix and square[-1] is calls[-1]:
-        return _last_stage(seen, graph, layout, alike)
-    return _windowed(seen, graph, source, sequences, calls)
+        return _in_the_last_stage(graph, layout, alike)
+    return _in_windows(graph, token_layouts, calls)
 
 
-def _on_the_scores_path(seen: Trace, graph: Graph) -> list[AttentionCall]:
-    """The attentions whose module's output leads to the score: SigLIP's pooling head runs in its classifier too."""
-    calls = [call for path in dict.fromkeys(c.path for c in seen.attention) if (call := seen.call_of(path))]
-    aside = {call.path for call, leads in zip(calls, graph.leads_to_score(calls), strict=True) if not leads}
-    return [c for c in seen.attention if c.path not in aside]
+def _none(reason: str, family: Family = "hierarchical") -> ModelStructure:
+    return ModelStructure(family, None, missing=dict.fromkeys((*GLOBAL, *WINDOWED), reason))
 
 
-def _is_global(call: AttentionCall) -> bool:
-    return len(call.shape) == 4 and call.shape[0] == BATCH
+def _paths(calls: list[AttentionCall]) -> tuple[str, ...]:
+    return tuple(call.path for call in calls)
 
 
-def _over_tokens(seen: Trace, source: Network, attention: AttentionCall) -> bool:
+def _is_over_tokens(trace: Trace, attention: AttentionCall) -> bool:
     """Whether as many tokens go into the module as its weights have rows: attention between channels looks alike."""
-    call = seen.call_of(attention.path)
-    fed = None if call is None else call.fed
-    if fed is None or len(fed.shape) not in (3, 4):
+    tokens = trace.input_of(attention.path)
+    if tokens is None or len(tokens.shape) not in (3, 4):
         return False
-    if (
-        len(fed.shape) == 3 and fed.shape[-1] == attention.keys * attention.shape[1]
-    ):  # as many channels per head as tokens
-        with preserve_state(source.model):
-            return attends_to_tokens(seen, source.model, attention)
-    if len(fed.shape) == 3:
-        return attention.keys in fed.shape[:2]
-    cells = (fed.shape[2] * fed.shape[3], fed.shape[1] * fed.shape[2])  # a pool may add the mean as a token
-    return attention.keys in cells or attention.keys - 1 in cells
+    shape, heads = tokens.shape, attention.shape[1]
+    if len(shape) == 4:
+        cells = (shape[2] * shape[3], shape[1] * shape[2])
+        return attention.keys in cells or attention.keys - 1 in cells  # a pool may add the mean as a token
+    if shape[-1] == attention.keys * heads:  # as many channels per head as tokens
+        return attends_to_tokens(trace, attention)
+    return attention.keys in shape[:2]
 
 
-def _fits(readers: list[AttentionCall], layout: TokenLayout) -> bool:
-    """Whether every reader attends to all the tokens, and to itself or not."""
-    return all(c.keys in (layout.length, layout.length + 1) for c in readers)
+def _attend_to_all(pooling: list[AttentionCall], layout: TokenLayout) -> bool:
+    """Whether every pooling query attends to all the tokens, and to itself or not."""
+    return all(c.keys in (layout.length, layout.length + 1) for c in pooling)
 
 
-def _sequence(tokens: int, sequences: list[TokenLayout]) -> TokenLayout | None:
-    """The layout of a sequence of N tokens, as seen or given."""
-    return next((layout for layout in sequences if layout.length == tokens), None)
+def _layout_of(tokens: int, token_layouts: list[TokenLayout]) -> TokenLayout | None:
+    """The layout of a sequence of that many tokens."""
+    return next((layout for layout in token_layouts if layout.length == tokens), None)
 
 
-def _whole(
-    seen: Trace,
-    graph: Graph,
-    layout: TokenLayout,
-    square: list[AttentionCall],
-    readers: list[AttentionCall],
-    given: TokenLayout | None,
-) -> AttentionLayout:
-    """Every attention of the model is over the same tokens, but for readers at the end."""
-    missing = dict.fromkeys(WINDOWED, USE_GLOBAL)
-    blocks = tuple(c.path for c in (*square, *readers))
-    if not _one_after_the_other(seen, graph, blocks):
+def _are_chained(graph: Graph, blocks: tuple[str, ...]) -> bool:
+    """Whether what goes into each block depends on what came out of the one before."""
+    call_of = graph.trace.call_of
+    return all(graph.follows(call_of(before), call_of(after)) for before, after in pairwise(blocks))
+
+
+def _takes_a_sequence(trace: Trace, block: AttentionCall) -> bool:
+    tokens = trace.input_of(block.path)
+    return tokens is not None and len(tokens.shape) == 3
+
+
+def _over_one_grid(
+    graph: Graph, layout: TokenLayout, square: list[AttentionCall], pooling: list[AttentionCall]
+) -> ModelStructure:
+    """Every attention of the model is over the same tokens, except that pooling blocks may follow."""
+    family: Family = "vit" if _takes_a_sequence(graph.trace, square[-1]) else "hierarchical" if pooling else "cnn"
+    missing: dict[Part, str] = dict.fromkeys(WINDOWED, USE_GLOBAL)
+    blocks = _paths([*square, *pooling])
+    if not _are_chained(graph, blocks):
         missing |= dict.fromkeys(FLOW, SIDE_BY_SIDE + "class_attention")
-    if readers:
-        around = TokenLayout(layout.prefix + 1, layout.grid, 0)
-        return AttentionLayout(layout, around, blocks, tuple(c.path for c in readers), missing=missing)
-    if layout is not given:
-        class_token, reason = read_out(seen, graph, layout)
+    attention_tokens = None
+    if pooling:
+        attention_tokens = TokenLayout(layout.prefix + 1, layout.grid, 0)
+    elif layout is not graph.trace.network.overrides.get("tokens"):
+        class_token, reason = _class_token(graph, layout)
         layout = replace(layout, class_token=class_token)
         missing |= dict.fromkeys(GLOBAL, reason) if reason else {}
-    return AttentionLayout(layout, None, blocks, missing=missing)
+    return ModelStructure(family, None, layout, blocks, _paths(pooling), attention_tokens, missing=missing)
 
 
-def _one_after_the_other(seen: Trace, graph: Graph, blocks: tuple[str, ...]) -> bool:
-    """Whether what goes into each block depends on what came out of the one before."""
-    return all(graph.follows(seen.call_of(before), seen.call_of(after)) for before, after in pairwise(blocks))
-
-
-def _read_by_class_attention(readers: list[AttentionCall], sequences: list[TokenLayout]) -> AttentionLayout:
+def _pooled(pooling: list[AttentionCall], token_layouts: list[TokenLayout]) -> ModelStructure:
     """The score is read by class attention, behind blocks whose own attention has no flow between tokens."""
     reason = "only its last blocks attend globally; what flows before them is no softmax over these tokens"
-    if len({c.keys for c in readers}) != 1:
+    if len({c.keys for c in pooling}) != 1:
         return _none("several class tokens attend to several grids; no one of them is the attention of the score")
-    layout = _sequence(readers[-1].keys, sequences)
+    layout = _layout_of(pooling[-1].keys, token_layouts)
     if layout is None:
-        return _none(f"the {readers[-1].keys} tokens that its class attention reads do not lie on the image row by row")
-    around = layout if layout.prefix else TokenLayout(1, layout.grid)
-    missing = dict.fromkeys(FLOW, reason) | dict.fromkeys(WINDOWED, f"{reason}; use class_attention")
-    paths = tuple(c.path for c in readers)
-    return AttentionLayout(None, replace(around, class_token=0), paths, paths, missing=missing)
+        return _none(f"the {pooling[-1].keys} tokens that its class attention reads do not lie on the image row by row")
+    missing: dict[Part, str] = dict.fromkeys(FLOW, reason)
+    missing |= dict.fromkeys(WINDOWED, f"{reason}; use class_attention")
+    attention_tokens = TokenLayout(max(layout.prefix, 1), layout.grid, 0)
+    paths = _paths(pooling)
+    return ModelStructure("hierarchical", None, None, paths, paths, attention_tokens, missing=missing)
 
 
-def _last_stage(seen: Trace, graph: Graph, layout: TokenLayout, blocks: list[AttentionCall]) -> AttentionLayout:
+def _in_the_last_stage(graph: Graph, layout: TokenLayout, blocks: list[AttentionCall]) -> ModelStructure:
     """A class token that walks through several grids: on the last of them its attention is defined, the flow is not."""
     reason = "not all of its blocks have one plain attention over the same tokens; use class_attention"
-    class_token, unread = read_out(seen, graph, layout)
-    missing = dict.fromkeys((*FLOW, *WINDOWED), reason)
+    class_token, unread = _class_token(graph, layout)
+    missing: dict[Part, str] = dict.fromkeys((*FLOW, *WINDOWED), reason)
     missing |= dict.fromkeys(GLOBAL, unread) if unread else {}
-    return AttentionLayout(
-        replace(layout, class_token=class_token), None, tuple(c.path for c in blocks), missing=missing
-    )
+    family: Family = "vit" if _takes_a_sequence(graph.trace, blocks[-1]) else "cnn"
+    return ModelStructure(family, None, replace(layout, class_token=class_token), _paths(blocks), missing=missing)
 
 
-def _windowed(
-    seen: Trace, graph: Graph, source: Network, sequences: list[TokenLayout], calls: list[AttentionCall]
-) -> AttentionLayout:
+def _in_windows(graph: Graph, token_layouts: list[TokenLayout], calls: list[AttentionCall]) -> ModelStructure:
     """Attention inside windows, or global at several resolutions."""
-    reason = (
-        "its attention lies in windows or on several grids, so plain rollout is not defined; "
-        "use window_attention or hierarchical_rollout"
-    )
-    layouts = [layout for layout in sequences if not layout.prefix]
-    found: list[WindowBlock | str] = []
-    with preserve_state(source.model):
-        for call in calls:
-            block = find_windows(seen, source.model, call, source.size, layouts)
-            found.append(block)
-            if isinstance(block, WindowBlock):  # what a reducing block gives lies on its query grid
-                layouts.append(TokenLayout(0, block.geometry.query_grid))
-    windows = tuple(block for block in found if isinstance(block, WindowBlock))
-    refused = [text for text in found if isinstance(text, str)]
-    paths = [block.path for block in windows]
+    token_layouts = [layout for layout in token_layouts if not layout.prefix]
+    windows: list[WindowBlock] = []
+    refused: list[str] = []
+    for call in calls:
+        block = find_windows(graph.trace, call, token_layouts)
+        if isinstance(block, WindowBlock):
+            windows.append(block)
+            token_layouts.append(TokenLayout(0, block.geometry.query_grid))  # how the output of a reducing block lies
+        else:
+            refused.append(block)
+    paths = tuple(block.path for block in windows)
     if len(set(paths)) != len(paths):
         return _none(SEVERAL)
     if not windows:
         return _none(f"plain attention maps are not defined: {refused[0]}")
-    missing = dict.fromkeys(GLOBAL, reason)
+    missing: dict[Part, str] = dict.fromkeys(GLOBAL, USE_WINDOWS)
     if refused:
-        share = f"{len(refused)} of its {len(found)} attention blocks have no place on the image"
+        share = f"{len(refused)} of its {len(calls)} attention blocks have no place on the image"
         missing["hierarchy"] = f"{share}; of the first of them, {refused[0]}"
-    elif not _one_after_the_other(seen, graph, tuple(paths)):
+    elif not _are_chained(graph, paths):
         missing["hierarchy"] = SIDE_BY_SIDE + "window_attention"
-    return AttentionLayout(windows=windows, missing=missing)
+    return ModelStructure("hierarchical", None, windows=tuple(windows), missing=missing)
 
 
-def read_out(seen: Trace, graph: Graph, layout: TokenLayout) -> tuple[int | tuple[int, ...] | None, str]:
+def _class_token(graph: Graph, layout: TokenLayout) -> tuple[int | tuple[int, ...] | None, str]:
     """(class_token, reason why there is none): the rows of the last token tensor that the output depends on."""
-    sequences = (c for c in reversed(seen.calls) if len(c.output.shape) == 3 and c.output.shape[1] == layout.length)
-    last = next((c for c in sequences if graph.output(c) is not None), None)
+    last = next(
+        (
+            call
+            for call in reversed(graph.trace.calls)
+            if len(call.output.shape) == 3 and call.output.shape[1] == layout.length and graph.output(call) is not None
+        ),
+        None,
+    )
     if last is None:
         return None, "no module returns the token sequence"
     gradient = graph.score_gradients([last], lambda arrived: arrived)[0]
@@ -208,14 +193,12 @@ def read_out(seen: Trace, graph: Graph, layout: TokenLayout) -> tuple[int | tupl
     used = (strength > 1e-6 * strength.max()).nonzero().flatten().tolist()
     if max(used) < layout.prefix:
         return (used[0] if len(used) == 1 else tuple(used)), ""
-    patches = gradient[:, layout.prefix :]
-    largest = gradient.abs().max()
-    even = (patches - patches.mean(1, keepdim=True)).abs().max() <= 1e-3 * largest
-    if even and used[0] == 0 and layout.prefix:
-        alike = (gradient - patches.mean(1, keepdim=True)).abs().max() <= 1e-3 * largest
-        if alike:
-            return tuple(range(layout.length)), ""  # the mean over all tokens, class token included
-        return 0, ""  # class token and patch mean side by side (DINOv2's linear head): the class row
-    return None, "" if bool(
-        even
-    ) else "its score is read from the tokens by neither a class token, a mean nor attention"
+    mean, largest = gradient[:, layout.prefix :].mean(1, keepdim=True), gradient.abs().max()
+    is_mean = (gradient - mean).abs().amax((0, 2)) <= 1e-3 * largest  # (N,) whether a row counts as the mean patch does
+    if not bool(is_mean[layout.prefix :].all()):
+        return None, "its score is read from the tokens by neither a class token, a mean nor attention"
+    if not layout.prefix or used[0] != 0:
+        return None, ""
+    if bool(is_mean.all()):
+        return tuple(range(layout.length)), ""  # the mean over all tokens, class token included
+    return 0, ""  # class token and patch mean side by side (DINOv2's linear head): the class row

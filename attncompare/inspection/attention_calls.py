@@ -3,7 +3,7 @@
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -61,9 +61,9 @@ class AttentionCalls(TorchFunctionMode):
         if func is kernel:
             return self.listener.kernel(*args, **kwargs)
         if func in _SOFTMAXES:
-            found = func(*args, **kwargs)
+            result = func(*args, **kwargs)
             axis = args[1] if len(args) > 1 else kwargs.get("dim")
-            return self.listener.softmax(found) if found.ndim > 3 and axis in (-1, found.ndim - 1) else found
+            return self.listener.softmax(result) if result.ndim > 3 and axis in (-1, result.ndim - 1) else result
         if func is _MHA:
             return self._multi_head(args, kwargs)
         return func(*args, **kwargs)
@@ -71,7 +71,6 @@ class AttentionCalls(TorchFunctionMode):
     def _multi_head(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """nn.MultiheadAttention: the kernel when its weights are not asked for, else softmax with the heads folded in."""
         heads = args[4] if len(args) > 4 else kwargs["num_heads"]
-
         owner = threading.get_ident()  # another thread's forward pass meets the swapped globals, too
 
         def fused(*given: Any, **options: Any) -> Tensor:
@@ -79,10 +78,10 @@ class AttentionCalls(TorchFunctionMode):
             return self.listener.kernel(*given, **options) if mine else kernel(*given, **options)
 
         def listened(x: Tensor, *rest: Any, **options: Any) -> Tensor:
-            found = _softmax(x, *rest, **options)
+            result = _softmax(x, *rest, **options)
             if threading.get_ident() != owner:
-                return found
-            return self.listener.softmax(found.reshape(-1, heads, *found.shape[1:])).flatten(0, 1)
+                return result
+            return self.listener.softmax(result.reshape(-1, heads, *result.shape[1:])).flatten(0, 1)
 
         previous = F.scaled_dot_product_attention, F.softmax
         F.scaled_dot_product_attention, F.softmax = fused, listened  # type: ignore[assignment]
@@ -114,33 +113,23 @@ def attention_probabilities(
 
 
 @contextmanager
-def current_block(model: nn.Module, blocks: Iterable[str], running: list[int]) -> Iterator[None]:
-    """Keep in `running` the index of the declared attention block that is running, and nothing outside them."""
-    handles = []
-    for index, path in enumerate(blocks):
-        module = model.get_submodule(path)
-
-        def enter(module: nn.Module, args: object, index: int = index) -> None:
-            running.append(index)
-
-        def leave(module: nn.Module, args: object, output: object) -> None:
-            running.pop()
-
-        handles.append(module.register_forward_pre_hook(enter))
-        handles.append(module.register_forward_hook(leave, always_call=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
 def hearing(
     listener: BlockListener, model: nn.Module, blocks: Iterable[str], recorder: Recorder = AttentionCalls
 ) -> Iterator[None]:
     """Let a listener hear the attention of the declared blocks, and know which of them is running."""
-    with current_block(model, blocks, listener.running), recorder(listener):
+    with ExitStack() as stack:
+        for index, path in enumerate(blocks):
+            module = model.get_submodule(path)
+
+            def enter(module: nn.Module, args: object, index: int = index) -> None:
+                listener.running.append(index)
+
+            def leave(module: nn.Module, args: object, output: object) -> None:
+                listener.running.pop()
+
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+        stack.enter_context(recorder(listener))
         yield
 
 

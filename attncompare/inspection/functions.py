@@ -17,9 +17,9 @@ def spellings(names: str) -> Functions:
     >>> len(spellings("softmax"))
     3
     """
-    found = {name: [getattr(place, name, None) for place in (F, torch, Tensor)] for name in names.split()}
-    assert all(map(any, found.values())), f"a function of torch is misspelled: {names}"
-    return frozenset(one for several in found.values() for one in several if callable(one))
+    by_name = {name: [getattr(place, name, None) for place in (F, torch, Tensor)] for name in names.split()}
+    assert all(map(any, by_name.values())), f"a function of torch is misspelled: {names}"
+    return frozenset(function for functions in by_name.values() for function in functions if callable(function))
 
 
 RELU = spellings("relu relu_")
@@ -49,12 +49,12 @@ class ActivationNames(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: set[str] = set()
+        self.names: set[str] = set()
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Note an activation."""
         if func in RELU | CLIPPED | SMOOTH:
-            self.seen.add(func.__name__.removesuffix("_"))
+            self.names.add(func.__name__.removesuffix("_"))
         return func(*args, **(kwargs or {}))

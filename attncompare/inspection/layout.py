@@ -1,4 +1,8 @@
-"""How tokens lie on the image: one sequence on one grid, or the windows of a block."""
+"""How tokens lie on the image: one sequence on one grid, or the windows of a block.
+
+A tensor "lies on the image" if it is laid out like the image: each of its positions answers to one place of the image, row
+by row, so that a value per position can be shown as a map.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -70,7 +74,7 @@ def token_grid(length: int, size: tuple[int, int]) -> tuple[int, int] | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
-def find_layout(shape: torch.Size, size: tuple[int, int], sequences: Iterable[TokenLayout] = ()) -> Layout | None:
+def find_layout(shape: torch.Size, size: tuple[int, int], token_layouts: Iterable[TokenLayout] = ()) -> Layout | None:
     """How a module's output lies on an image of that size, or None when it does not.
 
     A channel axis is told from the spatial axes by the image's aspect ratio, a sequence of tokens by its length.
@@ -79,7 +83,7 @@ def find_layout(shape: torch.Size, size: tuple[int, int], sequences: Iterable[To
     'nhwc'
     """
     if len(shape) == 3:
-        return next((layout for layout in sequences if layout.length == shape[1]), None)
+        return next((layout for layout in token_layouts if layout.length == shape[1]), None)
     if len(shape) == 4 and _on_image(shape[2], shape[3], size):
         return "nchw"
     if len(shape) == 4 and _on_image(shape[1], shape[2], size):

@@ -1,14 +1,14 @@
 """Whether outputs lie on the image, found by value: where a stripe of a noise image changes, they must change most."""
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from attncompare.inspection.layout import Layout, TokenLayout, find_layout, token_grid
-from attncompare.inspection.trace import BATCH, Call, Network, Trace, first_input, version_of
-from attncompare.state import disable_mha_fastpath, preserve_state
+from attncompare.inspection.calls import BATCH, Arguments, Call
+from attncompare.inspection.layout import TokenLayout, find_layout, token_grid
+from attncompare.inspection.trace import Trace, Watcher, version_of
 
 MOST_ADDED = 64  # prefix tokens before a grid
 STRIPES, STEP = 4, 0.05  # a small step: in deep random networks a large one moves everything
@@ -19,80 +19,72 @@ INTO = "into "  # key of what goes into a module, beside that of what comes out
 Grid = tuple[int, int]
 
 
-def grid_of(call: Call, size: Grid, sequences: Iterable[TokenLayout]) -> Grid | None:
-    """The grid on which an output lies."""
-    shape, layout = call.output.shape, find_layout(call.output.shape, size, sequences)
-    if layout is None or isinstance(layout, TokenLayout):
-        return None if layout is None else layout.grid
-    return (int(shape[2]), int(shape[3])) if layout == "nchw" else (int(shape[1]), int(shape[2]))
+def grid_of(call: Call, size: Grid, token_layouts: Iterable[TokenLayout] = ()) -> Grid:
+    """The grid of an output that lies on the image."""
+    shape, layout = call.output.shape, find_layout(call.output.shape, size, token_layouts)
+    assert layout is not None
+    if isinstance(layout, TokenLayout):
+        return layout.grid
+    return (shape[2], shape[3]) if layout == "nchw" else (shape[1], shape[2])
 
 
-class Changes:
+class Changes(Watcher):
     """How much outputs change, place by place, where a stripe of a noise image changes a little.
 
     Four horizontal and four vertical stripes. What lies on the image answers most to its own stripes: this tells rows
     from columns, a grid from its mirror image, and a sequence from itself shifted by a token. Maps are judged as they
     come, because all of them together are large; of sequences every token's change is kept.
+
+    candidates: the calls whose outputs are looked at. shares: path of a map -> the share of its places that answer most
+    to the stripes they lie in. astray: the maps that do not lie on the image. tokens: path of a sequence -> (8,N).
     """
 
-    def __init__(self, source: Network, seen: Trace, calls: list[Call]) -> None:
-        size = source.size
-        self.maps = {c.path: find_layout(c.output.shape, size) for c in calls if len(c.output.shape) == 4}
+    def __init__(self, trace: Trace, candidates: list[Call]) -> None:
+        self.trace, self.candidates = trace, candidates
         self.shares: dict[str, float | None] = {}
         self.astray: set[str] = set()
-        self.tokens: dict[str, Tensor] = {}  # (8,N)
+        self.tokens: dict[str, Tensor] = {}
+        self._outputs = {c.path for c in candidates}
+        self._inputs = {c.path for c in trace.calls if c.input is not None and len(c.input.shape) == 3}
         self._latest: tuple[Tensor, int, Tensor] | None = None
-        fed = {c.path for c in seen.calls if c.fed is not None and len(c.fed.shape) == 3}
-        given = {c.path for c in calls if len(c.output.shape) == 3}
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(preserve_state(source.model))
-            stack.enter_context(disable_mha_fastpath())
-            for path in dict.fromkeys((*fed, *given, *self.maps)):
-                module = source.model.get_submodule(path)
-                if path in fed:
-                    stack.callback(module.register_forward_pre_hook(self._listener(path), with_kwargs=True).remove)
-                if path in given or path in self.maps:
-                    stack.callback(module.register_forward_hook(self._keeper(path)).remove)
-            source.forward(_striped(size).to(seen.images.device))
+        with self.watching(trace.network.model, graph=False):
+            trace.network.forward(_striped(trace.network.size).to(trace.images.device))
         self._latest = None
 
-    def _keeper(self, path: str) -> Callable[[nn.Module, object, object], None]:
-        def keep(module: nn.Module, args: object, output: object) -> None:
-            self._keep(path, output[0] if isinstance(output, tuple) else output)
+    def before(self, path: str, module: nn.Module, arguments: Arguments) -> None:
+        """Look at a sequence that goes in."""
+        x = arguments.first
+        if path in self._inputs and x is not None and x.ndim == 3 and _is_striped(x):
+            self.tokens[INTO + path] = self._of_tokens(x)
 
-        return keep
-
-    def _listener(self, path: str) -> Callable[[nn.Module, tuple[object, ...], Mapping[str, object]], None]:
-        def listen(module: nn.Module, args: tuple[object, ...], options: Mapping[str, object]) -> None:
-            self._keep(INTO + path, first_input(args, options))
-
-        return listen
-
-    def _keep(self, key: str, seen: object) -> None:
-        if not isinstance(seen, Tensor) or not seen.is_floating_point() or len(seen) != 1 + 2 * STRIPES:
+    def after(self, path: str, module: nn.Module, arguments: Arguments, output: object) -> None:
+        """Look at a map or sequence that comes out."""
+        x = output[0] if isinstance(output, tuple) else output
+        if path not in self._outputs or not isinstance(x, Tensor) or not _is_striped(x):
             return
-        layout = self.maps.get(key)
-        if seen.ndim == 4 and layout is not None:
-            plain, other = (_change(seen, axis) for axis in ((1, -1) if layout == "nchw" else (-1, 1)))
-            self.shares[key] = _in_place(plain)
-            if _is_turned(plain, other, self.shares[key]):
-                self.astray.add(key)
-        elif seen.ndim == 3 and layout is None:
-            self.tokens[key] = self._of_tokens(seen)
+        if x.ndim == 3:
+            self.tokens[path] = self._of_tokens(x)
+        elif (layout := find_layout(x.shape, self.trace.network.size)) is not None:
+            change, of_other_axis = (_change(x, axis) for axis in ((1, -1) if layout == "nchw" else (-1, 1)))
+            self.shares[path] = _in_place(change)
+            if _is_turned(change, of_other_axis, self.shares[path]):
+                self.astray.add(path)
 
-    def _of_tokens(self, seen: Tensor) -> Tensor:
-        """(8,N); what one module returns and the next takes is one tensor, looked at once."""
-        if self._latest is None or self._latest[0] is not seen or self._latest[1] != version_of(seen):
-            self._latest = seen, version_of(seen), _change(seen, -1)
+    def _of_tokens(self, x: Tensor) -> Tensor:
+        """(8,N); computed once for a tensor that one module returns and the next takes."""
+        if self._latest is None or self._latest[0] is not x or self._latest[1] != version_of(x):
+            self._latest = x, version_of(x), _change(x, -1)
         return self._latest[2]
 
-    def in_place(self, path: str, layout: Layout) -> float | None:
-        """The share of places that answer most to the stripes they lie in, if the output has that layout."""
-        if not isinstance(layout, TokenLayout):
-            return self.shares.get(path)
-        change = self.tokens.get(path)
+    def in_place(self, key: str, layout: TokenLayout) -> float | None:
+        """The share of tokens that answer most to the stripes they lie in, if the sequence has that layout."""
+        change = self.tokens.get(key)
         return None if change is None or change.shape[1] != layout.length else _in_place(layout.to_grid(change))
+
+
+def _is_striped(x: Tensor) -> bool:
+    """Whether it is a batch with one row for each image of `_striped`."""
+    return x.is_floating_point() and len(x) == 1 + 2 * STRIPES
 
 
 def _striped(size: Grid) -> Tensor:
@@ -108,23 +100,18 @@ def _striped(size: Grid) -> Tensor:
     return images
 
 
-def _change(seen: Tensor, axis: int) -> Tensor:
+def _change(x: Tensor, axis: int) -> Tensor:
     """(8,...) the mean change over the axis of channels, by each stripe."""
-    return torch.stack([(other - seen[0]).abs().mean(axis if axis < 0 else axis - 1).float() for other in seen[1:]])
+    return torch.stack([(other - x[0]).abs().mean(axis if axis < 0 else axis - 1).float() for other in x[1:]])
 
 
-def _is_turned(plain: Tensor, other: Tensor, share: float | None) -> bool:
+def _is_turned(change: Tensor, of_other_axis: Tensor, share: float | None) -> bool:
     """Whether a map lies on the image mirrored or transposed, or with its channels on another axis."""
-    if share is None or share >= HALF or min(plain.shape[1:]) < STRIPES:  # too coarse to tell
+    if share is None or share >= HALF or min(change.shape[1:]) < STRIPES:  # too coarse to tell
         return False
-    turned = [
-        plain.flip(1),
-        plain.flip(2),
-        plain.flip(1, 2),
-        plain.transpose(1, 2),
-        plain.transpose(1, 2).flip(1, 2),
-    ]
-    return max((_in_place(x) or 0.0) for x in (*turned, other)) >= MANY
+    transposed = change.transpose(1, 2)
+    turned = [change.flip(1), change.flip(2), change.flip(1, 2), transposed, transposed.flip(1, 2)]
+    return max((_in_place(x) or 0.0) for x in (*turned, of_other_axis)) >= MANY
 
 
 def _in_place(change: Tensor) -> float | None:
@@ -147,40 +134,46 @@ def _in_place(change: Tensor) -> float | None:
     return float(right[known].float().mean()) if float(known.float().mean()) >= ENOUGH else None
 
 
-def find_sequences(changes: Changes, seen: Trace, calls: list[Call], size: Grid) -> list[TokenLayout]:
+def find_token_layouts(changes: Changes) -> list[TokenLayout]:
     """How sequences of tokens lie on the image, row by row behind a few prefix tokens.
 
     The grid is the one with the image's aspect ratio, or that of a convolution or shorter sequence when tokens were
     added. It is checked by value: the first sequence of that length, going into a module or coming out of one, whose
     tokens answer clearly must answer nearly all to their own place of the image, and most of the others mostly.
     """
-    lengths: dict[str, int] = {}
-    for call in seen.calls:
-        fed = call.fed
-        if fed is not None and len(fed.shape) == 3 and fed.shape[0] == BATCH:
-            lengths[INTO + call.path] = int(fed.shape[1])
-        if len(call.output.shape) == 3 and any(call is one for one in calls):
-            lengths[call.path] = int(call.output.shape[1])
-    maps = [c for c in calls if len(c.output.shape) == 4]
-    spatial = [grid_of(c, size, ()) for c in maps]
-    grids = [grid for grid in dict.fromkeys([*spatial, *(token_grid(n, size) for n in lengths.values())]) if grid]
+    size = changes.trace.network.size
+    maps = {c.path: grid_of(c, size) for c in changes.candidates if len(c.output.shape) == 4}
+    lengths = _lengths(changes)
+    grids = dict.fromkeys([*maps.values(), *(token_grid(length, size) for length in lengths.values())])
     shares: dict[TokenLayout, list[float]] = {}
     for key, length in lengths.items():
-        for layout in _possible(length, size, grids):
+        for layout in _possible(length, size, [grid for grid in grids if grid]):
             share = changes.in_place(key, layout)
             if share is not None:
                 shares.setdefault(layout, []).append(share)
     # Strided convolutions see a little to one side: the share that their own output reaches is the measure.
-    convolved: dict[Grid | None, float] = {}
-    for call, grid in zip(maps, spatial, strict=True):
-        share = changes.in_place(call.path, "nchw")
-        convolved[grid] = max(share or 0.0, convolved.get(grid, 0.0))
-    right = []
-    for layout, found in shares.items():
-        best = max(convolved.get(layout.grid, 0.0), LEAST) if layout.grid in convolved else 1.0
-        if found[0] >= MOST * best and sorted(found)[len(found) // 2] >= MANY * best:
-            right.append(layout)
-    return [layout for layout in right if sum(other.length == layout.length for other in right) == 1]
+    convolved: dict[Grid, float] = {}
+    for path, grid in maps.items():
+        convolved[grid] = max(changes.shares.get(path) or 0.0, convolved.get(grid, 0.0))
+    token_layouts = []
+    for layout, measured in shares.items():
+        best = max(convolved[layout.grid], LEAST) if layout.grid in convolved else 1.0
+        if measured[0] >= MOST * best and sorted(measured)[len(measured) // 2] >= MANY * best:
+            token_layouts.append(layout)
+    by_length = Counter(layout.length for layout in token_layouts)
+    return [layout for layout in token_layouts if by_length[layout.length] == 1]
+
+
+def _lengths(changes: Changes) -> dict[str, int]:
+    """The lengths of all sequences, going into modules and coming out of candidates, by their key in `Changes`."""
+    paths = {call.path for call in changes.candidates}
+    lengths: dict[str, int] = {}
+    for call in changes.trace.calls:
+        if call.input is not None and len(call.input.shape) == 3 and call.input.shape[0] == BATCH:
+            lengths[INTO + call.path] = int(call.input.shape[1])
+        if call.path in paths and len(call.output.shape) == 3:
+            lengths[call.path] = int(call.output.shape[1])
+    return lengths
 
 
 def _possible(tokens: int, size: Grid, grids: list[Grid]) -> list[TokenLayout]:

@@ -20,9 +20,13 @@ Part = Literal[
     "token_blocks",
     "relus",
 ]
-"""What a model may lack: a layer that lies on the image; averaged features and a linear layer; channel attention;
-attention that flows between tokens, that the score is read from, that lies in windows, or all of which lies in windows;
-blocks that hand their tokens on; nothing but ReLUs."""
+"""What a model may lack.
+
+feature_layer: a layer that lies on the image. classifier: averaged features and a linear layer. se_layers: channel
+attention. attention: attention that flows between tokens. class_attention: attention that the score is read from.
+windows: attention inside windows. hierarchy: all of the attention inside windows. token_blocks: blocks that hand their
+tokens to the next. relus: no activation functions but ReLUs.
+"""
 
 
 @dataclass(frozen=True)

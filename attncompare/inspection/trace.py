@@ -1,24 +1,23 @@
-"""One probing pass: every module call and every attention call of a model, with what is needed to find its structure."""
+"""The traced pass: run a network once on two noise images and note every module call and every attention call."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import cache
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from attncompare.inspection.attention_calls import AttentionCalls, Recorder, kernel
+from attncompare.inspection.attention_calls import Recorder, kernel
+from attncompare.inspection.calls import BATCH, Arguments, AttentionCall, Call, Note
 from attncompare.inspection.functions import ActivationNames
-from attncompare.state import device_of, disable_mha_fastpath, preserve_state
+from attncompare.inspection.gates import gate_of
+from attncompare.state import device_of, frozen_eval
 
-BATCH = 2  # images in the probing pass
-TOLERANCE = 1e-4
-LOUD, TRIALS = 10.0, 6  # spread of the channels' means, and how often, when gates are tried on noise
+NOISE_SPREAD, TRIALS = 10.0, 6  # spread of the channels' means, and how many times, when gates are tried on noise
 
 
 class Network(Protocol):
@@ -45,142 +44,168 @@ class Network(Protocol):
     def forward(self, images: Tensor) -> Tensor: ...  # noqa: D102
 
 
-@dataclass(frozen=True, eq=False)
-class Note:
-    """What is kept of a tensor: to hold every one of them would take the memory of training.
+class Watcher:
+    """Sees each module of a network before and after it runs."""
 
-    number: which tensor it was; another for every tensor. varies: whether it differs between the two images. blank: whether
-    it is zero. values: the tensor itself where it holds one vector per image. marks: (B,N) of a sequence of tokens, one mix
-    of the channels of each, by which tokens are told apart.
-    """
+    def before(self, path: str, module: nn.Module, arguments: Arguments) -> None:
+        """A module is about to run."""
 
-    shape: torch.Size
-    number: int
-    varies: bool = False
-    blank: bool = False
-    values: Tensor | None = None
-    marks: Tensor | None = None
+    def after(self, path: str, module: nn.Module, arguments: Arguments, output: object) -> None:
+        """A module has run."""
 
+    @contextmanager
+    def watching(self, model: nn.Module, *, graph: bool) -> Iterator[None]:
+        """Watch a model, frozen and in evaluation mode, with or without an autograd graph."""
+        with frozen_eval(model, graph=graph), ExitStack() as stack:
+            for path, module in model.named_modules():
+                if path:
+                    for handle in self._hooks(path, module):
+                        stack.callback(handle.remove)
+            yield
 
-@dataclass
-class Call:
-    """One run of a module: its path, which of its runs, what went in and what came out.
+    def _hooks(self, path: str, module: nn.Module) -> Iterator[RemovableHandle]:
+        def enter(module: nn.Module, args: tuple[object, ...], options: Mapping[str, object]) -> None:
+            self.before(path, module, Arguments(args, options))
 
-    inputs, options: all that went in, of modules in which attention ran; empty for others. gate: the path of the inner
-    module whose output is the ratio of output to input. steady: that ratio did not differ between the two images. direct:
-    whether the output is the tensor itself (or a tuple that starts with it), so that a hook can replace it.
-    """
+        def leave(module: nn.Module, args: tuple[object, ...], options: Mapping[str, object], output: object) -> None:
+            self.after(path, module, Arguments(args, options), output)
 
-    path: str
-    run: int
-    module: nn.Module
-    fed: Note | None
-    output: Note
-    inputs: tuple[object, ...] = ()
-    options: Mapping[str, object] = field(default_factory=dict)
-    gate: str | None = None
-    steady: bool = False
-    direct: bool = True
-
-    @property
-    def given(self) -> Tensor | None:
-        """The first tensor that went in, where inputs are kept."""
-        return first_input(self.inputs, self.options)
-
-
-@dataclass(frozen=True)
-class AttentionCall:
-    """One attention: the module it ran in and the shape (..., Nq, Nk) of its weights."""
-
-    path: str
-    shape: tuple[int, ...]
-
-    @property
-    def queries(self) -> int:
-        """Nq."""
-        return self.shape[-2]
-
-    @property
-    def keys(self) -> int:
-        """Nk."""
-        return self.shape[-1]
+        yield module.register_forward_pre_hook(enter, with_kwargs=True)
+        yield module.register_forward_hook(leave, with_kwargs=True)
 
 
 class Running(NamedTuple):
-    """A module that is running. attended: how many attention calls there were when it began."""
+    """A module that is running. attentions: how many attention calls there were when it began."""
 
     path: str
     module: nn.Module
-    attended: int
-    fed: Note | None
+    attentions: int
+    input: Note | None
 
 
-@dataclass
-class Trace:
-    """Everything one probing pass saw, in the order in which the modules finished."""
+class Trace(Watcher):
+    """A pass with two noise images: the logits, and all calls in the order in which the modules finished."""
 
-    images: Tensor
-    recorder: Recorder = AttentionCalls
-    calls: list[Call] = field(default_factory=list)
-    attention: list[AttentionCall] = field(default_factory=list)
-    logits: Tensor | None = None
-    running: list[Running] = field(default_factory=list)
-    activations: set[str] = field(default_factory=set)
-    runs: Counter[str] = field(default_factory=Counter)
-    noted: MutableMapping[Tensor, tuple[int, Note]] = field(default_factory=WeakTensorKeyDictionary)
-    numbers: Iterator[int] = field(default_factory=count)
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.calls: list[Call] = []
+        self.attention: list[AttentionCall] = []
+        self.runs: Counter[str] = Counter()
+        self._running: list[Running] = []
+        self._notes: MutableMapping[Tensor, tuple[int, Note]] = WeakTensorKeyDictionary()
+        self._numbers = count()
+        with self.watching(network.model, graph=False):
+            images = torch.rand(BATCH, 3, *network.size, generator=torch.Generator().manual_seed(0))
+            self.images = images.to(device_of(network.model))
+            with ActivationNames() as activations, network.attention(self):
+                self.logits = network.forward(self.images)
+            self.activations = activations.names
+            self._find_silent_gates()
 
-    def note(self, tensor: Tensor) -> Note:
-        """What is kept of a tensor; the same note until something writes into it."""
-        version, known = version_of(tensor), self.noted.get(tensor)
-        if known is None or known[0] != version:
-            known = version, _note(tensor, next(self.numbers) if known is None else known[1].number)
-            self.noted[tensor] = known
-        return known[1]
+    def before(self, path: str, module: nn.Module, arguments: Arguments) -> None:
+        """Note what goes in now: the module may write into it."""
+        x = arguments.first
+        self._running.append(Running(path, module, len(self.attention), None if x is None else self._note(x)))
 
-    def where(self) -> str:
-        """The module that is running; a softmax that is a module belongs to the one around it."""
-        around = [one.path for one in self.running if not isinstance(one.module, nn.Softmax)]
-        return around[-1] if around else ""
+    def after(self, path: str, module: nn.Module, arguments: Arguments, output: object) -> None:
+        """Note the call."""
+        began, tensor = self._running.pop(), first_tensor(output)
+        if tensor is None:
+            return
+        # A module that passes on one of several tensors unchanged: others may already have read it when a hook replaces it.
+        passed_on = isinstance(output, tuple) and any(tensor is x for x in arguments.tensors)
+        x = arguments.inputs[0] if arguments.inputs else None  # gates called by keyword are rare
+        gate, steady = gate_of(path, x, tensor, self.calls)
+        call = Call(
+            path,
+            self.runs[path],
+            module,
+            input=began.input,
+            output=self._note(tensor),
+            arguments=arguments if len(self.attention) > began.attentions else None,
+            gate=None if steady else gate,
+            steady=steady,
+            direct=isinstance(output, Tensor | tuple) and not passed_on,
+        )
+        self.runs[path] += 1
+        self.calls.append(call)
 
     def kernel(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Note a fused attention."""
-        self.attention.append(AttentionCall(self.where(), (*query.shape[:-1], key.shape[-2])))
+        self.attention.append(AttentionCall(self._innermost(), (*query.shape[:-1], key.shape[-2])))
         return kernel(query, key, value, *args, **kwargs)  # type: ignore[arg-type]
 
     def softmax(self, probabilities: Tensor) -> Tensor:
         """Note an unfused attention."""
-        self.attention.append(AttentionCall(self.where(), tuple(probabilities.shape)))
+        self.attention.append(AttentionCall(self._innermost(), tuple(probabilities.shape)))
         return probabilities
+
+    def _innermost(self) -> str:
+        """The module that is running; a softmax that is a module belongs to the one around it."""
+        return next((m.path for m in reversed(self._running) if not isinstance(m.module, nn.Softmax)), "")
+
+    def _note(self, tensor: Tensor) -> Note:
+        """The note of a tensor: the same one until something writes into the tensor, then another of the same number."""
+        version, (noted, note) = version_of(tensor), self._notes.get(tensor, (-1, None))
+        if note is None or noted != version:
+            note = Note.of(tensor, next(self._numbers) if note is None else note.number)
+            self._notes[tensor] = version, note
+        return note
+
+    def _find_silent_gates(self) -> None:
+        """Look for gates once more, on noise, where the pass could not show them.
+
+        Either the layer saw nothing but zeros (behind a norm that starts at zero), or the gates did not differ between the
+        images: then it is a learned scale, or a gate whose few hidden units (ReLU) were zero for both.
+        """
+        for call in list(self.calls):
+            x = call.input
+            if x is None or len(x.shape) != 4 or x.shape != call.output.shape:
+                continue
+            if call.output.blank and any(True for _ in call.module.children()):
+                call.gate = self._gate_on(call, torch.rand(x.shape))
+            elif call.steady:
+                generator = torch.Generator().manual_seed(0)
+                offsets = NOISE_SPREAD * torch.randn(TRIALS, *x.shape[:2], 1, 1, generator=generator)
+                trials = (self._gate_on(call, torch.rand(x.shape) + offset) for offset in offsets)
+                call.gate = next((gate for gate in trials if gate is not None), None)
+
+    def _gate_on(self, call: Call, x: Tensor) -> str | None:
+        """The gate that a module shows on another input; the calls that the hooks note meanwhile are dropped."""
+        before, runs = len(self.calls), self.runs.copy()
+        call.module(x.to(self.images))
+        last = self.calls[-1]
+        del self.calls[before:]
+        self.runs = runs
+        return last.gate if last.path == call.path else None
 
     def call_of(self, path: str) -> Call | None:
         """The first run of a module."""
         return next((call for call in self.calls if call.path == path), None)
 
+    def input_of(self, path: str) -> Note | None:
+        """What goes into a module in its first run."""
+        call = self.call_of(path)
+        return None if call is None else call.input
 
-@cache
-def _mix(channels: int) -> Tensor:
-    return torch.randn(channels, generator=torch.Generator().manual_seed(0))
+    def source_of(self, path: str) -> str | None:
+        """The module whose output goes into a module as it is, where that output is a batch."""
+        x = self.input_of(path)
+        if x is None or x.shape[0] != BATCH:
+            return None
+        return next((c.path for c in self.calls if c.output.number == x.number and c.direct), None)
 
+    def outermost(self, call: Call) -> str:
+        """Of the modules that return this very tensor the outermost, and of several as far out the last to touch it.
 
-def marks_of(tokens: Tensor) -> Tensor:
-    """(...,C) -> (...): one fixed mix of the channels of each token."""
-    return tokens.detach().contiguous() @ _mix(tokens.shape[-1]).to(tokens)
-
-
-def _note(tensor: Tensor, number: int) -> Note:
-    shape = tensor.shape
-    if len(shape) < 2 or shape[0] != BATCH or not tensor.numel() or not tensor.is_floating_point():
-        return Note(shape, number)
-    vector = tensor.numel() == BATCH * max(shape[1:])
-    return Note(
-        shape,
-        number,
-        varies=not torch.equal(tensor[0], tensor[1]),
-        blank=not bool(tensor.any()),
-        values=tensor if vector else None,
-        marks=marks_of(tensor) if len(shape) == 3 else None,
-    )
+        A module that runs once is preferred: a hook keeps the last of several runs (VOLO's dropout before both its heads).
+        """
+        same = [
+            (self.runs[c.path] > 1, c.path.count("."), -order, c.path)
+            for order, c in enumerate(self.calls)
+            if c.output.number == call.output.number and c.direct
+        ]
+        return min(same)[3]
 
 
 def version_of(tensor: Tensor) -> int:
@@ -188,124 +213,11 @@ def version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def first_input(inputs: tuple[object, ...], options: Mapping[str, object]) -> Tensor | None:
-    """The first tensor that goes into a module, by position or by name."""
-    return next((x for x in (*inputs, *options.values()) if isinstance(x, Tensor)), None)
-
-
 def first_tensor(output: object) -> Tensor | None:
-    """The tensor of floating-point numbers that a module returns, alone, first of several or as its main output."""
+    """The tensor of floating-point numbers that a module returns: alone, first of several, or as its main output."""
     if isinstance(output, tuple | list) and output:
         output = output[0]
     for name in ("last_hidden_state", "logits"):
         if isinstance(getattr(output, name, None), Tensor):
             output = getattr(output, name)
     return output if isinstance(output, Tensor) and output.is_floating_point() else None
-
-
-def trace(source: Network) -> Trace:
-    """Run the model on two seeded images and note every module call and every attention call."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(preserve_state(source.model))
-        stack.enter_context(disable_mha_fastpath())
-        generator = torch.Generator().manual_seed(0)
-        images = torch.rand(BATCH, 3, *source.size, generator=generator)
-        seen = Trace(images.to(device_of(source.model)), source.attention)
-        for path, module in source.model.named_modules():
-            if path:
-                _watch(stack, seen, path, module)
-        with ActivationNames() as names, source.attention(seen):
-            seen.logits = source.forward(seen.images)
-        seen.activations = names.seen
-        _wake_silent_gates(seen)
-    return seen
-
-
-def _watch(stack: ExitStack, seen: Trace, path: str, module: nn.Module) -> None:
-    """Note every run of one module, for as long as the stack is open."""
-
-    def enter(module: nn.Module, args: tuple[object, ...], options: Mapping[str, object]) -> None:
-        fed = first_input(args, options)  # noted now: the module may write into it
-        seen.running.append(Running(path, module, len(seen.attention), None if fed is None else seen.note(fed)))
-
-    def leave(module: nn.Module, args: tuple[object, ...], options: Mapping[str, object], output: object) -> None:
-        began, tensor = seen.running.pop(), first_tensor(output)
-        if tensor is None:
-            return
-        attended = len(seen.attention) > began.attended
-        # A module that hands on one of several tensors unchanged is no place for a hook: it may have been used before.
-        handed_on = isinstance(output, tuple) and any(tensor is x for x in (*args, *options.values()))
-        gate, steady = _gate_values(seen, path, args, tensor)
-        call = Call(
-            path,
-            seen.runs[path],
-            module,
-            fed=began.fed,
-            output=seen.note(tensor),
-            inputs=args if attended else (),
-            options=options if attended else {},
-            gate=None if steady else gate,
-            steady=steady,
-            direct=isinstance(output, Tensor | tuple) and not handed_on,
-        )
-        seen.runs[path] += 1
-        seen.calls.append(call)
-
-    stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
-    stack.callback(module.register_forward_hook(leave, with_kwargs=True).remove)
-
-
-def _wake_silent_gates(seen: Trace) -> None:
-    """Try once more, on noise, layers that saw nothing but zeros (behind a norm that starts at zero), or gates that did not
-    differ between the images: a learned scale, or a gate whose few hidden units were all at rest (ReLU) on both.
-    """
-    for call in list(seen.calls):
-        x = call.fed
-        if x is None or len(x.shape) != 4 or x.shape != call.output.shape:
-            continue
-        if call.output.blank and any(True for _ in call.module.children()):
-            call.gate = _gate_on(seen, call, torch.rand(x.shape))
-        elif call.steady:
-            generator = torch.Generator().manual_seed(0)
-            offsets = LOUD * torch.randn(TRIALS, *x.shape[:2], 1, 1, generator=generator)
-            trials = (_gate_on(seen, call, torch.rand(x.shape) + offset) for offset in offsets)
-            call.gate = next((gate for gate in trials if gate is not None), None)
-
-
-def _gate_on(seen: Trace, call: Call, x: Tensor) -> str | None:
-    """The gate values that a module makes of another input; what its hooks, still installed, note of it is dropped."""
-    before, runs = len(seen.calls), seen.runs.copy()
-    call.module(x.to(seen.images))
-    last = seen.calls[-1]
-    del seen.calls[before:]
-    seen.runs = runs
-    return last.gate if last.path == call.path else None
-
-
-def equal(a: Tensor, b: Tensor) -> bool:
-    """Equal up to rounding at the scale of b, and not all zero."""
-    scale = float(b.abs().max())
-    return scale > 0 and bool((a - b).abs().max() <= TOLERANCE * scale)
-
-
-def _gate_values(seen: Trace, path: str, args: tuple[object, ...], output: Tensor) -> tuple[str | None, bool]:
-    """The module inside `path` whose output, one value per channel, times the input of `path` is its output.
-
-    And whether the values were the same for both images, as those of a learned scale are.
-    """
-    x = args[0] if args else None  # gates called by keyword are rare
-    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape != output.shape or x is output:
-        return None, False
-    for inner in reversed(seen.calls):
-        if not inner.path.startswith(path + "."):
-            return None, False
-        values = inner.output.values
-        if values is None or values.numel() != x.shape[0] * x.shape[1]:
-            continue
-        if not 0 <= float(values.min()) <= float(values.max()) <= 1:
-            continue
-        if equal(x * values.reshape(x.shape[0], -1, 1, 1), output):
-            return inner.path, torch.equal(values[0], values[1])
-    return None, False

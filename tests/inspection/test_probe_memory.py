@@ -5,10 +5,11 @@ import gc
 import torch
 from torch import Tensor, nn
 
+from attncompare.inspection.calls import BATCH
+from attncompare.inspection.features import find_candidates
 from attncompare.inspection.graph import Graph
-from attncompare.inspection.probe import _candidates
 from attncompare.inspection.spatial import Changes
-from attncompare.inspection.trace import BATCH, trace
+from attncompare.inspection.trace import Trace
 from attncompare.models.adapter import ModelSource
 from attncompare.models.preprocessing import Preprocessing
 from attncompare.models.sources import timm as timm_source
@@ -40,24 +41,22 @@ def _returned(source: ModelSource) -> int:
 def test_the_trace_and_the_changes_hold_a_small_share_of_what_went_through():
     source = timm_source.load("resnet18", random=True)
     total, before = _returned(source), _held()
-    seen = trace(source)
-    assert len(seen.calls) > 60
+    trace = Trace(source)
+    assert len(trace.calls) > 60
     assert _held() - before < total / 50
-    kept = Changes(source, seen, _candidates(seen, source.preprocessing.size))
-    assert kept.shares
+    changes = Changes(trace, find_candidates(trace))
+    assert changes.shares
     assert _held() - before < total / 50
 
 
 def test_the_graph_is_that_of_one_image_and_agrees_with_the_trace():
     source = timm_source.load("test_vit", random=True)
-    seen = trace(source)
-    with torch.enable_grad():
-        graph = Graph(source, seen)
+    trace = Trace(source)
+    graph = Graph(trace)
     assert graph.logits.shape == (1, 1000)
-    for call in seen.calls:
-        assert graph.outputs[call.path][call.run].shape == (1, *call.output.shape[1:])
-    assert seen.logits is not None
-    assert torch.allclose(graph.logits, seen.logits[:1], atol=1e-5)
+    for call in trace.calls:
+        assert graph.steps[call.path, call.run].output.shape == (1, *call.output.shape[1:])
+    assert torch.allclose(graph.logits, trace.logits[:1], atol=1e-5)
 
 
 class _Rewritten(nn.Module):
@@ -74,10 +73,10 @@ class _Rewritten(nn.Module):
 
 def test_a_tensor_keeps_its_number_when_something_is_written_into_it_and_a_run_its_own():
     torch.manual_seed(0)
-    seen = trace(ModelSource("mine", _Rewritten().eval(), Preprocessing((16, 16))))
-    conv, first, second, head = seen.calls
-    assert [call.path for call in seen.calls] == ["conv", "act", "act", "head"]
+    trace = Trace(ModelSource("mine", _Rewritten().eval(), Preprocessing((16, 16))))
+    conv, first, second, head = trace.calls
+    assert [call.path for call in trace.calls] == ["conv", "act", "act", "head"]
     assert conv.output.number == first.output.number
     assert first.output.number != second.output.number
-    assert (first.run, second.run, seen.runs["act"]) == (0, 1, 2)
-    assert head.fed is not None and head.fed.values is not None and head.fed.shape == (BATCH, 4)
+    assert (first.run, second.run, trace.runs["act"]) == (0, 1, 2)
+    assert head.input is not None and head.input.values is not None and head.input.shape == (BATCH, 4)
