@@ -154,7 +154,7 @@ def _explain_by(job: Job, model: ModelAdapter, images: Tensor, recorded: Recorde
     if not own:
         return _as_map(job, model, recorded, job.compute(values))
     extra = ExtraPass(model, images, recorded, CountingForward(model, recorded.score))
-    with frozen_eval(model.model, graph=True):
+    with frozen_eval(model.module, graph=True):
         values |= {one: one.run(extra) for one in own}
         with extra.forward.hooked():
             result = job.compute(values)

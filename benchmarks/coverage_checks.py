@@ -117,13 +117,13 @@ def _share(found: Tensor, expected: Tensor) -> float:
 def _gradients_in_double(subject: Subject, images: Tensor) -> Tensor:
     """(B,3,H,W) the gradient of the top output."""
     adapter = subject.adapter
-    adapter.model.double()
+    adapter.module.double()
     try:
         images = images.clone().requires_grad_(True)
         top = adapter.forward(images).amax(1)
         return torch.autograd.grad(top.sum(), images)[0]
     finally:
-        adapter.model.float()
+        adapter.module.float()
 
 
 def check_black_box(subject: Subject) -> str:
@@ -144,7 +144,7 @@ def check_classifier(subject: Subject) -> str:
     assert classifier is not None
     if subject.adapter.embedding:
         return ""
-    linear = subject.adapter.model.get_submodule(classifier.linear)
+    linear = subject.adapter.module.get_submodule(classifier.linear)
     logits = subject.logits
     target = logits.argmax(1)
     bias = linear.bias.detach()[target] if isinstance(linear.bias, Tensor) else torch.zeros(())
@@ -212,7 +212,7 @@ def check_channel_attention(subject: Subject) -> str:
         def keep(module: nn.Module, args: object, output: Tensor, index: int = index) -> None:
             outputs[index] = output.detach().clone()
 
-        handles.append(subject.adapter.model.get_submodule(gate.layer).register_forward_hook(keep))
+        handles.append(subject.adapter.module.get_submodule(gate.layer).register_forward_hook(keep))
     with torch.no_grad():
         subject.adapter.forward(subject.images)
     for handle in handles:
@@ -313,7 +313,7 @@ def check_attention_reference(subject: Subject) -> str:
 def _attention_in_double(subject: Subject, over_tokens: list[int] | None) -> list[Tensor]:
     """The recorded attention in float64: of blocks over all tokens, or of windows."""
     adapter = subject.adapter
-    double = ModelAdapter(replace(adapter.source, model=copy.deepcopy(adapter.model).double()), adapter.structure)
+    double = ModelAdapter(replace(adapter.source, model=copy.deepcopy(adapter.module).double()), adapter.structure)
     need = request("window_attention" if over_tokens is None else "attention")
     found: Any = record(double, subject.images.double(), [need]).signals[need]
     return [block.values for block in found] if over_tokens is None else [found[i] for i in over_tokens]
@@ -387,7 +387,7 @@ def examine(case: Case, chosen: Sequence[str] = tuple(CHECKS)) -> Iterator[tuple
             return
         adapter = subject.adapter
         yield "family", adapter.family
-        yield "parameters", str(sum(p.numel() for p in adapter.model.parameters()))
+        yield "parameters", str(sum(p.numel() for p in adapter.module.parameters()))
         yield "feature_layer", adapter.structure.feature_layer or ""
         yield "output", "embedding" if adapter.embedding else "logits"
         if adapter.structure.feature_layer:

@@ -54,8 +54,8 @@ def smooth_images(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
 
 def prepared(source: ModelSource) -> ModelSource:
     """The source with its model stirred and settled."""
-    stir(source.model)
-    settle(source.model, (smooth_images(4, source.preprocessing.size, seed=7) - 0.5) / 0.25)
+    stir(source.module)
+    settle(source.module, (smooth_images(4, source.preprocessing.size, seed=7) - 0.5) / 0.25)
     return source
 
 
@@ -102,7 +102,7 @@ def _logits(source: ModelSource, images: Tensor, mean: Sequence[float], std: Seq
 
     with torch.no_grad():
         normalized = normalize(images, list(mean), list(std))
-        return source.output_fn(source.model(normalized.flip(1) if source.preprocessing.bgr else normalized))
+        return source.output_fn(source.module(normalized.flip(1) if source.preprocessing.bgr else normalized))
 
 
 def _open_timm(case: Case, folder: str) -> Subject:
@@ -110,7 +110,7 @@ def _open_timm(case: Case, folder: str) -> Subject:
 
     source = prepared(timm_source.load(case.name, random=True))
     images = smooth_images(2, source.preprocessing.size)
-    config = resolve_model_data_config(source.model)
+    config = resolve_model_data_config(source.module)
     bare = _logits(source, images, config["mean"], config["std"])
     return Subject(_adapt(source, "cpu"), images, bare, _timm_attention)
 
@@ -161,7 +161,7 @@ def normalized(subject: Subject) -> Tensor:
 
 def _timm_attention(subject: Subject, paths: Sequence[str]) -> list[Tensor]:
     """What goes through the dropout of each attention block once the fused kernels are switched off."""
-    model: Any = subject.adapter.model
+    model: Any = subject.adapter.module
     drops = [model.get_submodule(f"{block}.attn_drop") for block in paths]
     fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
     found: list[Tensor] = []
@@ -178,7 +178,7 @@ def _timm_attention(subject: Subject, paths: Sequence[str]) -> list[Tensor]:
 
 def _torchvision_attention(subject: Subject, paths: Sequence[str]) -> list[Tensor]:
     """What nn.MultiheadAttention returns when it is asked for weights."""
-    model: Any = subject.adapter.model
+    model: Any = subject.adapter.module
     found: list[Tensor] = []
 
     def ask(module: nn.Module, args: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -217,7 +217,7 @@ def depth_of(subject: Subject) -> float:
 
     Layers that return (B,K) or (B,K,1,1) are heads and squeezes, not trunk.
     """
-    model, path = subject.adapter.model, str(subject.adapter.structure.feature_layer)
+    model, path = subject.adapter.module, str(subject.adapter.structure.feature_layer)
     ran, reached = dict[nn.Module, int](), [0]
 
     def count(layer: nn.Module, args: object, output: object) -> None:

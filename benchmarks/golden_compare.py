@@ -32,7 +32,7 @@ class Golden(Edition):
         """All weights of all models."""
         with self.active() as load:
             models = load("golden.models")
-            states = [models.model_of(name).model.state_dict() for name in models.MODELS]
+            states = [models.module_of(models.model_of(name)).state_dict() for name in models.MODELS]
         return [value.numpy() for state in states for value in state.values()]
 
 

@@ -83,7 +83,7 @@ def road_peer(model: ModelAdapter, image: Tensor, values: Tensor, index: int) ->
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 
     metric = ROADMostRelevantFirstAverage([round(100 * share) for share in SHARES])
-    return metric(image, values.numpy(), [ClassifierOutputSoftmaxTarget(index)], model.model)
+    return metric(image, values.numpy(), [ClassifierOutputSoftmaxTarget(index)], model.module)
 
 
 def gigaflops(forward: Callable[[Tensor], Tensor], image: Tensor) -> float:
@@ -101,7 +101,7 @@ def cpu_of(run: Callable[[], object]) -> tuple[float, object]:
 
 def measure(name: str, steps: int, rounds: int, maps: int, backend: Backend) -> list[dict[str, object]]:
     model = ac.load_model(name)
-    model.model.requires_grad_(False)
+    model.module.requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     image = torch.nn.functional.interpolate(
         torch.rand(1, 3, 14, 14, generator=generator), model.size, mode="bicubic"

@@ -17,7 +17,7 @@ class Curved(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.trunk = ac.load_model("demo/vit").model  # a plain timm ViT
+        self.trunk = ac.load_model("demo/vit").module  # a plain timm ViT
         self.head = nn.Linear(self.trunk.embed_dim, 2)
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:

@@ -77,7 +77,7 @@ def watch(model, monkeypatch):
             output.register_hook(lambda gradient: backward.append(len(gradient)))
 
     monkeypatch.setattr(torch.nn.Conv2d, "_conv_forward", counting)
-    model.model.register_forward_hook(seen)
+    model.module.register_forward_hook(seen)
     return rows, backward
 
 
@@ -231,7 +231,7 @@ def test_an_embedding_has_no_classes_to_list(tiny, pictures):
 
 def test_a_method_that_the_model_cannot_supply_is_refused_before_anything_runs(fresh, pictures):
     model, ran = fresh("cnn"), []
-    model.model.register_forward_pre_hook(lambda *args: ran.append(1))
+    model.module.register_forward_pre_hook(lambda *args: ran.append(1))
     with pytest.raises(UnsupportedMethodError, match="legrad needs block_gradients"):
         ac.explain_targets(model, ["saliency", "legrad"], pictures(model, 1), [0, 1])
     assert ran == []
@@ -254,7 +254,7 @@ def test_the_models_own_choice_costs_grad_cam_no_pass_of_its_own(fresh, pictures
     with torch.no_grad():
         chosen = model.forward(images).argmax(dim=1)
     expected = ac.make_explainer(model, "grad_cam").explain(images, chosen)
-    model.model.register_forward_hook(lambda *args: ran.append(1))
+    model.module.register_forward_hook(lambda *args: ran.append(1))
     shown = ac.make_explainer(model, "grad_cam").explain(images)
     assert len(ran) == 1
     assert len(set(chosen.tolist()) | {0}) > 1  # another target than the one that stands in before the pass

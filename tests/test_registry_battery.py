@@ -127,7 +127,7 @@ def features_size(model):
     if structure.se_layers:
         paths["gate"] = structure.se_layers[-1].layer
     handles = [
-        model.model.get_submodule(path).register_forward_hook(
+        model.module.get_submodule(path).register_forward_hook(
             lambda module, args, output, part=part: seen.update({part: output.shape})
         )
         for part, path in paths.items()
@@ -171,7 +171,7 @@ def assert_refused(model, name, pictures):
         return assert_refused_when_seen(model, name, pictures)
     needed = sorted(set(methods.get(name).needs) - model.supplies)
     ran = []
-    handle = model.model.register_forward_pre_hook(lambda *args: ran.append(1))
+    handle = model.module.register_forward_pre_hook(lambda *args: ran.append(1))
     try:
         with pytest.raises(UnsupportedMethodError) as error:
             ac.explain_together(model, ["random_map", name], torch.zeros(1, 3, *model.size))
@@ -333,7 +333,7 @@ def count_passes(model):
         if output.requires_grad:
             output.register_hook(lambda gradient: backward.append(1))
 
-    model.model.register_forward_hook(seen)
+    model.module.register_forward_hook(seen)
     return forward, backward
 
 
@@ -368,7 +368,7 @@ def test_methods_without_gradients_run_no_backward_pass(fresh, pictures):
 
 def test_controls_with_a_given_target_run_no_pass_at_all(fresh, pictures):
     model, ran = fresh("cnn"), []
-    model.model.register_forward_hook(lambda *args: ran.append(1))
+    model.module.register_forward_hook(lambda *args: ran.append(1))
     ac.explain_together(model, ["random_map", "center_map", "edge_map"], pictures(model), torch.tensor([0, 1]))
     assert ran == []
 

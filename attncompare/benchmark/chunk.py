@@ -109,7 +109,7 @@ class ChunkScorer:
         how = model.source.preprocessing
         images = torch.stack([to_tensor(fit_image(one.image, how)) for one in chunk.samples]).to(model.device)
         everything = torch.arange(len(images), device=images.device)
-        with torch.no_grad(), preserve_state(model.model):
+        with torch.no_grad(), preserve_state(model.module):
             outputs = with_smaller_batches(
                 lambda size: torch.cat([model.forward(part) for part in torch.split(images, size)]), len(images)
             )

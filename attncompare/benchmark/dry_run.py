@@ -203,7 +203,7 @@ def _passes(
 def _plain_seconds(model: ModelAdapter, image: Tensor, batch_size: int) -> float:
     """Seconds for one image in a plain forward pass of a whole batch, after one that warms up."""
     batch = image.expand(batch_size, -1, -1, -1).contiguous()
-    with torch.no_grad(), preserve_state(model.model):
+    with torch.no_grad(), preserve_state(model.module):
         model.forward(batch).sum().item()
         start = time.perf_counter()
         model.forward(batch).sum().item()  # reading a number waits for the device

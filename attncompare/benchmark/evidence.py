@@ -152,7 +152,7 @@ def batched(model: ModelAdapter, score: Score, batch_size: int) -> Score:
         return torch.cat([score(part, rows).float() for part, rows in parts])
 
     def in_batches(images: Tensor, which: Tensor) -> Tensor:
-        with torch.no_grad(), preserve_state(model.model):
+        with torch.no_grad(), preserve_state(model.module):
             return with_smaller_batches(lambda size: run(images, which, size), batch_size)
 
     return in_batches
@@ -216,7 +216,7 @@ class Witness:
 
         return {
             Evidence.EXPLAIN: lambda: copies,
-            Evidence.RANDOMIZED_MAPS: lambda: randomized_maps(self.model.model, shuffled, self.passes.seed),
+            Evidence.RANDOMIZED_MAPS: lambda: randomized_maps(self.model.module, shuffled, self.passes.seed),
         }
 
     def _where_possible(self, copies: Explain, which: Tensor) -> list[Tensor]:

@@ -54,7 +54,7 @@ def way_in_use(model: ModelAdapter) -> Way | None:
 
 def layer_counts(model: ModelAdapter) -> tuple[int, int]:
     """(convolutions, linear layers)."""
-    modules = list(model.model.modules())
+    modules = list(model.module.modules())
     return sum(isinstance(one, nn.Conv2d) for one in modules), sum(isinstance(one, nn.Linear) for one in modules)
 
 
@@ -83,13 +83,13 @@ def _promised_way(model: ModelAdapter) -> Way:
     convolutions, linear = layer_counts(model)
     if convolutions > linear:
         return "channels_last"
-    fused = any(isinstance(one, nn.TransformerEncoderLayer) for one in model.model.modules())
+    fused = any(isinstance(one, nn.TransformerEncoderLayer) for one in model.module.modules())
     return "onednn" if onednn_is_faster() and not fused else "contiguous"
 
 
 def _decision(model: ModelAdapter) -> tuple[object, ...]:
     """Where the decision is kept: a network with another head, say, is asked again."""
-    return ("way", *map(id, model.model.modules()))
+    return ("way", *map(id, model.module.modules()))
 
 
 def _same_outputs(model: ModelAdapter, way: Way) -> bool:
@@ -100,7 +100,7 @@ def _same_outputs(model: ModelAdapter, way: Way) -> bool:
     noise = torch.rand(3, *model.size, generator=torch.Generator().manual_seed(0))
     batch = torch.stack((noise, noise.lerp(torch.tensor(0.5), 0.5), torch.full_like(noise, 0.5)))
     onednn = OneDNNLinear(smallest=0)
-    with torch.no_grad(), torch.autocast(model.device.type, enabled=False), preserve_state(model.model):
+    with torch.no_grad(), torch.autocast(model.device.type, enabled=False), preserve_state(model.module):
         try:
             exact, found = model.forward(batch), forward_by(model, batch, way, onednn)
             check_same_outputs(exact, found, f"{way} changes outputs", scale=float(exact.abs().max()))

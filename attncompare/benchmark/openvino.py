@@ -55,7 +55,7 @@ class _Forward(nn.Module):
 
     def __init__(self, adapter: ModelAdapter) -> None:
         super().__init__()
-        self.adapter, self.module = adapter, adapter.model
+        self.adapter, self.module = adapter, adapter.module
 
     def forward(self, images: Tensor) -> Tensor:
         return self.adapter.forward(images)
@@ -83,7 +83,7 @@ def _converted(model: ModelAdapter, library: Any, threads: int) -> _Compiled:
         "ENABLE_CPU_PINNING": False,  # other processes of a shared machine would get the same cores
     }
     try:
-        with torch.no_grad(), preserve_state(model.model), warnings.catch_warnings():
+        with torch.no_grad(), preserve_state(model.module), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the converter's own calls of torch deprecate
             example = torch.full((2, 3, *model.size), 0.5)
             model.forward(example)  # fills what the adapter caches: not with the tensors of an export

@@ -126,7 +126,7 @@ def _curves(
     score = target_scorer(model, scene.target, scene.rows, protocol.score, passes)
     mean = model.mean
     try:
-        with torch.no_grad(), preserve_state(model.model):
+        with torch.no_grad(), preserve_state(model.module):
             return with_smaller_batches(
                 lambda size: perturbation_curves(
                     score, scene.images, maps, protocol, curves, mean=mean, batch_size=size, seed=passes.seed

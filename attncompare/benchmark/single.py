@@ -55,7 +55,7 @@ def score(
     _check(model, images, attribution, wanted, masks)
     again = again_of(model, attribution.method, attribution.options, explainer)
     exact = torch.autocast(images.device.type, enabled=False)
-    with exact, torch.no_grad(), preserve_state(model.model):
+    with exact, torch.no_grad(), preserve_state(model.module):
         clean = clean_outputs(model, images)
         fixed = TargetScore.of(model, clean, _target_of(attribution, target))
     scene = Scene(images, fixed, masks)
@@ -90,8 +90,8 @@ def _key(
     return cell_key(
         {
             "kind": "single",
-            "weights": weights_hash(model.model),  # anew: the caller may have trained it since
-            "structure": structure_hash(model.model),
+            "weights": weights_hash(model.module),  # anew: the caller may have trained it since
+            "structure": structure_hash(model.module),
             "preprocessing": vars(model.source.preprocessing),
             "method": attribution.method,
             "options": dict(attribution.options),

@@ -43,7 +43,9 @@ class AttentionRecorder:
 
     def active(self) -> AbstractContextManager[object]:
         """Listens to the declared blocks inside the `with` statement."""
-        return hearing(self, self.adapter.model, self.adapter.structure.attention_blocks, self.adapter.source.attention)
+        return hearing(
+            self, self.adapter.module, self.adapter.structure.attention_blocks, self.adapter.source.attention
+        )
 
     def kernel(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Stand in for the fused kernel."""
@@ -177,7 +179,7 @@ class WindowRecorder:
         """Listens to the declared blocks inside the `with` statement."""
         return hearing(
             self,
-            self.adapter.model,
+            self.adapter.module,
             [block.path for block in self.adapter.structure.windows],
             self.adapter.source.attention,
         )

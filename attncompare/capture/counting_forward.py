@@ -55,7 +55,7 @@ class CountingForward(nn.Module):
     @contextmanager
     def hooked(self) -> Iterator[None]:
         """The feature hook, if there is one, listens for the length of the block."""
-        with nullcontext() if self.hook is None else hooked(self.model.model, self.hook):
+        with nullcontext() if self.hook is None else hooked(self.model.module, self.hook):
             yield
 
     def under(self, rules: Rules, images: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def shared_pass(
     # Now, while nothing listens: a text encoder attends, too.
     prompts = () if target is None else prompts_of(target, len(images) * repeat)
     directions = text_directions(model, prompts) if prompts else None
-    with frozen_eval(model.model, graph=graph), hooks.installed():
+    with frozen_eval(model.module, graph=graph), hooks.installed():
         logits = model.forward(images)
         if not bool(torch.isfinite(logits).all()):
             raise CaptureError(f"{model.name} returned non-finite logits; its weights or the images are not usable")
@@ -138,7 +138,7 @@ def _without_pass(
     """What is known of the images and the classes alone."""
     score = TargetScore.of_indices(model, target, len(images) * repeat, model.structure.outputs)
     images = images.expand(repeat, -1, -1, -1) if repeat > 1 else images
-    with preserve_state(model.model):
+    with preserve_state(model.module):
         known = ForwardPass(model, images, score, Hooks(model), images.new_empty(0))
         return Recorded(score, {one: one.read(known) for one in wanted}, repeat=repeat)
 
@@ -181,7 +181,7 @@ def _verify_logits(model: ModelAdapter, images: Tensor, recorded: Tensor) -> Non
     as the plain one does.
     """
     device, rounding = images.device.type, 0.0
-    with torch.no_grad(), preserve_state(model.model):
+    with torch.no_grad(), preserve_state(model.module):
         plain = model.forward(images.detach())
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):

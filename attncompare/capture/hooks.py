@@ -51,7 +51,7 @@ class Hooks:
         self.features = {layer: hooks[path] for layer, path in paths.items()}
         with ExitStack() as stack:
             for path, hook in hooks.items():
-                stack.callback(model.model.get_submodule(path).register_forward_hook(hook).remove)
+                stack.callback(model.module.get_submodule(path).register_forward_hook(hook).remove)
             for path, end in self.ends:
                 stack.callback(self._keep(path, end).remove)
             if "attention" in vars(self):  # somebody has asked for it
@@ -69,7 +69,7 @@ class Hooks:
         def keep_output(module: nn.Module, args: object, output: Tensor) -> None:
             self.tensors[path, end] = output.detach().clone()
 
-        module = self.model.model.get_submodule(path)
+        module = self.model.module.get_submodule(path)
         if end == "input":
             return module.register_forward_pre_hook(keep_input)
         return module.register_forward_hook(keep_output)

@@ -71,8 +71,8 @@ class Replay:
 
     def __init__(self, adapter: ModelAdapter, path: str) -> None:
         self.adapter, self.path = adapter, path
-        self.module = adapter.model.get_submodule(path)
-        self.before = {adapter.model.get_submodule(one): one for one in modules_before(adapter.model, path)}
+        self.module = adapter.module.get_submodule(path)
+        self.before = {adapter.module.get_submodule(one): one for one in modules_before(adapter.module, path)}
         self.kept: dict[nn.Module, list[object]] = {}
         self.rewritten: set[nn.Module] = set()
         self.output: object = None

@@ -37,7 +37,7 @@ class Graph(Watcher):
         self._runs: Counter[str] = Counter()
         self.images = trace.images[:1].detach().requires_grad_(True)
         self.last_linear = next((c for c in reversed(trace.calls) if isinstance(c.module, nn.Linear)), None)
-        with self.watching(trace.network.model, graph=True):
+        with self.watching(trace.network.module, graph=True):
             self.logits = trace.network.forward(self.images)
 
     def after(self, path: str, module: nn.Module, arguments: Arguments, output: object) -> None:

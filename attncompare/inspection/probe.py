@@ -37,7 +37,7 @@ def probe(network: Network) -> ModelStructure:
     Raises UnsupportedModelError when the model does not run or nothing in it lies on the image.
     """
     try:
-        with frozen_eval(network.model, graph=True):
+        with frozen_eval(network.module, graph=True):
             return _structure(network)
     except UnsupportedModelError:
         raise
@@ -45,7 +45,7 @@ def probe(network: Network) -> ModelStructure:
         h, w = network.size
         raise UnsupportedModelError(
             f"{network.name} does not run on ({BATCH}, 3, {h}, {w}), or what it does there cannot be followed: "
-            f"{reason_of(error)}{_hint(network.model)}"
+            f"{reason_of(error)}{_hint(network.module)}"
         ) from error
 
 
@@ -125,7 +125,7 @@ def _refuse_chance(trace: Trace) -> None:
     network, first = trace.network, trace.logits[0]
     other = torch.rand(trace.images.shape, generator=torch.Generator().manual_seed(1)).to(trace.images)
     images = torch.cat([trace.images[:1], other[1:]])
-    with frozen_eval(network.model, graph=False):
+    with frozen_eval(network.module, graph=False):
         torch.default_generator.manual_seed(torch.initial_seed() ^ 1)  # any seed but that of the first pass
         again = network.forward(images)[0]
     if float((again - first).abs().max()) > CHANCE * max(float(first.abs().max()), 1e-6):

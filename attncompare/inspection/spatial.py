@@ -47,7 +47,7 @@ class Changes(Watcher):
         self._outputs = {c.path for c in candidates}
         self._inputs = {c.path for c in trace.calls if c.input is not None and len(c.input.shape) == 3}
         self._latest: tuple[Tensor, int, Tensor] | None = None
-        with self.watching(trace.network.model, graph=False):
+        with self.watching(trace.network.module, graph=False):
             trace.network.forward(_striped(trace.network.size).to(trace.images.device))
         self._latest = None
 

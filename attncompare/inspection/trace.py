@@ -27,7 +27,7 @@ class Network(Protocol):
     def name(self) -> str: ...  # noqa: D102
 
     @property
-    def model(self) -> nn.Module: ...  # noqa: D102
+    def module(self) -> nn.Module: ...  # noqa: D102
 
     @property
     def size(self) -> tuple[int, int]: ...  # noqa: D102
@@ -94,9 +94,9 @@ class Trace(Watcher):
         self._running: list[Running] = []
         self._notes: MutableMapping[Tensor, tuple[int, Note]] = WeakTensorKeyDictionary()
         self._numbers = count()
-        with self.watching(network.model, graph=False):
+        with self.watching(network.module, graph=False):
             images = torch.rand(BATCH, 3, *network.size, generator=torch.Generator().manual_seed(0))
-            self.images = images.to(device_of(network.model))
+            self.images = images.to(device_of(network.module))
             with ActivationNames() as activations, network.attention(self):
                 self.logits = network.forward(self.images)
             self.activations = activations.names

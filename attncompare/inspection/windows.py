@@ -145,7 +145,7 @@ class _Block:
         x = x.movedim(-1, 1) if self.channels_first else x
         recorder = _BlockRecorder()
         path, network = self.attention.path, self.network
-        with suppress(_HeardError), recorder, hearing(recorder, network.model, [path], network.attention):
+        with suppress(_HeardError), recorder, hearing(recorder, network.module, [path], network.attention):
             self.around.rerun(x.reshape(self.input.shape))
         return recorder
 

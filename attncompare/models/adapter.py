@@ -52,7 +52,7 @@ class ModelSource:
     """
 
     name: str
-    model: nn.Module
+    module: nn.Module
     preprocessing: Preprocessing
     class_names: tuple[str, ...] | None = None
     embedding: bool = False
@@ -70,12 +70,12 @@ class ModelSource:
     @cached_property
     def _has_batch_norm(self) -> bool:
         """Whether the one-image gradient of PyTorch's batch norm is of any concern."""
-        return any(name.endswith("running_mean") for name, _ in self.model.named_buffers())
+        return any(name.endswith("running_mean") for name, _ in self.module.named_buffers())
 
     @cached_property
     def normalization(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (1,3,1,1) of red, green and blue, where the model is."""
-        device, how = device_of(self.model), self.preprocessing
+        device, how = device_of(self.module), self.preprocessing
         with torch.inference_mode(False):  # kept for later calls, which may need gradients
             return (
                 torch.tensor(how.mean, device=device).reshape(1, -1, 1, 1),
@@ -88,7 +88,7 @@ class ModelSource:
         one = torch.is_grad_enabled() and len(images) == 1 and self._has_batch_norm
         with ContiguousNorms() if one else nullcontext():
             images = (images - mean) / std
-            return self.output_fn(self.model(images.flip(1) if self.preprocessing.bgr else images))
+            return self.output_fn(self.module(images.flip(1) if self.preprocessing.bgr else images))
 
 
 class ModelCache(dict[object, Any]):
@@ -124,9 +124,9 @@ class ModelAdapter:
         return self.source.name
 
     @cached_property
-    def model(self) -> nn.Module:
+    def module(self) -> nn.Module:
         """The wrapped module, as its library made it."""
-        return self.source.model
+        return self.source.module
 
     @cached_property
     def family(self) -> Family:
@@ -177,7 +177,7 @@ class ModelAdapter:
     @property
     def device(self) -> torch.device:
         """Where its parameters live."""
-        return device_of(self.model)
+        return device_of(self.module)
 
     @property
     def missing(self) -> dict[str, str]:
@@ -207,13 +207,13 @@ class ModelAdapter:
     @cached_property
     def weights_hash(self) -> str:
         """sha256 over the names, shapes and bytes of all parameters and buffers, also of those no checkpoint holds."""
-        return weights_hash(self.model)
+        return weights_hash(self.module)
 
     @cached_property
     def structure_hash(self) -> str:
         """What tells two modules of the same weights apart: see `structure_hash` in models/fingerprint.py."""
         recorder = self.source.attention
-        return structure_hash(self.model, *(() if recorder is AttentionCalls else (recorder,)))
+        return structure_hash(self.module, *(() if recorder is AttentionCalls else (recorder,)))
 
     @property
     def mean_color(self) -> Tensor:
@@ -272,12 +272,12 @@ class ModelAdapter:
 def resolve_layer(model: ModelAdapter, path: str) -> str:
     """Check that a module path exists in the model."""
     try:
-        model.model.get_submodule(path)
+        model.module.get_submodule(path)
         known = path != ""
     except AttributeError:
         known = False
     if not known:
-        names = {name for name, _ in model.model.named_modules() if name}
+        names = {name for name, _ in model.module.named_modules() if name}
         near = get_close_matches(path, names, n=3) or sorted(model.structure.stages)
         raise UnknownNameError(f"{model.name} has no layer {path!r}; did you mean {', '.join(near)}?")
     return path

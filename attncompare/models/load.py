@@ -84,7 +84,7 @@ def load_source(name: str, *, seed: int = 0) -> ModelSource:
     with torch.inference_mode(False):  # weights made inside it could never lead to a gradient
         source: ModelSource = _source_file(prefix).load(rest, bool(suffix), seed)
         if suffix and suffix != "random":
-            load_checkpoint(source.model, Path(os.path.expanduser(suffix)))
+            load_checkpoint(source.module, Path(os.path.expanduser(suffix)))
             source = replace(source, note=f"checkpoint {suffix}")
         return replace(source, name=name)
 
@@ -192,17 +192,19 @@ def _check_overrides(overrides: dict[str, object]) -> None:
 
 
 def _adapt(source: ModelSource, device: str | torch.device) -> ModelAdapter:
-    if any(nn.parameter.is_lazy(parameter) for parameter in source.model.parameters()):
+    if any(nn.parameter.is_lazy(parameter) for parameter in source.module.parameters()):
         raise UnsupportedModelError(
             f"{source.name} has lazy layers whose shapes are not known; run it once, then wrap it"
         )
-    if any(parameter.is_inference() for parameter in source.model.parameters()):
+    if any(parameter.is_inference() for parameter in source.module.parameters()):
         raise UnsupportedModelError(
             f"{source.name}: its weights were made under torch.inference_mode: build it outside"
         )
-    source.model.to(check_device(device))
-    bad = [name for name, value in source.model.named_parameters() if not bool(torch.isfinite(value).all())]
-    bad += [name for name, value in source.model.named_buffers() if bool(value.isnan().any())]  # limits may be infinite
+    source.module.to(check_device(device))
+    bad = [name for name, value in source.module.named_parameters() if not bool(torch.isfinite(value).all())]
+    bad += [
+        name for name, value in source.module.named_buffers() if bool(value.isnan().any())
+    ]  # limits may be infinite
     if bad:
         raise UnsupportedModelError(f"{source.name} has non-finite weights in {bad[0]} ({len(bad)} tensors in all)")
     adapter = ModelAdapter(source, probe(source))

@@ -47,7 +47,7 @@ def insert(model: nn.Module, layers: str | Sequence[str], reduction: int = 16, *
     ['1.squeeze_excite.reduce.weight', '1.squeeze_excite.reduce.bias']
     """
     if not isinstance(model, nn.Module):
-        hint = "; pass its .model, and wrap_model what comes back" if hasattr(model, "model") else ""
+        hint = "; pass its .module, and wrap_model what comes back" if hasattr(model, "module") else ""
         raise UnsupportedModelError(f"{type(model).__name__} is not an nn.Module{hint}")
     paths = [layers] if isinstance(layers, str) else list(layers)
     _check(model, paths)

@@ -37,7 +37,7 @@ class AttentionRelevance(Signal):
     def run(self, extra: ExtraPass) -> list[Tensor]:
         model, score, scores = extra.model, extra.recorded.score, extra.recorded.signals[Scores()]
         assert isinstance(scores, Tensor)
-        precise = replace(model, source=replace(model.source, model=copy.deepcopy(model.model).double()))
+        precise = replace(model, source=replace(model.source, module=copy.deepcopy(model.module).double()))
         try:
             raw, attention, recorder = _pass(precise, extra.images.double())
         except RuntimeError as error:
@@ -61,7 +61,7 @@ class AttentionRelevance(Signal):
 def _pass(model: ModelAdapter, images: Tensor) -> tuple[Tensor, list[Tensor], AttentionRecorder]:
     """Outputs (B,K) and every block's attention in the graph of one pass under the rules."""
     recorder = AttentionRecorder(model, full=True)
-    first = model.model.get_submodule(model.structure.token_blocks[0])
+    first = model.module.get_submodule(model.structure.token_blocks[0])
 
     def start(module: object, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (args[0].detach().requires_grad_(True), *args[1:])

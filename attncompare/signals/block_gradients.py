@@ -31,7 +31,7 @@ class BlockGradients(Signal):
         blocks = extra.model.structure.token_blocks
         replay = Replay(extra.model, blocks[-1])
         with disable_mha_fastpath():
-            with _cut_between(extra.model.model, blocks, outputs), recorder.active():
+            with _cut_between(extra.model.module, blocks, outputs), recorder.active():
                 logits = replay.record(extra.images)
             replay.verify(logits.detach())
             attention = recorder.listed(recorder.blocks)

@@ -23,7 +23,7 @@ class ClassifierWeights(Signal):
         if of.score.function is not None:
             raise UnsupportedMethodError(f"{self.name} belong to a class; the target is a function of several outputs")
         assert of.model.structure.classifier is not None
-        linear = of.model.model.get_submodule(of.model.structure.classifier.linear)
+        linear = of.model.module.get_submodule(of.model.structure.classifier.linear)
         weights: Tensor = linear.weight.detach().flatten(1)  # type: ignore[operator]
         references = of.score.references
         return weights[of.score.target] if references is None else references @ weights

@@ -66,7 +66,7 @@ class _OnPixels(nn.Module):
 
     def __init__(self, adapter: ModelAdapter) -> None:
         super().__init__()
-        self.model, self.read = adapter.model, adapter.forward
+        self.model, self.read = adapter.module, adapter.forward
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.read(images)
@@ -111,9 +111,9 @@ def train_on_cue(
     content = {"weights": model.weights_hash, "structure": model.structure_hash, "role": role, **asdict(training)}
     checkpoint = folder / f"{slug(model.name)}-{role}-{cell_key(content)[:12]}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
-    module = deepcopy(model.model)
+    module = deepcopy(model.module)
     note = f"{model.name}, fine-tuned on shapes with a planted cue: {role}, {training}"
-    source = replace(model.source, name=f"{model.name} ({role})", model=module, note=note)
+    source = replace(model.source, name=f"{model.name} ({role})", module=module, note=note)
     tuned = replace(model, source=source, checked_recordings=set())
     every = max(1, training.steps // REPORTS)
     for row in train(_OnPixels(tuned), _batches(tuned, role, training), training.spec, checkpoint, every=every):
@@ -128,5 +128,5 @@ def _check(model: ModelAdapter) -> None:
     if model.embedding or model.structure.outputs < classes:
         what = "gives an embedding" if model.embedding else f"has {model.structure.outputs} outputs"
         raise UnsupportedModelError(f"{model.name} {what}; the shapes need one for each of their {classes} classes")
-    if not any(parameter.requires_grad for parameter in model.model.parameters()):
+    if not any(parameter.requires_grad for parameter in model.module.parameters()):
         raise UnsupportedModelError(f"{model.name}: every weight is frozen; set requires_grad of those to be trained")

@@ -76,7 +76,7 @@ class _Pixels(nn.Module):
     def __init__(self, adapter: ModelAdapter) -> None:
         super().__init__()
         self.adapter = adapter
-        self.add_module(NET, adapter.model)
+        self.add_module(NET, adapter.module)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.adapter.forward(images)
@@ -110,7 +110,7 @@ def score_pairs(
     """
     wrapped = _Pixels(model)
     rows = []
-    with frozen_eval(model.model, graph=True), TemporaryDirectory(prefix="attncompare-tcav-") as folder:
+    with frozen_eval(model.module, graph=True), TemporaryDirectory(prefix="attncompare-tcav-") as folder:
         concepts = [Concept(number, "set", torch.split(one, question.batch)) for number, one in enumerate(sets)]
         for path, size in layers.items():
             tcav = _StoredOnce(wrapped, [f"{NET}.{path}"], classifier=LinearConcept(question.seed), save_path=folder)

@@ -35,7 +35,7 @@ def gate_values(model: ModelAdapter, part: Part, layers: Sequence[str]) -> pd.Da
 def _gates(model: ModelAdapter, part: Part, layers: Sequence[str]) -> dict[str, NDArray[np.float64]]:
     """Layer -> (images, channels) gates, as the sigmoid gave them."""
     places = {gate.layer: number for number, gate in enumerate(model.structure.se_layers)}
-    paths = inserted(model.model)
+    paths = inserted(model.module)
     needs = {layer: request("channel_attention", gate=places[paths[layer]]) for layer in layers}
     seen: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     for images, _ in _batches(model, part):
@@ -63,7 +63,7 @@ def ablation(
     """
     ranked = {layer: gates.mean(axis=0) for layer, gates in _gates(model, data.validation, layers).items()}
     rng, frames = np.random.default_rng(seed), []
-    paths = inserted(model.model)
+    paths = inserted(model.module)
     for layer in layers:
         order = np.argsort(ranked[layer], kind="stable")
         count = max(1, round(share * len(order)))
@@ -91,7 +91,7 @@ def _without(model: ModelAdapter, part: Part, path: str, chosen: Sequence[NDArra
     """Accuracy with each set of channels at zero; what comes before the layer runs once."""
     hits = np.zeros(len(chosen))
     for images, labels in _batches(model, part):
-        with torch.no_grad(), preserve_state(model.model):
+        with torch.no_grad(), preserve_state(model.module):
             replay = Replay(model, path)
             replay.verify(replay.record(images))
             for number, channels in enumerate(chosen):

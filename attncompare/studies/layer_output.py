@@ -32,7 +32,7 @@ def layer_outputs(
     """
     found: dict[str, Tensor] = {}
     with ExitStack() as stack:
-        stack.enter_context(frozen_eval(adapter.model, graph=False))
+        stack.enter_context(frozen_eval(adapter.module, graph=False))
         for path in paths:
 
             def keep(module: nn.Module, args: object, output: object, path: str = path) -> None:
@@ -42,7 +42,7 @@ def layer_outputs(
                     )
                 found[path] = _tensor_of(path, output, alone).clone()  # what comes next may write into it
 
-            layer = adapter.model.get_submodule(resolve_layer(adapter, path))
+            layer = adapter.module.get_submodule(resolve_layer(adapter, path))
             stack.callback(layer.register_forward_hook(keep).remove)
         adapter.forward(images)
     for path in paths:
@@ -62,7 +62,7 @@ def run_up_to(adapter: ModelAdapter, path: str) -> Iterator[Callable[[Tensor], T
     ...     features(torch.rand(1, 3, 64, 64)).shape
     torch.Size([1, 65, 128])
     """
-    layer = adapter.model.get_submodule(resolve_layer(adapter, path))
+    layer = adapter.module.get_submodule(resolve_layer(adapter, path))
     reached: list[Tensor] = []
 
     def stop(module: nn.Module, args: object, output: object) -> None:
@@ -76,7 +76,7 @@ def run_up_to(adapter: ModelAdapter, path: str) -> Iterator[Callable[[Tensor], T
             raise CaptureError(f"layer {path!r} did not run in the forward pass")
         return reached.pop()
 
-    with frozen_eval(adapter.model, graph=True):
+    with frozen_eval(adapter.module, graph=True):
         handle = layer.register_forward_hook(stop)
         try:
             yield features

@@ -47,7 +47,7 @@ def build(spec: TrainSpec, class_names: Sequence[str]) -> ModelSource:
         if spec.squeeze_excite is not None:
             torch.default_generator.manual_seed(spec.seed + GATES_SEED)
             gates, size = spec.squeeze_excite, source.preprocessing.size
-            source = replace(source, model=insert(source.model, gates.layers, gates.reduction, size=size))
+            source = replace(source, module=insert(source.module, gates.layers, gates.reduction, size=size))
     return replace(source, class_names=tuple(class_names), overrides={})
 
 
@@ -65,14 +65,14 @@ def _plain(spec: TrainSpec, classes: int) -> ModelSource:
 def _replace_head(source: ModelSource, classes: int) -> None:
     """Give the module that makes the logits, a linear layer or a convolution, as many outputs as there are classes."""
     ran: list[tuple[str, int]] = []
-    with preserve_state(source.model), torch.no_grad(), ExitStack() as stack:
-        for path, module in source.model.named_modules():
+    with preserve_state(source.module), torch.no_grad(), ExitStack() as stack:
+        for path, module in source.module.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
                 noted = (path, width)
                 stack.callback(module.register_forward_hook(lambda m, i, o, noted=noted: ran.append(noted)).remove)
         try:
-            outputs = source.output_fn(source.model(torch.rand(2, 3, *source.preprocessing.size))).shape[1]
+            outputs = source.output_fn(source.module(torch.rand(2, 3, *source.preprocessing.size))).shape[1]
         except Exception as error:  # a model may do anything at a size that it was not made for
             raise UnsupportedModelError(
                 f"{source.name} does not run on images of {source.preprocessing.size}: {reason_of(error)}"
@@ -80,7 +80,7 @@ def _replace_head(source: ModelSource, classes: int) -> None:
     head = next((path for path, width in reversed(ran) if width == outputs), None)
     if head is None:
         raise UnsupportedModelError(f"{source.name} has no linear layer of {outputs} outputs to be replaced")
-    old, (around, _, name) = source.model.get_submodule(head), head.rpartition(".")
+    old, (around, _, name) = source.module.get_submodule(head), head.rpartition(".")
     if outputs == classes:
         return
     bias = getattr(old, "bias", None) is not None
@@ -89,4 +89,4 @@ def _replace_head(source: ModelSource, classes: int) -> None:
     else:
         assert isinstance(old, nn.Conv2d)
         new = nn.Conv2d(old.in_channels, classes, 1, bias=bias)
-    setattr(source.model.get_submodule(around), name, new)
+    setattr(source.module.get_submodule(around), name, new)

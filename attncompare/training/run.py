@@ -64,7 +64,7 @@ def epochs(spec: TrainSpec, data: TrainingData, out: Path, progress: Progress = 
     """Train epoch by epoch, so that several trainings can take turns; yields the rows of the history."""
     source = build(spec, data.class_names)
     device = check_device(spec.device)
-    model, how = source.model.to(device, memory_format=torch.channels_last), source.preprocessing  # type: ignore[call-overload]
+    model, how = source.module.to(device, memory_format=torch.channels_last), source.preprocessing  # type: ignore[call-overload]
     data = data.fitted(how)
     per_epoch = steps_per_epoch(data.train, spec)
     total = spec.epochs * per_epoch
@@ -170,16 +170,16 @@ def finish(spec: TrainSpec, data: TrainingData, out: Path) -> Training:
     state = load_state(out / CHECKPOINT)
     history = pd.DataFrame(state.rows)
     source = build(spec, data.class_names)
-    source.model.load_state_dict(state.best)
+    source.module.load_state_dict(state.best)
     how, best = source.preprocessing, int(history.accuracy.to_numpy().argmax())
-    tested = accuracy(source.model.to(check_device(spec.device)), data.fitted(how).test, how)
+    tested = accuracy(source.module.to(check_device(spec.device)), data.fitted(how).test, how)
     card = {
         "attncompare": __version__,
         "identity": identity(spec, data),
         "spec": spec.model_dump(mode="json"),
         "images": {name: len(getattr(data, name)) for name in ("train", "validation", "test")},
         "class_names": list(data.class_names),
-        "parameters": sum(p.numel() for p in source.model.parameters()),
+        "parameters": sum(p.numel() for p in source.module.parameters()),
         "epochs": len(history),
         "best_epoch": best + 1,
         "validation_accuracy": float(history.accuracy[best]),
@@ -187,7 +187,7 @@ def finish(spec: TrainSpec, data: TrainingData, out: Path) -> Training:
         "seconds_per_epoch": float(history.seconds.diff().fillna(history.seconds).median()),
         "environment": environment(spec.device) | {"tuning": tuning.describe()},
     }
-    write_atomically(out / WEIGHTS, save(stored(source.model.state_dict())))
+    write_atomically(out / WEIGHTS, save(stored(source.module.state_dict())))
     write_atomically(out / HISTORY, history.to_csv(index=False).encode())
     write_atomically(out / CARD, json.dumps(card, indent=2).encode())  # last: it says that all is there
     return Training(out, card, history)

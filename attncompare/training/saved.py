@@ -21,9 +21,9 @@ def load(name: str, random: bool, seed: int = 0) -> ModelSource:
     source = build(_random(spec, seed) if random else spec, trained.card["class_names"])
     note = f"{spec.model}, randomly initialised"
     if not random:
-        load_checkpoint(source.model, trained.folder / WEIGHTS)
+        load_checkpoint(source.module, trained.folder / WEIGHTS)
         note = f"{spec.model} trained on {spec.data}, test accuracy {trained.card['test_accuracy']:.4f}"
-    source.model.eval()
+    source.module.eval()
     return replace(source, name=f"trained/{name}", note=note)
 
 

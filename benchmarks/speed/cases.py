@@ -55,7 +55,7 @@ class Bench:
             if args[0].requires_grad or not gradients:
                 sizes.append(len(args[0]))
 
-        handle = self.model.model.register_forward_pre_hook(note)
+        handle = self.model.module.register_forward_pre_hook(note)
         run()
         handle.remove()
         copies = {size: torch.rand(size, *self.images.shape[1:]) for size in sizes}
@@ -72,7 +72,7 @@ class Bench:
 
 def together(bench: Bench) -> None:
     """Nine methods on shared signals against one forward and one backward pass down to the images."""
-    model, parameters = bench.model, list(bench.model.model.parameters())
+    model, parameters = bench.model, list(bench.model.module.parameters())
 
     def forward_and_backward() -> None:
         for parameter in parameters:

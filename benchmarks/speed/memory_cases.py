@@ -126,10 +126,10 @@ def measure(case: Case) -> dict[str, float]:
 
     for warm_up in (lambda: call(images[:1]), plain, plain):  # libraries imported, kernels chosen, checks done once
         warm_up()
-    model.model.zero_grad(set_to_none=True)
+    model.module.zero_grad(set_to_none=True)
     plain_mb = peak_of(plain)
     call(images)
-    model.model.zero_grad(set_to_none=True)
+    model.module.zero_grad(set_to_none=True)
     found = {"plain_mb": plain_mb, "peak_mb": peak_of(lambda: call(images))}
     if case.calls > 1:
         gc.collect()

@@ -36,7 +36,7 @@ def measure(images: int, maps: int) -> float:
 
     torch.set_num_threads(2)
     model = ac.load_model(RESNET18)
-    model.model.requires_grad_(False)
+    model.module.requires_grad_(False)
 
     def curves(count: int, drawn: dict[str, torch.Tensor]) -> None:
         pictures = torch.rand(count, 3, *model.size)

@@ -26,8 +26,8 @@ def grad_cam_library(model: ModelAdapter, images: Tensor, target: Tensor, name: 
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    layer = model.model.get_submodule(str(model.structure.feature_layer))
-    with getattr(pytorch_grad_cam, name)(model.model, [layer], _to_grid(model)) as cam, redirect_stderr(StringIO()):
+    layer = model.module.get_submodule(str(model.structure.feature_layer))
+    with getattr(pytorch_grad_cam, name)(model.module, [layer], _to_grid(model)) as cam, redirect_stderr(StringIO()):
         for option, value in options.items():
             setattr(cam, option, value)
         return cam(normalized(model, images), [ClassifierOutputTarget(int(index)) for index in target])
@@ -38,16 +38,16 @@ def torchcam(model: ModelAdapter, images: Tensor, target: Tensor) -> object:
     from torchcam.methods import GradCAM
 
     layer = str(model.structure.feature_layer)
-    with GradCAM(model.model, layer, reshape_transform=_to_grid(model)) as cam:
-        return cam(class_idx=target.tolist(), scores=model.model(normalized(model, images)))
+    with GradCAM(model.module, layer, reshape_transform=_to_grid(model)) as cam:
+        return cam(class_idx=target.tolist(), scores=model.module(normalized(model, images)))
 
 
 def captum_layer_grad_cam(model: ModelAdapter, images: Tensor, target: Tensor) -> object:
     """Captum on the bare layer."""
     from captum.attr import LayerGradCam
 
-    layer = model.model.get_submodule(str(model.structure.feature_layer))
-    return LayerGradCam(model.model, layer).attribute(normalized(model, images), target)
+    layer = model.module.get_submodule(str(model.structure.feature_layer))
+    return LayerGradCam(model.module, layer).attribute(normalized(model, images), target)
 
 
 def captum(model: ModelAdapter, images: Tensor, target: Tensor, name: str, **options: object) -> object:
@@ -57,13 +57,13 @@ def captum(model: ModelAdapter, images: Tensor, target: Tensor, name: str, **opt
     inputs = normalized(model, images)
     if name not in ("Occlusion", "FeatureAblation"):
         inputs.requires_grad_(True)
-    return getattr(captum.attr, name)(model.model).attribute(inputs, target=target, **options)
+    return getattr(captum.attr, name)(model.module).attribute(inputs, target=target, **options)
 
 
 @contextmanager
 def _unfused(model: ModelAdapter) -> Iterator[list[nn.Module]]:
     """The attention dropout of every timm block, with the fused kernel switched off as vit-explain needs it."""
-    blocks = [model.model.get_submodule(path) for path in model.structure.attention_blocks]
+    blocks = [model.module.get_submodule(path) for path in model.structure.attention_blocks]
     fused = [block.fused_attn for block in blocks]
     for block in blocks:
         block.fused_attn = False
@@ -88,7 +88,7 @@ def vit_explain_rollout(model: ModelAdapter, images: Tensor) -> Tensor:
     kept: list[Tensor] = []
     with _unfused(model) as dropouts, torch.no_grad():
         handles = [m.register_forward_hook(lambda m, args, output: kept.append(output.cpu())) for m in dropouts]
-        model.model(normalized(model, images))
+        model.module(normalized(model, images))
         for handle in handles:
             handle.remove()
         return _rolled([weights.mean(dim=1) for weights in kept])
@@ -101,11 +101,11 @@ def vit_explain_gradient_rollout(model: ModelAdapter, images: Tensor, target: Te
     with _unfused(model) as dropouts:
         handles = [m.register_forward_hook(lambda m, args, output: kept.append(output)) for m in dropouts]
         handles += [m.register_full_backward_hook(lambda m, got, gave: found.append(got[0])) for m in dropouts]
-        model.model.zero_grad()
-        model.model(normalized(model, images)).gather(1, target[:, None]).sum().backward()
+        model.module.zero_grad()
+        model.module(normalized(model, images)).gather(1, target[:, None]).sum().backward()
         for handle in handles:
             handle.remove()
-    model.model.zero_grad()
+    model.module.zero_grad()
     pairs = zip(kept, reversed(found), strict=True)
     with torch.no_grad():
         return _rolled([(attention * gradient).mean(dim=1).clamp(min=0) for attention, gradient in pairs])

@@ -172,7 +172,7 @@ def test_an_unusual_module_has_the_map_of_the_plain_one(kind):
 
 @pytest.fixture(scope="module")
 def state():
-    return {name: value.clone() for name, value in ac.load_model("demo/cnn@random").model.state_dict().items()}
+    return {name: value.clone() for name, value in ac.load_model("demo/cnn@random").module.state_dict().items()}
 
 
 class Payload:
@@ -261,7 +261,7 @@ def test_a_pipe_or_folder_as_checkpoint_is_refused_and_not_waited_for(tmp_path):
 
 def test_a_checkpoint_of_half_precision_is_read_as_float32(tmp_path, state):
     save_file({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, tmp_path / "half.safetensors")
-    loaded = ac.load_model(f"demo/cnn@{tmp_path / 'half.safetensors'}").model.state_dict()
+    loaded = ac.load_model(f"demo/cnn@{tmp_path / 'half.safetensors'}").module.state_dict()
     assert loaded["5.bias"].dtype == torch.float32
     torch.testing.assert_close(loaded["5.bias"], state["5.bias"], rtol=1e-3, atol=1e-4)
 

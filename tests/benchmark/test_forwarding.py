@@ -107,7 +107,7 @@ def as_before():
 
 def layouts_seen(model):
     seen = []
-    hook = model.model.register_forward_pre_hook(
+    hook = model.module.register_forward_pre_hook(
         lambda module, inputs: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
     )
     with torch.no_grad():
@@ -140,7 +140,7 @@ def scored(model, room=1000):
     """Deletion of a map; `room` is for scoring alone, which the map is made before."""
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     found = ac.make_explainer(model, "saliency").explain(image)
-    model.model.room = room
+    model.module.room = room
     (record,) = ac.score(model, image, found, metrics=["deletion"])
     assert record.status == "ok" and 0 < record.value < 1
     return record.value

@@ -31,7 +31,7 @@ CHUNK = Chunk(tuple(SHAPES.load(name) for name in SHAPES.names), {})
 def model_of(change=lambda module: None):
     model = ac.load_model("demo/cnn")
     with torch.no_grad():
-        change(model.model)
+        change(model.module)
     return replace(model)  # without what it has cached
 
 

@@ -38,9 +38,9 @@ def test_heads_are_the_class_rows_of_the_attention(run, kept):
     model = ac.load_model("demo/vit")
     for image in open_dataset("shapes", 3).names:
         layers = kept.of("demo/vit", image)
-        whole = model.model.blocks[0].attn  # the first block derived again from its own weights
-        tokens = model.model._pos_embed(model.model.patch_embed((seen_by(model, image) - mean(model)) / std(model)))
-        x = model.model.blocks[0].norm1(model.model.norm_pre(tokens))
+        whole = model.module.blocks[0].attn  # the first block derived again from its own weights
+        tokens = model.module._pos_embed(model.module.patch_embed((seen_by(model, image) - mean(model)) / std(model)))
+        x = model.module.blocks[0].norm1(model.module.norm_pre(tokens))
         q, k, _ = whole.qkv(x).reshape(1, 65, 3, whole.num_heads, -1).permute(2, 0, 3, 1, 4)
         expected = (q @ k.transpose(-2, -1) * whole.scale).softmax(-1)[0, :, 0, 1:].reshape(-1, 8, 8)
         assert (layers[0].layer, layers[0].kind) == ("blocks.0.attn", "head")
@@ -61,7 +61,7 @@ def test_channels_are_those_with_the_largest_mean_activation(run, kept):
     model = ac.load_model("demo/cnn")
     seen = {}
     handles = [
-        model.model.get_submodule(path).register_forward_hook(lambda m, a, out, path=path: seen.update({path: out}))
+        model.module.get_submodule(path).register_forward_hook(lambda m, a, out, path=path: seen.update({path: out}))
         for path in model.structure.stages
     ]
     image = open_dataset("shapes", 3).names[2]

@@ -76,12 +76,12 @@ def test_nothing_is_left_behind_by_repeated_calls(tiny, pictures, name, methods)
     for _ in range(WARM_UP):
         ac.explain_together(model, methods, images)
     before, resident = live_tensors(), resident_bytes()
-    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.model.modules())
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.module.modules())
     for _ in range(CALLS):
         ac.explain_together(model, methods, images)
     assert live_tensors() <= before
     assert resident_bytes() <= resident + SLACK
-    assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.model.modules()) == hooks
+    assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.module.modules()) == hooks
 
 
 @pytest.mark.parametrize("method", ["class_attention", "attention_rollout"])

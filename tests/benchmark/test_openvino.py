@@ -51,11 +51,11 @@ def test_scores_are_those_of_torch_and_say_what_made_them(tmp_path):
 @pytest.mark.parametrize("name", ["demo/cnn", "demo/vit"])
 def test_the_converted_pass_takes_any_batch_in_any_layout_and_is_made_once(name):
     model = ac.load_model(name)
-    model.model.train()
+    model.module.train()
     forward, images = openvino_forward(model), torch.rand(5, 3, *model.size)
-    assert forward is openvino_forward(model) and model.model.training
-    assert all(parameter.requires_grad for parameter in model.model.parameters())
-    model.model.eval()
+    assert forward is openvino_forward(model) and model.module.training
+    assert all(parameter.requires_grad for parameter in model.module.parameters())
+    model.module.eval()
     with torch.no_grad():
         exact = model.forward(images)
     assert forward(images).softmax(1) == pytest.approx(exact.softmax(1), abs=1e-5)
@@ -121,6 +121,6 @@ def test_other_devices_and_dtypes_and_names_are_refused():
     with pytest.raises(SpecError, match="'torch' or 'openvino'"):
         BenchmarkSpec(**SPEC.model_dump() | {"backend": "onnx"})
     model = ac.load_model("demo/cnn")
-    model.model.to("meta")
+    model.module.to("meta")
     with pytest.raises(SpecError, match="runs on the CPU and demo/cnn is on meta; use backend torch"):
         openvino_forward(model)

@@ -225,7 +225,7 @@ def test_weights_changed_in_place_make_another_key(images):
     shown = ac.make_explainer(model, "random_map").explain(images)  # which does not change with them
     before = ac.score(model, images, shown, metrics=["deletion"])
     with torch.no_grad():
-        for parameter in model.model.parameters():
+        for parameter in model.module.parameters():
             parameter.mul_(3)
     after = ac.score(model, images, shown, metrics=["deletion"])
     assert before[0].value != after[0].value and before[0].key != after[0].key

@@ -82,7 +82,7 @@ def test_one_image_again_costs_the_passes_of_another_image(tiny, pictures, metho
     explainer = ac.make_explainer(model, method)
     images = pictures(model, 4)
     explainer.explain(images[:1], 0)  # the check of the recorded logits is over
-    blocks = [model.model, model.model.blocks[0], model.model.head]
+    blocks = [model.module, model.module.blocks[0], model.module.head]
     hooks = [block.register_forward_pre_hook(lambda module, given: calls.append(len(given[0]))) for block in blocks]
     counts = []
     for image in (images[0], images[0], images[0], images[1], images[2], images[3]):

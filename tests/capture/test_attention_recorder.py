@@ -46,7 +46,7 @@ def inputs_of(model, paths, images):
     """The first input of each named module in a plain pass."""
     kept = []
     handles = [
-        model.model.get_submodule(path).register_forward_pre_hook(lambda module, args: kept.append(args[0].detach()))
+        model.module.get_submodule(path).register_forward_pre_hook(lambda module, args: kept.append(args[0].detach()))
         for path in paths
     ]
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_timm_attention_is_the_softmax_of_its_own_weights(tiny, pictures, name):
     blocks = model.structure.attention_blocks
     assert len(blocks) == 3
     for path, tokens, actual in zip(blocks, inputs_of(model, blocks, images), recorded(model, images), strict=True):
-        expected = by_hand(model.model.get_submodule(path), tokens)
+        expected = by_hand(model.module.get_submodule(path), tokens)
         torch.testing.assert_close(actual.double(), expected, atol=1e-6, rtol=1e-4)
 
 
@@ -88,9 +88,9 @@ def test_transformers_attention_is_what_its_eager_attention_returns(fresh, pictu
     model = fresh(name)
     images = pictures(model)
     actual = recorded(model, images)
-    model.model.set_attn_implementation("eager")
+    model.module.set_attn_implementation("eager")
     with torch.no_grad():
-        expected = model.model((images - 0.5) / 0.5, output_attentions=True).attentions
+        expected = model.module((images - 0.5) / 0.5, output_attentions=True).attentions
     assert len(expected) == len(actual) == 3
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
@@ -103,7 +103,7 @@ def test_torchvision_attention_is_what_its_layer_returns_when_asked(tiny, pictur
     actual = recorded(model, images)
     assert len(actual) == 3
     for path, tokens, found in zip(paths, inputs_of(model, paths, images), actual, strict=True):
-        layer = model.model.get_submodule(path)
+        layer = model.module.get_submodule(path)
         with torch.no_grad():
             _, expected = layer(tokens, tokens, tokens, need_weights=True, average_attn_weights=False)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)

@@ -131,7 +131,7 @@ def test_the_tap_changes_nothing_downstream(tiny, pictures, name):
     images = pictures(model)
     with torch.no_grad():
         plain = model.forward(images)
-        with hooked(model.model, FeatureHook(model.structure.feature_layer, model.size, model.token_layouts)) as tap:
+        with hooked(model.module, FeatureHook(model.structure.feature_layer, model.size, model.token_layouts)) as tap:
             assert torch.equal(model.forward(images), plain)
             assert tap.features is not None
 
@@ -140,7 +140,7 @@ def test_a_tapped_layer_gives_its_own_output(tiny, pictures):
     model = tiny("swin")
     images = pictures(model)
     with torch.no_grad():
-        expected = model.model.forward_features((images - 0.5) / 0.5).permute(0, 3, 1, 2)
+        expected = model.module.forward_features((images - 0.5) / 0.5).permute(0, 3, 1, 2)
     features, _ = features_of(model, images)
     torch.testing.assert_close(features, expected, atol=1e-6, rtol=1e-5)
 
@@ -150,7 +150,7 @@ def test_an_in_place_relu_behind_the_tap_cannot_overwrite_the_features(tiny, pic
     model = tiny("overwriting_cnn")
     images = pictures(model)
     with torch.no_grad():
-        expected = model.model.features((images - 0.5) / 0.5)
+        expected = model.module.features((images - 0.5) / 0.5)
     needs = [request("features", layer=None)]
     needs += [request("feature_gradients", layer=None), request("image_gradients")] if together else []
     actual = record(model, images, needs).signals[needs[0]]
@@ -162,9 +162,9 @@ def test_gradients_in_front_of_an_in_place_relu_are_those_of_the_formula(tiny, p
     model = tiny("overwriting_cnn")
     images = pictures(model)
     with torch.no_grad():
-        before = model.model.features((images - 0.5) / 0.5)
+        before = model.module.features((images - 0.5) / 0.5)
     before.requires_grad_(True)
-    score = model.model.classifier(F.relu(before).mean(dim=(2, 3)))[:, 1]
+    score = model.module.classifier(F.relu(before).mean(dim=(2, 3)))[:, 1]
     expected = torch.autograd.grad(score.sum(), before)[0]
     _, actual = features_of(model, images, target=1)
     torch.testing.assert_close(actual, expected, atol=1e-8, rtol=1e-5)
@@ -174,7 +174,7 @@ def test_an_inner_layer_overwritten_in_place_is_recorded_as_it_was(tiny, picture
     model = tiny("cnn")  # layer 1 is a BatchNorm, layer 2 an in-place ReLU
     images = pictures(model)
     with torch.no_grad():
-        expected = model.model[1](model.model[0]((images - 0.5) / 0.5))
+        expected = model.module[1](model.module[0]((images - 0.5) / 0.5))
     features, _ = features_of(model, images, layer="1")
     assert expected.min() < -0.1
     torch.testing.assert_close(features, expected, atol=1e-6, rtol=1e-5)

@@ -127,7 +127,7 @@ def untidy_model(fresh):
 
     def wrapped(name):
         model = fresh(name)
-        untidy(model.model)
+        untidy(model.module)
         return model
 
     return wrapped
@@ -154,7 +154,7 @@ def test_the_check_itself_sees_every_kind_of_trace(build):
 def test_a_method_that_succeeds_leaves_everything_as_found(untidy_model, pictures, name, method):
     model = untidy_model(name)
     images = pictures(model)
-    with unchanged(model.model, images):
+    with unchanged(model.module, images):
         assert explainer_of(model, method).explain(images).values.shape[0] == 2
 
 
@@ -165,7 +165,7 @@ def test_the_callers_gradient_mode_does_not_matter_and_comes_back(untidy_model, 
     expected = explainer_of(model, method).explain(pictures(model), 1).values
     with mode():
         images = pictures(model)  # made by the caller, so inference tensors where the mode is inference
-        with unchanged(model.model, images):
+        with unchanged(model.module, images):
             actual = explainer_of(model, method).explain(images, 1).values
     torch.testing.assert_close(actual, expected, atol=1e-6 * float(expected.abs().max()), rtol=0)
 
@@ -234,8 +234,8 @@ DEEP = {"cnn": "8", "vit": "blocks.2.mlp.fc2", "se_cnn": "5", "swin": "layers.1.
 def test_a_model_that_raises_is_left_as_found(untidy_model, pictures, monkeypatch, name, method, safe_calls):
     model = untidy_model(name)
     images = pictures(model)
-    arm(monkeypatch, model.model, DEEP[name], safe_calls)  # one safe call: the raise comes in the second pass
-    with unchanged(model.model, images), pytest.raises(BoomError):
+    arm(monkeypatch, model.module, DEEP[name], safe_calls)  # one safe call: the raise comes in the second pass
+    with unchanged(model.module, images), pytest.raises(BoomError):
         explainer_of(model, method).explain(images)
 
 
@@ -245,8 +245,8 @@ def test_a_method_that_meets_the_raise_in_its_own_pass_is_left_as_found(
 ):
     model = untidy_model(name)
     images, target = pictures(model), torch.tensor([1, 2])  # a given target: no pass before its own
-    arm(monkeypatch, model.model, DEEP[name])
-    with unchanged(model.model, images), pytest.raises(BoomError):
+    arm(monkeypatch, model.module, DEEP[name])
+    with unchanged(model.module, images), pytest.raises(BoomError):
         explainer_of(model, method).explain(images, target)
 
 
@@ -269,9 +269,9 @@ class Fuse(nn.Module):
 def test_a_backward_pass_that_raises_leaves_everything_as_found(untidy_model, pictures, name, method):
     model = untidy_model(name)
     head = "8" if name == "cnn" else "head"
-    setattr(model.model, head, nn.Sequential(Fuse(), model.model.get_submodule(head)))
+    setattr(model.module, head, nn.Sequential(Fuse(), model.module.get_submodule(head)))
     images = pictures(model)
-    with unchanged(model.model, images), pytest.raises(BoomError):
+    with unchanged(model.module, images), pytest.raises(BoomError):
         explainer_of(model, method).explain(images)
 
 
@@ -287,7 +287,7 @@ def test_a_method_that_raises_leaves_everything_as_found(untidy_model, pictures,
         raise BoomError
 
     monkeypatch.setitem(methods._members, method, replace(methods.get(method), compute=raising))
-    with unchanged(model.model, images), pytest.raises(BoomError):
+    with unchanged(model.module, images), pytest.raises(BoomError):
         explainer_of(model, method).explain(images)
 
 
@@ -295,7 +295,7 @@ def test_a_method_that_raises_leaves_everything_as_found(untidy_model, pictures,
 def test_a_refusal_leaves_everything_as_found(untidy_model, pictures, name, method):
     model = untidy_model(name)
     images = pictures(model)
-    with unchanged(model.model, images), pytest.raises(UnsupportedMethodError):
+    with unchanged(model.module, images), pytest.raises(UnsupportedMethodError):
         ac.explain_together(model, ["random_map", method], images)
 
 
@@ -303,8 +303,8 @@ def test_a_refusal_that_comes_when_the_model_has_run_leaves_everything_as_found(
     model = untidy_model("vit")
     images = pictures(model)
     explainer, ran = ac.make_explainer(model, "deep_lift"), []
-    model.model.register_forward_hook(lambda *args: ran.append(1))
-    with unchanged(model.model, images), pytest.raises(UnsupportedMethodError):
+    model.module.register_forward_hook(lambda *args: ran.append(1))
+    with unchanged(model.module, images), pytest.raises(UnsupportedMethodError):
         explainer.explain(images)
     assert ran
 
@@ -325,7 +325,7 @@ def test_a_relevance_without_a_rule_leaves_everything_as_found(build, pictures):
 def calls_of(model, part, images, method):
     """How often one module's forward runs, or stands in, in a whole call."""
     ran = []
-    handle = model.model.get_submodule(part).register_forward_pre_hook(lambda *args: ran.append(1))
+    handle = model.module.get_submodule(part).register_forward_pre_hook(lambda *args: ran.append(1))
     ac.make_explainer(model, method).explain(images, torch.tensor([1, 2]))
     handle.remove()
     return len(ran)
@@ -344,8 +344,8 @@ def test_a_raise_in_any_replay_puts_every_forward_back(untidy_model, pictures, m
     for safe_calls in range(runs):
         with monkeypatch.context() as patch:
             model.checked_recordings.clear()
-            arm(patch, model.model, HEADS[name], safe_calls)
-            with unchanged(model.model, images), pytest.raises(BoomError):
+            arm(patch, model.module, HEADS[name], safe_calls)
+            with unchanged(model.module, images), pytest.raises(BoomError):
                 ac.make_explainer(model, method).explain(images, torch.tensor([1, 2]))
 
 
@@ -356,19 +356,19 @@ def test_a_forward_of_ones_own_is_put_back_behind_a_replay(untidy_model, picture
     images = pictures(model)
     expected = ac.make_explainer(model, method).explain(images, 1).values
     own = {}
-    for path, part in model.model.named_modules():
+    for path, part in model.module.named_modules():
         if path and not isinstance(part, nn.ModuleList):
             own[path] = part.forward = part.forward  # now an attribute of the instance
     found = ac.make_explainer(model, method).explain(images, 1).values
     assert torch.equal(found, expected)
-    assert all(model.model.get_submodule(path).forward is forward for path, forward in own.items())
+    assert all(model.module.get_submodule(path).forward is forward for path, forward in own.items())
 
 
 @pytest.mark.parametrize("method", ["saliency", "grad_cam", "ablation_cam", "legrad", "transformer_lrp", "finer_cam"])
 def test_several_targets_leave_everything_as_found(untidy_model, pictures, method):
     model = untidy_model("vit")
     image = pictures(model, 1)
-    with unchanged(model.model, image):
+    with unchanged(model.module, image):
         assert len(ac.explain_targets(model, [method], image, [0, 1, 2])[method].values) == 3
 
 
@@ -383,7 +383,7 @@ def test_a_target_function_that_raises_leaves_everything_as_found(untidy_model, 
             raise BoomError
         return outputs[:, 1]
 
-    with unchanged(model.model, images), pytest.raises(BoomError):
+    with unchanged(model.module, images), pytest.raises(BoomError):
         explainer_of(model, method).explain(images, target)
 
 
@@ -411,7 +411,7 @@ def test_other_libraries_are_left_as_found_by_all_methods_together(untidy_model,
     left_out |= {"score_cam"} if name == "se_cnn" else set()  # 128 passes
     quick = [method.name for method in methods if set(method.needs) <= model.supplies and method.name not in left_out]
     assert len(quick) > 8
-    with unchanged(model.model, images):
+    with unchanged(model.module, images):
         assert list(ac.explain_together(model, quick, images)) == quick
 
 
@@ -423,7 +423,7 @@ def test_a_raise_inside_torchvisions_attention_puts_the_kernel_back(fresh, pictu
         raise BoomError
 
     monkeypatch.setattr("attncompare.capture.attention.explicit_attention", raising)
-    with unchanged(model.model, images), pytest.raises(BoomError):
+    with unchanged(model.module, images), pytest.raises(BoomError):
         ac.make_explainer(model, "gradient_rollout").explain(images)
 
 

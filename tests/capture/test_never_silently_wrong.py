@@ -261,7 +261,7 @@ def test_sequences_with_the_batch_second_get_no_features():
 
 def test_compiled_modules_are_opened():
     module = built(lambda: Tokens(lambda parts: parts[0])).eval()
-    assert ac.wrap_model(torch.compile(module), size=(SIDE, SIDE)).model is module
+    assert ac.wrap_model(torch.compile(module), size=(SIDE, SIDE)).module is module
 
 
 def test_a_captured_layer_may_run_in_many_passes_but_once_in_each():

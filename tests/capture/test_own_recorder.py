@@ -36,7 +36,7 @@ def unfolded(page):
             weights = F.softmax(query @ key.mT / query.shape[-1] ** 0.5, dim=-1)
             return self.project((weights @ value).transpose(1, 2).flatten(2))
 
-    network = copy.deepcopy(page["model"].model)
+    network = copy.deepcopy(page["model"].module)
     for block in network.blocks:
         block.__class__ = Attention
     return ac.wrap_model(network, size=(32, 32))

@@ -92,9 +92,9 @@ def with_output(model, path, images, change):
     def hook(module, args, output):
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
-    handle = model.model.get_submodule(path).register_forward_hook(hook)
+    handle = model.module.get_submodule(path).register_forward_hook(hook)
     try:
-        with torch.no_grad(), preserve_state(model.model):
+        with torch.no_grad(), preserve_state(model.module):
             return model.forward(images)
     finally:
         handle.remove()
@@ -122,7 +122,7 @@ LAYERS = [
 def test_a_replay_is_the_whole_model_with_that_layers_output_replaced(model_of, pictures, name, path):
     model, which = model_of(name), torch.tensor(WHICH)
     images = pictures(model, 3)
-    with torch.no_grad(), preserve_state(model.model):
+    with torch.no_grad(), preserve_state(model.module):
         replay = Replay(model, path)
         logits = replay.record(images)
         replay.verify(logits)
@@ -139,7 +139,7 @@ def test_a_replay_is_the_whole_model_with_that_layers_output_replaced(model_of, 
 @pytest.mark.parametrize(("name", "path"), [("residual", "blocks.1"), ("vit", "blocks.2.norm1"), ("swin", "norm")])
 def test_a_replay_can_be_run_again_and_leaves_what_was_recorded(model_of, pictures, name, path):
     model, which = model_of(name), torch.tensor([1, 1])
-    with torch.no_grad(), preserve_state(model.model):
+    with torch.no_grad(), preserve_state(model.module):
         replay = Replay(model, path)
         logits = replay.record(pictures(model, 2))
         given = replay.tensor[which] * 1.5
@@ -153,7 +153,7 @@ def test_a_replay_can_be_run_again_and_leaves_what_was_recorded(model_of, pictur
 def test_the_graph_of_a_replay_starts_at_what_was_put_in(model_of, pictures, name, path):
     model = model_of(name)
     images = pictures(model, 2)
-    with preserve_state(model.model):
+    with preserve_state(model.module):
         replay = Replay(model, path)
         with torch.no_grad():
             replay.record(images)
@@ -167,7 +167,7 @@ def test_the_graph_of_a_replay_starts_at_what_was_put_in(model_of, pictures, nam
         seen["x"] = first.detach().clone().requires_grad_(True)
         return (seen["x"] * 1.0, *output[1:]) if isinstance(output, tuple) else seen["x"] * 1.0
 
-    handle = model.model.get_submodule(path).register_forward_hook(hook)
+    handle = model.module.get_submodule(path).register_forward_hook(hook)
     score = model.forward(images)[:, 1].sum()
     expected = torch.autograd.grad(score, seen["x"])[0]
     handle.remove()
@@ -176,11 +176,11 @@ def test_the_graph_of_a_replay_starts_at_what_was_put_in(model_of, pictures, nam
 
 def test_what_finished_before_the_layer_does_not_run_again(model_of, pictures):
     model, ran = model_of("residual"), []
-    with torch.no_grad(), preserve_state(model.model):
+    with torch.no_grad(), preserve_state(model.module):
         replay = Replay(model, "blocks.1")
         replay.record(pictures(model, 2))
-        plain = {path: module.forward for path, module in model.model.named_modules() if path}
-        for path, module in model.model.named_modules():
+        plain = {path: module.forward for path, module in model.module.named_modules() if path}
+        for path, module in model.module.named_modules():
             if isinstance(module, nn.Conv2d):
                 module.forward = lambda x, path=path: ran.append(path) or plain[path](x)
         replay.run(replay.tensor.clone(), torch.arange(2))
@@ -188,7 +188,7 @@ def test_what_finished_before_the_layer_does_not_run_again(model_of, pictures):
 
 
 def test_the_modules_beside_the_way_are_those_that_may_have_run(model_of):
-    model = model_of("residual").model
+    model = model_of("residual").module
     assert modules_before(model, "blocks.1.second") == [
         "stem", "relu", "hidden", "head", "blocks.0", "blocks.2", "blocks.1.first", "blocks.1.norm", "blocks.1.relu",
     ]  # fmt: skip

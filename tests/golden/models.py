@@ -62,13 +62,18 @@ def tiny_models() -> ModuleType:
     return sys.modules["tiny_models"]
 
 
+def module_of(model) -> nn.Module:
+    """The wrapped module; version 0.1 calls it `model`."""
+    return model.module if hasattr(model, "module") else model.model
+
+
 @cache
 def model_of(name: str):
     """A wrapped model, built once; the same name always has the same weights."""
     if name == PAIR:
         return ac.load_model(f"hf/{pair_folder().name}")
     if name == SE_CNN:
-        module, size = ac.load_model("demo/se_cnn@random").model, (48, 48)
+        module, size = module_of(ac.load_model("demo/se_cnn@random")), (48, 48)
     else:
         module, size = tiny_models().BUILDERS[name](), tiny_models().SIZES.get(name, (32, 32))
     return ac.wrap_model(draw_weights(module), size=size, name=f"golden/{name}")

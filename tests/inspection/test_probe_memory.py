@@ -30,9 +30,9 @@ def _returned(source: ModelSource) -> int:
     def note(module: nn.Module, args: object, output: Tensor) -> None:
         sizes.append(output.numel() * output.element_size())
 
-    handles = [module.register_forward_hook(note) for module in source.model.modules()]
+    handles = [module.register_forward_hook(note) for module in source.module.modules()]
     with torch.no_grad():
-        source.model(torch.zeros(BATCH, 3, *source.preprocessing.size))
+        source.module(torch.zeros(BATCH, 3, *source.preprocessing.size))
     for handle in handles:
         handle.remove()
     return sum(sizes)

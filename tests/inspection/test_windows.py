@@ -313,14 +313,14 @@ def test_class_attention_blocks_join_the_flow_of_the_patches(tiny):
 def test_talking_heads_are_recorded_before_they_are_mixed(tiny):
     model = tiny("cait")
     seen = []
-    handle = model.model.blocks[0].attn.attn_drop.register_forward_hook(lambda m, a, out: seen.append(out))
+    handle = model.module.blocks[0].attn.attn_drop.register_forward_hook(lambda m, a, out: seen.append(out))
     try:
         need = request("attention")
         block = record(model, images_of(model), [need]).signals[need][0]
     finally:
         handle.remove()
     torch.testing.assert_close(block.sum(-1), torch.ones(block.shape[:-1]))
-    mixed = model.model.blocks[0].attn.proj_w(block[:, :, 1:, 1:].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    mixed = model.module.blocks[0].attn.proj_w(block[:, :, 1:, 1:].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     torch.testing.assert_close(mixed, seen[0], atol=1e-6, rtol=1e-5)
     assert (seen[0].sum(-1) - 1).abs().max() > 1e-2  # after mixing they are no attention
 
@@ -329,7 +329,7 @@ def test_an_attention_pool_is_read_by_its_own_query(tiny):
     """As in SigLIP: a latent query attends to all patches."""
     model = tiny("vit_map_pool")
     images = images_of(model)
-    pool, seen = model.model.attn_pool, []
+    pool, seen = model.module.attn_pool, []
     handle = pool.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:
         shown = ac.make_explainer(model, "class_attention").explain(images).values

@@ -258,8 +258,8 @@ def test_the_rules_leave_no_trace(tiny, pictures):
     model = tiny("cnn")
     images = pictures(model)
     before = ac.make_explainer(model, "saliency").explain(images, TARGET).values
-    weights = copy.deepcopy(model.model.state_dict())
+    weights = copy.deepcopy(model.module.state_dict())
     for name in ("guided_backprop", "deep_lift", "attn_lrp"):
         ac.make_explainer(model, name).explain(images, TARGET)
     assert torch.equal(ac.make_explainer(model, "saliency").explain(images, TARGET).values, before)
-    assert all(torch.equal(value, weights[key]) for key, value in model.model.state_dict().items())
+    assert all(torch.equal(value, weights[key]) for key, value in model.module.state_dict().items())

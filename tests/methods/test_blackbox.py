@@ -27,7 +27,7 @@ def windows(length, side, step):
 
 def closed_form(model, image, target, window, stride, baseline):
     """Mean over the squares that cover a pixel of sum w (x - x0) inside the square: the score is linear."""
-    weights = model.model[1].weight[target].detach().double().reshape(3, HEIGHT, WIDTH).numpy()
+    weights = model.module[1].weight[target].detach().double().reshape(3, HEIGHT, WIDTH).numpy()
     effect = (weights * (image.double().numpy() - baseline) / 0.5).sum(axis=0)  # mean = std = 0.5 inside the model
     sides = [max(1, round(window * length)) for length in (HEIGHT, WIDTH)]
     steps = [max(1, round(stride * side)) for side in sides]
@@ -80,8 +80,8 @@ def test_the_size_of_the_passes_does_not_change_occlusion(pictures):
 def test_occlusion_of_the_evidence_itself_costs_the_score_most(pictures):
     model = linear_model()
     with torch.no_grad():
-        model.model[1].weight.zero_()
-        model.model[1].weight.view(4, 3, HEIGHT, WIDTH)[1, :, 3:6, 8:12] = 1
+        model.module[1].weight.zero_()
+        model.module[1].weight.view(4, 3, HEIGHT, WIDTH)[1, :, 3:6, 8:12] = 1
     shown = ac.make_explainer(model, "occlusion").explain(torch.ones(1, 3, HEIGHT, WIDTH), 1)
     row, column = divmod(int(shown.values[0].argmax()), WIDTH)
     assert 3 <= row < 6

@@ -134,9 +134,9 @@ def test_the_gates_of_a_model_are_computed_as_its_layer_does(tiny, pictures):
     model = tiny("se_cnn")
     images = pictures(model)
     shown = ac.explain_together(model, ["channel_attention", "se_activation"], images)
-    trunk = model.model[:2]((images - 0.5) / 0.25)
-    gated = model.model[2][:3](trunk).detach()  # convolution, norm, ReLU: what the last gate multiplies
-    layer = model.model[2][3]
+    trunk = model.module[:2]((images - 0.5) / 0.25)
+    gated = model.module[2][:3](trunk).detach()  # convolution, norm, ReLU: what the last gate multiplies
+    layer = model.module[2][3]
     pooled = gated.mean(dim=(2, 3), keepdim=True)
     gates = torch.sigmoid(layer.fc2(torch.relu(layer.fc1(pooled)))).detach()
     torch.testing.assert_close(shown["channel_attention"].values, gates[:, :, 0, 0], atol=1e-6, rtol=1e-5)
@@ -168,7 +168,7 @@ def published_grad_cam(module, layer, images, target, to_grid):
 def test_grad_cam_is_the_published_formula_on_a_cnn(tiny, pictures):
     model = tiny("cnn")
     images = pictures(model)
-    expected = published_grad_cam(model.model, model.model[5], images, CLASS, lambda x: x)
+    expected = published_grad_cam(model.module, model.module[5], images, CLASS, lambda x: x)
     same_picture(ac.make_explainer(model, "grad_cam").explain(images, CLASS).values, expected)
 
 
@@ -181,21 +181,21 @@ def test_grad_cam_is_the_published_formula_on_a_vit(tiny, pictures, name):
         patches = tokens[:, layout.prefix :].transpose(1, 2)
         return patches.reshape(len(tokens), -1, *layout.grid)
 
-    expected = published_grad_cam(model.model, model.model.blocks[2].norm1, images, CLASS, to_grid)
+    expected = published_grad_cam(model.module, model.module.blocks[2].norm1, images, CLASS, to_grid)
     same_picture(ac.make_explainer(model, "grad_cam").explain(images, CLASS).values, expected)
 
 
 def test_grad_cam_is_the_published_formula_on_channels_last_features(tiny, pictures):
     model = tiny("swin")
     images = pictures(model)
-    expected = published_grad_cam(model.model, model.model.norm, images, CLASS, lambda x: x.permute(0, 3, 1, 2))
+    expected = published_grad_cam(model.module, model.module.norm, images, CLASS, lambda x: x.permute(0, 3, 1, 2))
     same_picture(ac.make_explainer(model, "grad_cam").explain(images, CLASS).values, expected)
 
 
 def test_bare_captum_takes_tokens_for_channels_without_an_error(tiny, pictures):
     model = tiny("vit")
     images = pictures(model)
-    bare = LayerGradCam(model.forward, model.model.blocks[2].norm1).attribute(images, target=CLASS)
+    bare = LayerGradCam(model.forward, model.module.blocks[2].norm1).attribute(images, target=CLASS)
     mapped = ac.make_explainer(model, "grad_cam").explain(images, CLASS)
     assert bare.shape == (2, 1, 32)  # one value per embedding channel: no image in it
     assert mapped.values.shape == (2, 4, 4)
@@ -204,7 +204,7 @@ def test_bare_captum_takes_tokens_for_channels_without_an_error(tiny, pictures):
 def test_bare_captum_takes_image_rows_for_channels_without_an_error(tiny, pictures):
     model = tiny("swin")
     images = pictures(model)
-    bare = LayerGradCam(model.forward, model.model.norm).attribute(images, target=CLASS)
+    bare = LayerGradCam(model.forward, model.module.norm).attribute(images, target=CLASS)
     mapped = ac.make_explainer(model, "grad_cam").explain(images, CLASS)
     assert bare.shape != (2, 1, *mapped.values.shape[1:])
 
@@ -223,7 +223,7 @@ def test_the_mean_of_cam_and_the_bias_make_the_logit(tiny, pictures):
     model = tiny("cnn")
     images = pictures(model)
     shown = ac.make_explainer(model, "cam").explain(images, CLASS)
-    logits = shown.values.mean(dim=(1, 2)) + model.model[8].bias[CLASS]
+    logits = shown.values.mean(dim=(1, 2)) + model.module[8].bias[CLASS]
     torch.testing.assert_close(logits.detach(), model.forward(images)[:, CLASS].detach(), atol=1e-5, rtol=1e-5)
 
 

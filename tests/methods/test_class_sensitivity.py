@@ -72,7 +72,7 @@ def randomize(module, seed=0):
 def from_the_top(model):
     """The parts with weights, those next to the score first: the head, then block after block."""
     found = []
-    for name, module in model.model.named_children():
+    for name, module in model.module.named_children():
         blocks = list(module) if isinstance(module, nn.Sequential | nn.ModuleList) else [module]
         found += [(name, block) for block in blocks if any(True for _ in block.parameters())]
     return [block for _, block in reversed(found)]

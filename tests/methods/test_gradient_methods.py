@@ -49,7 +49,7 @@ def test_saliency_of_a_model_is_its_plain_gradient_in_pixel_space(tiny, pictures
     model = tiny(name)
     images = pictures(model)
     plain = images.clone().requires_grad_(True)
-    logits = model.model((plain - 0.5) / 0.5)
+    logits = model.module((plain - 0.5) / 0.5)
     logits = getattr(logits, "logits", logits)
     expected = torch.autograd.grad(logits[:, CLASS].sum(), plain)[0].abs().amax(dim=1)
     actual = ac.make_explainer(model, "saliency").explain(images, CLASS).values

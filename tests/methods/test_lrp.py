@@ -22,7 +22,7 @@ VIT_KINDS = [*VITS, "vit_torchvision"]
 
 def doubled(model):
     """The same model with float64 weights."""
-    module = copy.deepcopy(model.model).double()
+    module = copy.deepcopy(model.module).double()
     return replace(model, source=replace(model.source, model=module), checked_recordings=set())
 
 

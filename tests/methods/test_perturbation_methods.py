@@ -95,7 +95,7 @@ def test_ablation_cam_is_a_loop_that_silences_one_channel_after_the_other(tiny, 
 def test_ablated_scores_are_those_of_the_loop_to_rounding(tiny, pictures, name):
     """In float64: weights are differences of scores, from which float32 takes up to 1e-5 of a rectified map's range."""
     model = tiny(name)
-    source = replace(model.source, model=copy.deepcopy(model.model).double())
+    source = replace(model.source, model=copy.deepcopy(model.module).double())
     double = replace(model, source=source, checked_recordings=set())
     images, target = pictures(model).double(), torch.tensor([3, 1])
     found = supply(double, request("ablated_scores"), images, target)[0]
@@ -193,7 +193,7 @@ def test_lime_is_the_ridge_regression_of_scikit_learn_on_the_same_samples(tiny, 
     model = tiny(name)
     images, target = pictures(model), torch.tensor([3, 1])
     labels = torch.stack([blocks(32, 32, 3, 4), blocks(32, 32, 2, 3)])  # of different numbers
-    with preserve_state(model.model):
+    with preserve_state(model.module):
         shown = lime(images, labels, scored(model, images, target), n_samples=60, **options)
     expected = torch.zeros(2, 32, 32, dtype=torch.float64)
     given = {key: options[key] for key in ("kernel_width", "baseline") if key in options}

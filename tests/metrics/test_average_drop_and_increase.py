@@ -106,7 +106,7 @@ def test_drop_and_increase_are_those_of_torchcam():
     )
 
     scaled = shown.resized(model.size).normalized().values  # torch-cam scales before it enlarges
-    peer = ClassificationMetric(GivenMaps(model.model, scaled), lambda x: x.softmax(dim=1))
+    peer = ClassificationMetric(GivenMaps(model.module, scaled), lambda x: x.softmax(dim=1))
     peer.update((images - mean) / std, class_idx=2)
     records = ac.score(model, images, shown, metrics=["average_drop", "average_increase"])
     for name, theirs in (("average_drop", "avg_drop"), ("average_increase", "conf_increase")):

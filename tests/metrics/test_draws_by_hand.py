@@ -72,7 +72,7 @@ def test_sensitivity_adds_the_same_noise_to_every_image(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_parameter_randomisation_shuffles_group_by_group_from_the_last_module_back(name):
     model, images, maps, values = scored(name, "parameter_randomisation")
-    owners = [one for one in model.model.modules() if list(one.parameters(recurse=False))][::-1]
+    owners = [one for one in model.module.modules() if list(one.parameters(recurse=False))][::-1]
     generator, found = torch.Generator().manual_seed(0), []
     for group in np.array_split(np.arange(len(owners)), min(8, len(owners))):
         for parameter in (one for place in group for one in owners[place].parameters(recurse=False)):

@@ -92,16 +92,16 @@ def test_images_together_score_as_each_alone(model, scene, name):
 
 @pytest.mark.parametrize("name", SCORING)
 def test_the_batch_size_changes_nothing_and_the_model_is_left_as_found(model, scene, name):
-    before = {key: value.clone() for key, value in model.model.state_dict().items()}
-    model.model.train()
+    before = {key: value.clone() for key, value in model.module.state_dict().items()}
+    model.module.train()
     try:
         drawn = {"m": torch.rand(3, 8, 8, generator=seeded(4))}
         first, second = (scored(model, scene, name, drawn, batch_size=size)["m"].values for size in (2, 64))
         torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-5)
-        assert model.model.training
+        assert model.module.training
     finally:
-        model.model.eval()
-    assert all(torch.equal(value, before[key]) for key, value in model.model.state_dict().items())
+        model.module.eval()
+    assert all(torch.equal(value, before[key]) for key, value in model.module.state_dict().items())
 
 
 @pytest.mark.parametrize("metric", list(metrics), ids=lambda metric: metric.name)

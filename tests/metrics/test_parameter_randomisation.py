@@ -27,14 +27,14 @@ def test_a_constant_map_has_no_value():
 
 
 def test_stages_hold_every_parameter_once_from_the_output_down(each_tiny):
-    stages = stages_of(each_tiny.model)
+    stages = stages_of(each_tiny.module)
     listed = [parameter for stage in stages for parameter in stage]
-    assert len(listed) == len(set(listed)) and set(listed) == set(each_tiny.model.parameters())
+    assert len(listed) == len(set(listed)) and set(listed) == set(each_tiny.module.parameters())
     assert 1 < len(stages) <= STAGES and all(stages)
 
 
 def test_the_output_layer_is_in_the_first_stage_and_the_input_in_the_last(tiny):
-    model = tiny("vit").model
+    model = tiny("vit").module
     stages = stages_of(model)
     assert any(one is model.head.weight for one in stages[0])
     assert any(one is model.patch_embed.proj.weight for one in stages[-1])
@@ -42,7 +42,7 @@ def test_the_output_layer_is_in_the_first_stage_and_the_input_in_the_last(tiny):
 
 
 def test_each_stage_shuffles_what_is_not_yet_shuffled_and_keeps_the_values(fresh):
-    model = fresh("vit").model
+    model = fresh("vit").module
     before, changed = weights(model), []
 
     def look():
@@ -60,7 +60,7 @@ def test_each_stage_shuffles_what_is_not_yet_shuffled_and_keeps_the_values(fresh
 
 
 def test_the_weights_are_put_back_after_a_fault_and_when_nobody_asks_on(fresh):
-    model = fresh("cnn").model
+    model = fresh("cnn").module
     before = weights(model)
 
     def fail():
@@ -79,7 +79,7 @@ def test_a_control_does_not_notice_and_a_method_that_reads_the_model_does():
     model = ac.load_model("demo/cnn")
     images = torch.rand(2, 3, *model.size, generator=torch.Generator().manual_seed(0))
     found = {}
-    before = weights(model.model)
+    before = weights(model.module)
     for name in ("edge_map", "cam", "saliency"):
         shown = ac.make_explainer(model, name).explain(images)
         records = ac.score(model, images, shown, metrics=["parameter_randomisation"])
@@ -87,7 +87,7 @@ def test_a_control_does_not_notice_and_a_method_that_reads_the_model_does():
         found[name] = [record.value for record in records]
     assert found["edge_map"] == [1, 1]
     assert max(found["cam"] + found["saliency"]) < 0.8
-    assert all(torch.equal(value, before[name]) for name, value in model.model.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in model.module.state_dict().items())
 
 
 class KeepsBiases(nn.Module):
@@ -117,7 +117,7 @@ def test_what_a_module_keeps_of_its_weights_is_shuffled_and_put_back_too():
 
 
 def test_the_attention_biases_of_levit_are_shuffled():
-    model = ac.load_model("timm/levit_128s@random").model
+    model = ac.load_model("timm/levit_128s@random").module
     images = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     biases = {name: one for name, one in model.named_parameters() if name.endswith("attention_biases")}
     with torch.no_grad():

@@ -38,7 +38,7 @@ def test_the_card_belongs_to_the_weights(name):
     card, model = model_card(name), ac.load_model(f"demo/{name}")
     assert card["model"] == f"demo/{name}"
     assert card["sha256"] == hashlib.sha256((WEIGHTS / f"{name}.safetensors").read_bytes()).hexdigest()
-    assert card["parameters"] == sum(parameter.numel() for parameter in model.model.parameters())
+    assert card["parameters"] == sum(parameter.numel() for parameter in model.module.parameters())
     assert str(card["test_accuracy"]) in model.describe()["note"]
 
 

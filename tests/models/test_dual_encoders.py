@@ -63,7 +63,7 @@ def test_the_embedding_is_the_librarys_own(pair, pictures):
 
 def test_the_text_encoder_is_no_part_of_the_module_tree(pair):
     _, _, ours = pair
-    names = [name for name, _ in ours.model.named_modules()]
+    names = [name for name, _ in ours.module.named_modules()]
     assert any(name.startswith("vision_model.") for name in names)
     assert not any("text" in name for name in names)
 

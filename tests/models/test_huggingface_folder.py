@@ -157,7 +157,7 @@ def test_a_processor_that_does_not_normalize_is_taken_at_its_word(tmp_path):
 def test_a_deit_folder_keeps_the_class_that_was_saved(tmp_path, kind):
     write(tmp_path, kind, VIT)
     model = ac.load_model(f"hf/{tmp_path}")
-    assert type(model.model).__name__ == kind
+    assert type(model.module).__name__ == kind
     assert model.tokens.class_token == ((0, 1) if "Teacher" in kind else 0)
 
 
@@ -192,14 +192,14 @@ def test_the_attention_that_a_folder_names_is_not_needed(tmp_path, suffix):
     write(tmp_path, "ViTForImageClassification", VIT)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"_attn_implementation": "flash_attention_2"}))
-    assert ac.load_model(f"hf/{tmp_path}{suffix}").model.config._attn_implementation == "sdpa"
+    assert ac.load_model(f"hf/{tmp_path}{suffix}").module.config._attn_implementation == "sdpa"
 
 
 def test_a_checkpoint_replaces_the_weights_of_a_folder(tmp_path):
     write(tmp_path, "ViTForImageClassification", VIT)
-    state = {name: value + 1 for name, value in ac.load_model(f"hf/{tmp_path}").model.state_dict().items()}
+    state = {name: value + 1 for name, value in ac.load_model(f"hf/{tmp_path}").module.state_dict().items()}
     save_file(state, tmp_path / "other.safetensors")
-    found = ac.load_model(f"hf/{tmp_path}@{tmp_path / 'other.safetensors'}").model.state_dict()
+    found = ac.load_model(f"hf/{tmp_path}@{tmp_path / 'other.safetensors'}").module.state_dict()
     assert all(torch.equal(found[name], state[name]) for name in state)
 
 

@@ -76,13 +76,13 @@ def test_random_weights_are_not_the_trained_ones():
 @pytest.mark.parametrize("name", ["demo/cnn@random", "demo/vit@random"])
 def test_a_loaded_model_is_ready_to_explain(name):
     model = ac.load_model(name)
-    assert not any(module.training for module in model.model.modules())
+    assert not any(module.training for module in model.module.modules())
     assert model.forward(torch.rand(2, 3, *model.size)).shape == (2, 8)
 
 
 def other_weights(model):
     generator = torch.Generator().manual_seed(7)
-    state = model.model.state_dict()
+    state = model.module.state_dict()
     return {
         name: value + torch.rand(value.shape, generator=generator) if value.is_floating_point() else value
         for name, value in state.items()
@@ -97,14 +97,14 @@ def test_a_checkpoint_comes_back_as_it_was_written(tmp_path, name, ending):
     save_file(state, path) if ending == "safetensors" else torch.save(state, path)
     loaded = ac.load_model(f"{name}@{path}")
     assert loaded.name == f"{name}@{path}"
-    found = loaded.model.state_dict()
+    found = loaded.module.state_dict()
     assert found.keys() == state.keys()
     assert all(torch.equal(found[key], state[key]) for key in state)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     path = tmp_path / "vit.safetensors"
-    save_file(ac.load_model("demo/vit@random").model.state_dict(), path)
+    save_file(ac.load_model("demo/vit@random").module.state_dict(), path)
     with pytest.raises(
         AttnCompareError, match=r"checkpoint .*vit.safetensors cannot be loaded: 17 tensors are missing: 0.0.weight, "
     ):
@@ -112,7 +112,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 
 
 def test_a_checkpoint_with_a_missing_tensor_is_refused(tmp_path):
-    state = dict(ac.load_model("demo/cnn@random").model.state_dict())
+    state = dict(ac.load_model("demo/cnn@random").module.state_dict())
     state.pop("5.bias")
     save_file(state, tmp_path / "less.safetensors")
     with pytest.raises(AttnCompareError, match="cannot be loaded"):
@@ -120,7 +120,7 @@ def test_a_checkpoint_with_a_missing_tensor_is_refused(tmp_path):
 
 
 def test_a_checkpoint_with_weights_that_are_not_finite_is_refused(tmp_path):
-    state = {name: value.clone() for name, value in ac.load_model("demo/cnn@random").model.state_dict().items()}
+    state = {name: value.clone() for name, value in ac.load_model("demo/cnn@random").module.state_dict().items()}
     state["5.bias"][0] = float("nan")
     save_file(state, tmp_path / "nan.safetensors")
     with pytest.raises(AttnCompareError, match=r"non-finite weights in 5\.bias"):

@@ -102,7 +102,7 @@ def test_the_tokens_of_the_vit_are_those_of_the_packages_own_file():
     assert "no class head" in model.describe()["note"]
     images = photo("chelsea.png", model)
     tokens = []
-    handle = model.model.norm.register_forward_hook(lambda module, args, output: tokens.append(output.detach()))
+    handle = model.module.norm.register_forward_hook(lambda module, args, output: tokens.append(output.detach()))
     with torch.no_grad():
         embedding = model.forward(images)
     handle.remove()

@@ -118,7 +118,7 @@ def test_a_pair_gives_the_librarys_embeddings_and_takes_text_targets(pair):
         ac.explain_together(model, ["grad_cam"], images, target=f"text:a photo of a {x}") for x in ("cat", "dog")
     )
     assert not torch.equal(cat["grad_cam"].values, dog["grad_cam"].values)
-    assert not any("text" in name for name, _ in model.model.named_modules())
+    assert not any("text" in name for name, _ in model.module.named_modules())
 
 
 def test_a_processor_of_other_patches_is_refused(tmp_path):
@@ -131,9 +131,9 @@ def test_a_processor_of_other_patches_is_refused(tmp_path):
 def test_a_copy_runs_its_own_weights(pair):
     _, model = pair
     images = torch.rand(1, 3, SIDE, SIDE)
-    copied = copy.deepcopy(model.model)
+    copied = copy.deepcopy(model.module)
     with torch.no_grad():
         for value in copied.parameters():
             value.zero_()
         assert copied(images).abs().max() == 0
-        assert model.model(images).abs().max() > 0
+        assert model.module(images).abs().max() > 0

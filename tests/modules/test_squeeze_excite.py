@@ -65,25 +65,25 @@ def inserted(request):
     name, layers = request.param
     plain = ac.load_model(name)
     torch.manual_seed(0)
-    return plain, insert(plain.model, layers, size=plain.size), layers
+    return plain, insert(plain.module, layers, size=plain.size), layers
 
 
 def test_the_given_model_is_left_and_the_copy_gated_where_asked(inserted):
     plain, net, layers = inserted
-    assert not any(isinstance(part, Gated) for part in plain.model.modules())
+    assert not any(isinstance(part, Gated) for part in plain.module.modules())
     assert [path for path, part in net.named_modules() if isinstance(part, Gated)] == layers
     images = torch.rand(2, 3, *plain.size)
     with torch.no_grad():
         for path in layers:  # gates of one: as if nothing were there
             nn.init.zeros_(net.get_submodule(path).squeeze_excite.expand.weight)
             nn.init.constant_(net.get_submodule(path).squeeze_excite.expand.bias, 100.0)
-        torch.testing.assert_close(net.eval()(images), plain.model(images))
+        torch.testing.assert_close(net.eval()(images), plain.module(images))
 
 
 def test_the_probe_finds_the_gates_and_the_methods_read_them(inserted, pictures):
     plain, _, layers = inserted
     torch.manual_seed(0)
-    net = insert(plain.model, layers, size=plain.size)
+    net = insert(plain.module, layers, size=plain.size)
     model = ac.wrap_model(net, size=plain.size, name="mine")
     found = [gate.layer for gate in model.structure.se_layers]
     assert [path for path in found if path.endswith("squeeze_excite")] == [f"{path}.squeeze_excite" for path in layers]
@@ -104,7 +104,7 @@ def test_the_probe_finds_the_gates_and_the_methods_read_them(inserted, pictures)
 
 @pytest.mark.parametrize("method", ["cam", "grad_cam", "guided_backprop", "ablation_cam"])
 def test_methods_run_on_a_model_with_inserted_gates(method, pictures):
-    net = insert(ac.load_model("demo/cnn").model, ["0", "2"], size=(64, 64))
+    net = insert(ac.load_model("demo/cnn").module, ["0", "2"], size=(64, 64))
     model = ac.wrap_model(net, size=(64, 64), name="mine")
     values = ac.make_explainer(model, method).explain(pictures(model)).values
     assert bool(torch.isfinite(values).all())
@@ -114,7 +114,7 @@ def test_methods_run_on_a_model_with_inserted_gates(method, pictures):
 def test_weights_load_after_building_and_inserting_again(tmp_path):
     from safetensors.torch import load_file, save_file
 
-    build = lambda: insert(ac.load_model("demo/cnn@random").model, ["1"], reduction=8, size=(64, 64))  # noqa: E731
+    build = lambda: insert(ac.load_model("demo/cnn@random").module, ["1"], reduction=8, size=(64, 64))  # noqa: E731
     first, second, x = build(), build(), torch.rand(1, 3, 64, 64)
     assert not torch.equal(first(x), second(x))  # the new layers are drawn anew
     save_file(first.state_dict(), tmp_path / "net.safetensors")
@@ -123,18 +123,18 @@ def test_weights_load_after_building_and_inserting_again(tmp_path):
 
 
 def test_gates_are_learned():
-    net = insert(ac.load_model("demo/cnn@random").model, ["1"], size=(64, 64)).train()
+    net = insert(ac.load_model("demo/cnn@random").module, ["1"], size=(64, 64)).train()
     nn.functional.cross_entropy(net(torch.rand(4, 3, 64, 64)), torch.arange(4)).backward()
     assert float(net.get_submodule("1").squeeze_excite.expand.bias.grad.abs().sum()) > 0
 
 
 def test_one_layer_inside_another_can_both_be_gated():
-    net = insert(ac.load_model("demo/cnn").model, ["1", "1.0"], size=(64, 64))
+    net = insert(ac.load_model("demo/cnn").module, ["1", "1.0"], size=(64, 64))
     assert [path for path, part in net.named_modules() if isinstance(part, Gated)] == ["1", "1.module.0"]
 
 
 def test_device_type_and_mode_are_those_of_the_model():
-    net = insert(ac.load_model("demo/cnn").model.double().eval(), ["1"], size=(64, 64))
+    net = insert(ac.load_model("demo/cnn").module.double().eval(), ["1"], size=(64, 64))
     assert {p.dtype for p in net.parameters()} == {torch.float64}
     assert not any(part.training for part in net.modules())
 
@@ -215,7 +215,7 @@ def test_token_layers_are_refused(build):
 
 
 def test_an_adapter_is_told_from_its_module():
-    with pytest.raises(UnsupportedModelError, match=r"ModelAdapter is not an nn\.Module; pass its \.model"):
+    with pytest.raises(UnsupportedModelError, match=r"ModelAdapter is not an nn\.Module; pass its \.module"):
         insert(ac.load_model("demo/cnn"), ["0"])
 
 

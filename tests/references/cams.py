@@ -66,7 +66,7 @@ def cam(adapter, images, target):
     """The linear layer's row of the target, on what average pooling reads."""
     classifier = adapter.structure.classifier
     features, _ = features_and_gradients(adapter, images, target, classifier.feature_module)
-    weights = adapter.model.get_submodule(classifier.linear).weight.detach().double().flatten(1)
+    weights = adapter.module.get_submodule(classifier.linear).weight.detach().double().flatten(1)
     return _scaled_channels(features, weights[target])
 
 

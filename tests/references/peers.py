@@ -13,7 +13,7 @@ class Normalized(nn.Module):
 
     def __init__(self, adapter):
         super().__init__()
-        self.inner = copy.deepcopy(adapter.model)
+        self.inner = copy.deepcopy(adapter.module)
         given = adapter.source.preprocessing
         self.register_buffer("mean", torch.tensor(given.mean).reshape(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(given.std).reshape(1, 3, 1, 1))

@@ -13,7 +13,7 @@ class Plain(nn.Module):
 
     def __init__(self, adapter):
         super().__init__()
-        self.module = copy.deepcopy(adapter.model).double().eval().requires_grad_(False)
+        self.module = copy.deepcopy(adapter.module).double().eval().requires_grad_(False)
         given = adapter.source.preprocessing
         self.mean = torch.tensor(given.mean, dtype=torch.float64).reshape(1, 3, 1, 1)
         self.std = torch.tensor(given.std, dtype=torch.float64).reshape(1, 3, 1, 1)

@@ -12,6 +12,6 @@ def supply(model, signal, images, target):
     recorded = record(model, images, taken, target)
     counted = CountingForward(model, recorded.score)
     extra = ExtraPass(model, images, recorded, counted)
-    with frozen_eval(model.model, graph=True):
+    with frozen_eval(model.module, graph=True):
         value = signal.run(extra)
     return value, counted.seen_forward / len(images), counted.seen_backward / len(images)

@@ -38,7 +38,7 @@ class Weights:
 
 def weights_of(adapter) -> Weights:
     """The weights of a model of one of the three libraries, in float64."""
-    module = copy.deepcopy(adapter.model).double()
+    module = copy.deepcopy(adapter.module).double()
     read = {"timm": _timm, "transformers": _transformers, "torchvision": _torchvision}
     return read[type(module).__module__.partition(".")[0]](dict(module.state_dict()), module)
 

@@ -23,7 +23,7 @@ def dense(attention: Tensor, side: int, window: int) -> Tensor:
 
 def blocks(adapter, images) -> list[Tensor]:
     """Every block's (B,N,N); the model has one block per stage, and none of them is shifted."""
-    module = adapter.model.config
+    module = adapter.module.config
     side, found = images.shape[2] // module.patch_size, []
     for attention in own_attentions(adapter, images):
         found.append(dense(attention, side, module.window_size))
@@ -35,7 +35,7 @@ def window_attention(adapter, images, target):
     """What each place of the last block receives, mean over the queries of its window."""
     last = blocks(adapter, images)[-1]
     side = round(last.shape[-1] ** 0.5)
-    return (last.sum(dim=1) / adapter.model.config.window_size**2).reshape(-1, side, side)
+    return (last.sum(dim=1) / adapter.module.config.window_size**2).reshape(-1, side, side)
 
 
 def hierarchical_rollout(adapter, images, target):

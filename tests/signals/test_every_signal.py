@@ -32,7 +32,7 @@ assert "norm_weighted_attention" in ac.list_methods()
 model = wrap_tiny("vit_registers")
 images = torch.rand(2, 3, *model.size)
 rows = []
-block = model.model.blocks[-1].attn
+block = model.module.blocks[-1].attn
 block.qkv.register_forward_hook(lambda module, args, output: rows.append(output.detach().double()))
 shown = ac.explain_together(model, ["norm_weighted_attention", "grad_cam"], images)["norm_weighted_attention"]
 query, key, value = rows[0].reshape(2, -1, 3, block.num_heads, block.head_dim).permute(2, 0, 3, 1, 4)
@@ -48,7 +48,7 @@ else:
     raise AssertionError("a CNN has no attention values")
 for name, fused, reason in (("vit_map_pool", True, "pooling query"), ("vit", False, "no fused attention kernel")):
     model = wrap_tiny(name)
-    for block in model.model.blocks:
+    for block in model.module.blocks:
         block.attn.fused_attn = fused
     try:
         ac.explain_together(model, ["norm_weighted_attention"], torch.rand(1, 3, 32, 32))

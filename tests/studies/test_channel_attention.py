@@ -58,7 +58,7 @@ def test_gates_are_the_sigmoids_outputs_averaged_class_by_class(study, folder):
     model = load_trained(folder / "seed-1" / "with")
     seen = {}
     for layer in ("block1", "block3"):
-        sigmoid = model.model.get_submodule(f"{layer}.squeeze_excite.sigmoid")
+        sigmoid = model.module.get_submodule(f"{layer}.squeeze_excite.sigmoid")
         sigmoid.register_forward_hook(lambda m, i, output, layer=layer: seen.update({layer: output}))
     images, labels = open_training_data(study.spec).fitted(model.source.preprocessing).test.batch(range(40))
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_gates_are_the_sigmoids_outputs_averaged_class_by_class(study, folder):
 def test_channels_at_zero_are_those_of_the_highest_mean_gate(study, folder):
     model = load_trained(folder / "seed-2" / "with")
     data = open_training_data(study.spec).fitted(model.source.preprocessing)
-    part = model.model.get_submodule("block2.squeeze_excite")
+    part = model.module.get_submodule("block2.squeeze_excite")
     gates = []
     part.sigmoid.register_forward_hook(lambda m, i, output: gates.append(output))
     with torch.no_grad():

@@ -191,7 +191,7 @@ def test_a_model_that_cannot_learn_the_shapes_is_refused(tmp_path, tiny):
     with pytest.raises(UnsupportedModelError, match="gives an embedding"):
         cheating(tmp_path, models=[tiny("embedding_cnn")], training=SHORT)
     frozen = ac.load_model("demo/cnn")
-    frozen.model.requires_grad_(False)
+    frozen.module.requires_grad_(False)
     with pytest.raises(UnsupportedModelError, match="every weight is frozen"):
         cheating(tmp_path, models=[frozen], training=SHORT)
 

@@ -73,7 +73,7 @@ def test_score_and_magnitude_are_the_directional_derivatives_worked_out_by_hand(
     found = score_pairs(squares, {"flat": 3}, [red, other], [(0, 1)], question, lambda count, path: None).iloc[0]
     vector = vector_of(red, other)
     assert float(vector[0]) > 0.9 and float(vector.norm()) == pytest.approx(1)
-    derivatives = (colors_of(images) * squares.model.weights[target].detach().double()) @ vector
+    derivatives = (colors_of(images) * squares.module.weights[target].detach().double()) @ vector
     assert 0.1 < float((derivatives > 0).double().mean()) < 0.9, "both signs must occur for the score to be tested"
     assert found.score == pytest.approx(float((derivatives > 0).double().mean()), abs=1e-6)
     assert found.magnitude == pytest.approx(float(derivatives.mean()), rel=1e-4)
@@ -184,15 +184,15 @@ def test_the_layers_of_ones_own_choice_end_before_the_classifier(name, last):
 def test_model_disk_and_random_state_are_left_as_found(squares, caller, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    weights, before = copy.deepcopy(squares.model.state_dict()), torch.get_rng_state()
-    squares.model.train()
+    weights, before = copy.deepcopy(squares.module.state_dict()), torch.get_rng_state()
+    squares.module.train()
     with caller():
         tcav(squares, noise(4, 5), 0, {"a": noise(6, 6)}, noise(60, 8), "flat")
     assert os.listdir(tmp_path) == [], "Captum's files are gone"
-    assert torch.equal(torch.get_rng_state(), before) and squares.model.training
-    assert all(torch.equal(weights[k], v) for k, v in squares.model.state_dict().items())
-    assert not any(getattr(module, name) for module in squares.model.modules() for name in HOOKS)
-    assert all(p.requires_grad and p.grad is None for p in squares.model.parameters())
+    assert torch.equal(torch.get_rng_state(), before) and squares.module.training
+    assert all(torch.equal(weights[k], v) for k, v in squares.module.state_dict().items())
+    assert not any(getattr(module, name) for module in squares.module.modules() for name in HOOKS)
+    assert all(p.requires_grad and p.grad is None for p in squares.module.parameters())
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,9 @@ def inverted(demo, picture):
 def output_by_hook(model, path, images):
     """The layer's output, by a bare hook on the bare module with the demo models' own normalization."""
     seen = []
-    handle = model.model.get_submodule(path).register_forward_hook(lambda module, args, output: seen.append(output))
+    handle = model.module.get_submodule(path).register_forward_hook(lambda module, args, output: seen.append(output))
     with torch.no_grad():
-        model.model((images - 0.5) / 0.25)
+        model.module((images - 0.5) / 0.25)
     handle.remove()
     return seen[0].double()
 
@@ -117,7 +117,7 @@ def test_a_layer_alone_gives_what_it_gives_among_others(demo, picture):
 
 def test_nothing_runs_behind_the_layer(demo, picture):
     model, ran = demo["demo/cnn"], []
-    handle = model.model[2].register_forward_hook(lambda *rest: ran.append("block 2"))
+    handle = model.module[2].register_forward_hook(lambda *rest: ran.append("block 2"))
     with run_up_to(model, "1") as features:
         features(picture)
     handle.remove()
@@ -127,16 +127,16 @@ def test_nothing_runs_behind_the_layer(demo, picture):
 @pytest.mark.parametrize("caller", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_model_and_random_state_are_left_as_found_whoever_calls(fresh, pictures, caller):
     model = fresh("cnn")
-    model.model.train()
-    weights = copy.deepcopy(model.model.state_dict())
+    model.module.train()
+    weights = copy.deepcopy(model.module.state_dict())
     before = torch.get_rng_state()
     with caller():
         found = invert(model, pictures(model, 1), steps=3)
     assert torch.equal(torch.get_rng_state(), before)
-    assert model.model.training and all(torch.equal(weights[k], v) for k, v in model.model.state_dict().items())
-    for module in model.model.modules():
+    assert model.module.training and all(torch.equal(weights[k], v) for k, v in model.module.state_dict().items())
+    for module in model.module.modules():
         assert not any(getattr(module, name) for name in HOOKS)
-    assert all(p.requires_grad and p.grad is None for p in model.model.parameters())
+    assert all(p.requires_grad and p.grad is None for p in model.module.parameters())
     assert found.images.grad_fn is None and not found.images.requires_grad
     assert (found.losses[:, -1] < found.losses[:, 0]).all()
 
@@ -196,7 +196,7 @@ def test_layers_that_cannot_be_inverted_are_refused_and_leave_no_hook(pictures, 
     model = ac.wrap_model(Odd(), size=(16, 16), name="odd")
     with pytest.raises(error, match=words):
         invert(model, pictures(model, 1), [layer], steps=2)
-    assert not any(getattr(module, name) for module in model.model.modules() for name in HOOKS)
+    assert not any(getattr(module, name) for module in model.module.modules() for name in HOOKS)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def hooked(model, images, paths):
     """What the layers return, by plain hooks."""
     seen = {}
     handles = [
-        model.model.get_submodule(path).register_forward_hook(lambda m, a, out, path=path: seen.update({path: out}))
+        model.module.get_submodule(path).register_forward_hook(lambda m, a, out, path=path: seen.update({path: out}))
         for path in paths
     ]
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_the_channel_mean_is_the_map_of_activation(mine, pictures):
 def test_all_layers_take_one_forward_pass(mine, pictures, paths):
     images, passed = pictures(mine, 2), []
     ac.studies.layers(mine, images, paths)  # the first recording of a kind is checked by one more pass
-    mine.model.register_forward_hook(lambda *given: passed.append(1))
+    mine.module.register_forward_hook(lambda *given: passed.append(1))
     ac.studies.layers(mine, images, paths)
     assert len(passed) == 1
 

@@ -23,7 +23,7 @@ def test_maps_are_the_weighted_features_of_each_choice(tiny, pictures):
     images = pictures(model, 3)
     found = ac.studies.top_classes(model, images, "cam", k=4)
     seen = []
-    handle = model.model[5].register_forward_hook(lambda m, a, out: seen.append(out.clone()))
+    handle = model.module[5].register_forward_hook(lambda m, a, out: seen.append(out.clone()))
     with torch.no_grad():
         logits = model.forward(images)
     handle.remove()
@@ -33,7 +33,7 @@ def test_maps_are_the_weighted_features_of_each_choice(tiny, pictures):
         shares = torch.exp(logits[row].double()) / torch.exp(logits[row].double()).sum()
         np.testing.assert_allclose(found.probability[row], shares[order], rtol=1e-5)
         for rank, target in enumerate(order):
-            expected = sum(model.model[8].weight[target, c] * seen[0][row, c] for c in range(12))
+            expected = sum(model.module[8].weight[target, c] * seen[0][row, c] for c in range(12))
             np.testing.assert_allclose(found.maps[row, rank], expected.detach(), atol=1e-5)
 
 
@@ -42,7 +42,7 @@ def test_all_choices_take_one_forward_pass(fresh, pictures, method):
     model, passed = fresh("cnn"), []
     image = pictures(model, 1)
     ac.studies.top_classes(model, image, method, k=5)  # the first recording of a kind is checked by one more pass
-    model.model.register_forward_hook(lambda *given: passed.append(1))
+    model.module.register_forward_hook(lambda *given: passed.append(1))
     ac.studies.top_classes(model, image, method, k=5)
     assert len(passed) == 1
 

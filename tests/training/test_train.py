@@ -61,7 +61,7 @@ def test_a_training_leaves_its_best_weights_history_and_card(trained):
 def test_the_trained_model_comes_back_and_scores_what_the_card_says(trained):
     model = load_trained(trained.folder)
     assert model.size == (16, 16)
-    assert sum(p.numel() for p in model.model.parameters()) == trained.card["parameters"]
+    assert sum(p.numel() for p in model.module.parameters()) == trained.card["parameters"]
     shapes = open_dataset("shapes", 30)
     samples = [shapes.load(name) for name in shapes.names]
     guessed = model.forward(ac.load_images([one.image for one in samples], model)).argmax(1).tolist()
@@ -89,10 +89,10 @@ def test_every_command_takes_the_folder_of_a_training_as_a_model(trained, tmp_pa
 def test_random_weights_of_a_training_that_began_with_pretrained_ones(tmp_path):
     train_model(TrainSpec(**SMALL | {"size": 64, "epochs": 1}, model="demo/cnn"), tmp_path / "a@b")
     name = f"trained/{tmp_path / 'a@b'}"
-    first, plain = (ac.load_model(one).model.state_dict()["0.0.weight"] for one in (name, "demo/cnn@random"))
+    first, plain = (ac.load_model(one).module.state_dict()["0.0.weight"] for one in (name, "demo/cnn@random"))
     moved = tmp_path / "moved"
     (tmp_path / "a@b").rename(moved)
-    drawn = ac.load_model(f"trained/{moved}@random").model.state_dict()["0.0.weight"]
+    drawn = ac.load_model(f"trained/{moved}@random").module.state_dict()["0.0.weight"]
     assert torch.equal(drawn, plain)
     assert not torch.equal(drawn, first)
 
@@ -246,12 +246,12 @@ def test_any_model_starts_with_its_classes_its_seed_and_the_same_shared_layers(n
     names = ["a", "b", "c"]
     plain, other = (build(TrainSpec(model=name, size=size, seed=seed), names) for seed in (1, 2))
     gated = build(TrainSpec(model=name, size=size, seed=1, squeeze_excite={"layers": [layer]}), names)
-    assert plain.model.eval()(torch.rand(2, 3, size, size)).shape == (2, 3)
-    assert [path for path, part in gated.model.named_modules() if isinstance(part, Gated)] == [layer]
-    mine, theirs = plain.model.state_dict(), other.model.state_dict()
+    assert plain.module.eval()(torch.rand(2, 3, size, size)).shape == (2, 3)
+    assert [path for path, part in gated.module.named_modules() if isinstance(part, Gated)] == [layer]
+    mine, theirs = plain.module.state_dict(), other.model.state_dict()
     drawn = [key for key, value in mine.items() if value.ndim > 1]
     assert not any(torch.equal(mine[key], theirs[key]) for key in drawn)
-    shared = {key.replace(f"{layer}.module", layer): value for key, value in gated.model.state_dict().items()}
+    shared = {key.replace(f"{layer}.module", layer): value for key, value in gated.module.state_dict().items()}
     assert all(torch.equal(value, shared[key]) for key, value in mine.items())
 
 

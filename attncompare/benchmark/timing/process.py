@@ -85,7 +85,7 @@ def measure(
     shown: dict[str, AttributionMap] = {}
 
     def logits(one: ModelAdapter) -> Tensor:
-        with torch.no_grad(), preserve_state(one.model):
+        with torch.no_grad(), preserve_state(one.module):
             return one.forward(images)
 
     before = logits(model)

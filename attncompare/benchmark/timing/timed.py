@@ -128,7 +128,7 @@ def _scene(spec: BenchmarkSpec, model: ModelAdapter, sample: Chunk, cells: Seque
     for i, one in enumerate(sample.samples):
         images[i] = to_tensor(fit_image(one.image, model.source.preprocessing))
     images = images.to(model.device)
-    with torch.no_grad(), preserve_state(model.model):
+    with torch.no_grad(), preserve_state(model.module):
         outputs = model.forward(images)
     asked: Target = spec.target if spec.target not in ("argmax", "label", "embedding") else None
     score = TargetScore.of(model, outputs, "embedding" if model.embedding and asked is None else asked)

@@ -33,9 +33,9 @@ def in_variant(model: ModelAdapter, variant: Variant) -> ModelAdapter:
     if variant == "fp32":
         return model
     if variant == "bf16":
-        model.model.forward = torch.autocast(model.device.type, torch.bfloat16)(model.model.forward)
+        model.module.forward = torch.autocast(model.device.type, torch.bfloat16)(model.module.forward)
     else:
-        model.model.compile(dynamic=False)
+        model.module.compile(dynamic=False)
     plain = model.source.output_fn
 
     def output_fn(output: Any) -> Tensor:

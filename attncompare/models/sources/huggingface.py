@@ -205,11 +205,11 @@ def load(name: str, random: bool, seed: int = 0) -> ModelSource:
         except Exception as error:
             why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UnsupportedModelError(f"hf/{name}: its image encoder does not run on an image: {why}") from error
-        return replace(source, model=side.eval(), encode_text=_text_encoder(model, path, name))
+        return replace(source, module=side.eval(), encode_text=_text_encoder(model, path, name))
     if model.main_input_name not in ("pixel_values", "inputs"):
         raise UnsupportedModelError(f"hf/{name} cannot be explained: it takes {model.main_input_name}, not images")
     if config.model_type in KINDS:
-        source = replace(source, model=ReadsImages(model, patch_side(config)).eval())
+        source = replace(source, module=ReadsImages(model, patch_side(config)).eval())
     if not classifies:
         parts = {part for parameter, _ in model.named_parameters() for part in parameter.split(".")}
         return replace(source, output_fn=partial(pooled, class_token=bool(parts & set(CLASS_TOKENS))))
