@@ -35,7 +35,7 @@ def check_images(model: ModelAdapter, images: Tensor) -> Tensor:
     images = images.detach()
     low, high = float(images.min()), float(images.max())
     if not (low >= -1e-6 and high <= 1 + 1e-6):
-        raise SpecError(f"images range from {low:.3g} to {high:.3g}; [0, 1] is needed (do not normalise them yourself)")
+        raise SpecError(f"images range from {low:.3g} to {high:.3g}; [0, 1] is needed (do not normalize them yourself)")
     with torch.inference_mode(False):  # a caller's inference tensors cannot carry gradients; a copy can
         return (images.clone() if images.is_inference() else images).to(device_of(model.module), torch.float32)
 

@@ -1,4 +1,4 @@
-"""What listens during a pass: the attention recorders, and plain input and output hooks."""
+"""What listens to attention during a pass."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -14,6 +14,9 @@ from attncompare.models.adapter import ModelAdapter
 ROW_SUM_TOLERANCE = 1e-4
 KERNEL_OPTIONS = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 
+FUSE_HEADS: dict[str, Callable[[Tensor, int], Tensor]] = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}
+"""Over axis 1 of (B,heads,Nq,Nk)."""
+
 CallListener = Callable[[int, Tensor, Tensor, Tensor], None]
 """Called at each kernel call of a declared block: with its index, and query, key and value (B,heads,N,D)."""
 
@@ -21,9 +24,9 @@ CallListener = Callable[[int, Tensor, Tensor, Tensor], None]
 class AttentionRecorder:
     """Keeps what is asked for of every declared attention block.
 
-    full: whole weights (B,heads,Nq,Nk). rows: those that the score is read from. fusions: how heads are fused where only
-    their sum is needed. listeners: of signals that read the kernel's inputs. Methods that read the class row alone never
-    hold (B,heads,N,N).
+    full: whole weights (B,heads,Nq,Nk). rows: those that the score is read from. head_fusions: how heads are fused where
+    only their sum is needed. listeners: of signals that read the kernel's inputs. Methods that read the class row alone
+    never hold (B,heads,N,N).
 
     Blocks whose only query is a class token or a pooling query come behind the blocks over all tokens; where there are
     some, the score's attention rows are theirs.
@@ -31,7 +34,7 @@ class AttentionRecorder:
 
     def __init__(self, adapter: ModelAdapter, *, full: bool = False) -> None:
         self.adapter, self.running = adapter, list[int]()
-        self.full, self.rows, self.fusions = full, False, set[str]()
+        self.full, self.rows, self.head_fusions = full, False, set[str]()
         self.listeners: list[CallListener] = []
         self.listened: dict[int, Tensor] = {}
         structure = adapter.structure
@@ -58,11 +61,11 @@ class AttentionRecorder:
             self._keep(self.listened, query.new_empty(0))  # a mark, so that a second run of the block is refused
         for listener in self.listeners:
             listener(self.running[-1], query.detach(), key.detach(), value.detach())
-        if self.full or (self.fusions and not torch.is_grad_enabled()):
+        if self.full or (self.head_fusions and not torch.is_grad_enabled()):
             output, probabilities = explicit_attention(query, key, value, **options)  # type: ignore[arg-type]
             self._keep_all(probabilities)
             return output
-        if self.fusions:  # outside the graph, which would keep every head of every block
+        if self.head_fusions:  # outside the graph, which would keep every head of every block
             with torch.no_grad():
                 self._keep_all(explicit_attention(query, key, value, **options)[1])  # type: ignore[arg-type]
         elif self.rows and self.running[-1] in self.row_blocks:
@@ -94,9 +97,9 @@ class AttentionRecorder:
         if self.full:
             self._keep(self.blocks, probabilities)
         seen = probabilities.detach()
-        for fusion in self.fusions:
-            fused = seen.mean(1) if fusion == "mean" else seen.amax(1) if fusion == "max" else seen.amin(1)
-            self._keep(self.fused.setdefault(fusion, {}), self._completed(fused, 1.0))
+        for head_fusion in self.head_fusions:
+            fused = self._completed(FUSE_HEADS[head_fusion](seen, 1), 1.0)
+            self._keep(self.fused.setdefault(head_fusion, {}), fused)
         if self.rows and block in self.row_blocks:
             self._keep_rows(seen[:, :, self._rows()].mean(dim=2))
 

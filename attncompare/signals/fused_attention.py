@@ -23,7 +23,7 @@ class FusedAttention(Signal):
         return model.lacks("attention")
 
     def attach(self, hooks: Hooks) -> None:
-        hooks.attention.fusions.add(self.head_fusion)
+        hooks.attention.head_fusions.add(self.head_fusion)
 
     def read(self, of: ForwardPass) -> list[Tensor]:
         return of.hooks.attention.listed(of.hooks.attention.fused.get(self.head_fusion, {}))

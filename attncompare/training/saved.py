@@ -19,7 +19,7 @@ def load(name: str, random: bool, seed: int = 0) -> ModelSource:
     trained = read_training(Path(os.path.expanduser(name)))
     spec = TrainSpec(**trained.card["spec"])
     source = build(_random(spec, seed) if random else spec, trained.card["class_names"])
-    note = f"{spec.model}, randomly initialised"
+    note = f"{spec.model}, randomly initialized"
     if not random:
         load_checkpoint(source.module, trained.folder / WEIGHTS)
         note = f"{spec.model} trained on {spec.data}, test accuracy {trained.card['test_accuracy']:.4f}"

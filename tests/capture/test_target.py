@@ -333,7 +333,7 @@ def test_logits_that_are_not_finite_are_a_failure(tiny, pictures, build):
         (torch.rand(2, 1, 32, 32), r"shape \(2, 1, 32, 32\)"),
         (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "torch.uint8; float32"),
         (torch.full((2, 3, 32, 32), 255.0), r"images range from 255 to 255"),
-        (torch.full((2, 3, 32, 32), -1.0), "do not normalise them yourself"),
+        (torch.full((2, 3, 32, 32), -1.0), "do not normalize them yourself"),
         (torch.full((2, 3, 32, 32), float("nan")), "range from nan"),
         (torch.rand(0, 3, 32, 32), "image"),
     ],

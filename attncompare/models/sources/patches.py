@@ -12,7 +12,7 @@ KINDS = ("siglip2", "siglip2_vision_model")
 
 
 def to_patches(images: Tensor, side: int) -> Tensor:
-    """(B,3,H,W) -> (B, H/side W/side, 3 side side), rows first; inside a patch the colors of a pixel are neighbours.
+    """(B,3,H,W) -> (B, H/side W/side, 3 side side), rows first; inside a patch the colors of a pixel are neighbors.
 
     >>> to_patches(torch.zeros(2, 3, 32, 64), 16).shape
     torch.Size([2, 8, 768])
