@@ -30,8 +30,8 @@ class Tuning:
     keep_memory: glibc keeps freed memory instead of giving it back (mallopt), and torch asks for huge pages if it has not
     allocated anything yet; both save a page fault for every 4 kB of every activation. Values do not change; cannot be
     undone. layout: how altered images lie in memory when they are scored; "auto" leaves it to benchmark.forwarding, which
-    takes "channels_last" (NHWC, where convolutions are faster) for convolutional networks on a CPU, and oneDNN's linear
-    layers for the others where they are faster; "contiguous" is torch's own way in everything. threads: torch's threads
+    takes "channels_last" (NHWC, where convolutions are faster) for convolutional networks on a CPU; "contiguous" is torch's
+    own way. threads: torch's threads
     inside an operation, None leaves them.
     """
 

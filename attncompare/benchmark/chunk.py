@@ -81,7 +81,6 @@ class ChunkScorer:
         if way is None:
             return None
         bf16, precision = self.spec.dtype == "bf16", torch.get_float32_matmul_precision()
-        way = "contiguous" if bf16 and way == "onednn" else way  # autocast, which oneDNN's linear layers are not for
         return f"torch {way}" + " bf16" * bf16 + f" {precision}" * (precision != "highest")
 
     def _protocol(self, measure: str) -> str:
