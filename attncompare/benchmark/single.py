@@ -91,7 +91,7 @@ def _key(
         {
             "kind": "single",
             "weights": weights_hash(model.module),  # anew: the caller may have trained it since
-            "structure": structure_hash(model.module),
+            "structure": structure_hash(model.module, *model.source.own_recorder),
             "preprocessing": vars(model.source.preprocessing),
             "method": attribution.method,
             "options": dict(attribution.options),

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import pairwise
 
+from attncompare.inspection.attention_calls import AttentionCalls
 from attncompare.inspection.calls import BATCH, AttentionCall
 from attncompare.inspection.features import HEADS
 from attncompare.inspection.graph import Graph
@@ -16,9 +17,10 @@ GLOBAL: tuple[Part, ...] = ("attention", "class_attention")
 WINDOWED: tuple[Part, ...] = ("windows", "hierarchy")
 NO_ATTENTION = "it has no softmax attention between image positions"
 UNSEEN = (
-    "its attention cannot be seen: it is no softmax over positions, or folds the heads into the batch; for a model of your "
-    "own, give wrap_model(attention=...) a recorder"
+    "its attention cannot be seen: it is not a softmax over positions, or folds the heads into the batch; for a model of "
+    "your own, give wrap_model(attention=...) a recorder"
 )
+UNREPORTED = "the recorder given as attention= reports no attention that leads to the score"
 SIDE_BY_SIDE = "attention blocks run side by side, so their attention does not multiply; use "
 USE_GLOBAL = "its attention is global on one grid; use class_attention, attention_rollout or gradient_rollout"
 USE_WINDOWS = (
@@ -29,7 +31,7 @@ SEVERAL = "one attention module runs several softmaxes in a pass; which of them 
 
 
 def find_attention(graph: Graph, token_layouts: list[TokenLayout]) -> ModelStructure:
-    """A structure of which only the family, the parts of attention and the reasons for missing ones are filled in.
+    """A ModelStructure with only the family, the parts of attention and the missing ones filled in.
 
     token_layouts: how sequences of tokens were seen to lie on the image, or what the user says of it.
     """
@@ -38,6 +40,8 @@ def find_attention(graph: Graph, token_layouts: list[TokenLayout]) -> ModelStruc
     leading = {call.path for call in graph.leading_to_score(modules)}
     # What leads to no score is left out: SigLIP's pooling head runs in its classifier too.
     calls = [c for c in trace.attention if c.path in leading or trace.call_of(c.path) is None]
+    if not calls and trace.network.attention is not AttentionCalls:
+        return _none(UNREPORTED)
     if not calls:
         hidden = any(hasattr(call.module, name) for call in trace.calls for name in HEADS)
         return _none(UNSEEN) if hidden else _none(NO_ATTENTION, "cnn")

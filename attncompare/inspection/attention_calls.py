@@ -2,8 +2,8 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +20,7 @@ _SOFTMAXES = frozenset({F.softmax, torch.softmax, Tensor.softmax})
 
 
 class Listener(Protocol):
-    """Who hears of attention while AttentionCalls is active."""
+    """Receives each attention call while AttentionCalls is active."""
 
     def kernel(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Stand in for the fused kernel: same arguments, same result."""
@@ -35,10 +35,6 @@ class BlockListener(Listener, Protocol):
     """A listener that knows which declared blocks are running, by their indices, the innermost last."""
 
     running: list[int]
-
-
-Recorder = Callable[[Listener], AbstractContextManager[object]]
-"""Makes what tells a listener of each attention that runs inside its `with` statement: AttentionCalls, or one's own."""
 
 
 class AttentionCalls(TorchFunctionMode):
@@ -89,6 +85,10 @@ class AttentionCalls(TorchFunctionMode):
             return _MHA(*args, **kwargs)
         finally:
             F.scaled_dot_product_attention, F.softmax = previous
+
+
+Recorder = type[AttentionCalls]
+"""AttentionCalls, or a subclass that hears of more."""
 
 
 def _mask(attn_mask: Tensor | None, is_causal: bool, queries: int, keys: int, like: Tensor) -> Tensor | None:

@@ -13,12 +13,14 @@ from torch import nn
 
 from attncompare.errors import UnsupportedModelError, reason_of
 from attncompare.inspection.attention import find_attention
+from attncompare.inspection.attention_calls import AttentionCalls
 from attncompare.inspection.calls import BATCH
 from attncompare.inspection.classifier import find_classifier
 from attncompare.inspection.features import find_candidates, find_stages
 from attncompare.inspection.gates import find_se_layers
 from attncompare.inspection.graph import Graph
 from attncompare.inspection.layout import TokenLayout, find_layout
+from attncompare.inspection.recorder import check_recorder
 from attncompare.inspection.spatial import Changes, find_token_layouts
 from attncompare.inspection.structure import Classifier, ModelStructure, Part
 from attncompare.inspection.trace import Network, Trace
@@ -117,7 +119,10 @@ def _structure(network: Network) -> ModelStructure:
         missing={part: reason for part, reason in missing.items() if reason and not overrides.get(part)},
         outputs=trace.logits.shape[1],
     )
-    return replace(structure, **overrides)  # type: ignore[arg-type]
+    structure = replace(structure, **overrides)  # type: ignore[arg-type]
+    if network.attention is not AttentionCalls:
+        check_recorder(trace, structure)
+    return structure
 
 
 def _refuse_chance(trace: Trace) -> None:

@@ -232,9 +232,9 @@ def attends_to_tokens(trace: Trace, attention: AttentionCall) -> bool:
     if call is None or x is None or x.ndim != 3 or x.shape[1] != tokens:
         return False
     block = _Block(trace, attention, call, (1, tokens), False, torch.Generator().manual_seed(0))
-    masks = torch.zeros(BATCH, tokens, dtype=torch.bool)
-    changed = tokens // 2
-    masks[1, changed] = True
+    masks = (torch.rand(tokens, generator=torch.Generator().manual_seed(0)) < 0.5).repeat(BATCH, 1)
+    changed = tokens // 3  # not the middle, which stays where it is in a mirrored sequence
+    masks[1, changed] = ~masks[1, changed]
     with torch.no_grad():
         weights = block.run(masks).probabilities
     if weights is None or weights.shape[0] != BATCH:

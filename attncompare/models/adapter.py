@@ -47,8 +47,8 @@ class ModelSource:
 
     embedding: True when the output is a pooled embedding, not class logits. overrides: parts of the structure that
     the user gives; the probe finds the rest. output_fn: the (B,K) tensor of what the model returns.
-    encode_text: prompt -> (D,) embedding in the space of the image embeddings, for targets "text:PROMPT". attention: what
-    tells a listener of the attention that runs.
+    encode_text: prompt -> (D,) embedding in the space of the image embeddings, for targets "text:PROMPT". attention: the
+    recorder that reports attention calls to a listener.
     """
 
     name: str
@@ -67,9 +67,14 @@ class ModelSource:
         """Input (H, W)."""
         return self.preprocessing.size
 
+    @property
+    def own_recorder(self) -> tuple[Recorder, ...]:
+        """The recorder, if it is not the usual one: its code counts in every fingerprint."""
+        return () if self.attention is AttentionCalls else (self.attention,)
+
     @cached_property
     def _has_batch_norm(self) -> bool:
-        """Whether the one-image gradient of PyTorch's batch norm is of any concern."""
+        """Whether PyTorch's batch-norm gradient for a single image matters here."""
         return any(name.endswith("running_mean") for name, _ in self.module.named_buffers())
 
     @cached_property
@@ -212,8 +217,7 @@ class ModelAdapter:
     @cached_property
     def structure_hash(self) -> str:
         """What tells two modules of the same weights apart: see `structure_hash` in models/fingerprint.py."""
-        recorder = self.source.attention
-        return structure_hash(self.module, *(() if recorder is AttentionCalls else (recorder,)))
+        return structure_hash(self.module, *self.source.own_recorder)
 
     @property
     def mean_color(self) -> Tensor:

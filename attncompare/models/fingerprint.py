@@ -24,17 +24,17 @@ LIBRARIES = ("torch", "torchvision", "timm", "transformers", "attncompare")
 PLACES = ("__firstlineno__", "__static_attributes__")  # Python's own notes of a class (3.13), which decide nothing
 
 
-def structure_hash(module: nn.Module, *code: object) -> str:
+def structure_hash(module: nn.Module, *classes: type) -> str:
     """sha256 of what a module is made of: class and settings of every part, and the code of classes outside LIBRARIES.
 
-    code: of its owner, which decides what is recorded of it.
+    classes: others whose code counts, such as a recorder's.
 
     Settings: attributes that are numbers, texts, members of an enum, tensors, functions (also partial) or collections of
     these. Code: the source of a class's methods and of the functions and constants that they name, comments included; the
     bytecode where there is no source (typed at a prompt), where the file no longer holds what runs, and of lambdas.
     """
     digest, seen = hashlib.sha256(), set[int]()
-    for line in (*_lines(module, seen), *(_say(one, seen) for one in code)):
+    for line in (*_lines(module, seen), *(line for cls in classes for line in _classes(cls, seen))):
         digest.update(line.encode() + b"\n")
     return digest.hexdigest()
 
@@ -100,8 +100,6 @@ def _say(value: object, seen: set[int]) -> str:
         return _say(value.__func__, seen)
     if isinstance(value, property):
         return _say(value.fget, seen)
-    if isinstance(value, type) and not _of_library(value):
-        return " ".join((_name(value), *_classes(value, seen)))
     if isinstance(value, FunctionType):
         return _name(value) if _of_library(value) else _code(value, seen)
     return getattr(value, "__qualname__", "")  # builtin functions and types

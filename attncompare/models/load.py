@@ -126,10 +126,8 @@ def wrap_model(  # noqa: PLR0913  # a public entry point
     _check_overrides(overrides)
     if class_names is not None and not isinstance(class_names, list | tuple):
         raise UnsupportedModelError(f"class_names must be a list with one name per output, not {class_names!r}")
-    if not callable(attention):
-        raise UnsupportedModelError(
-            f"attention must be a recorder such as a subclass of AttentionCalls, not {attention!r}"
-        )
+    if not (isinstance(attention, type) and issubclass(attention, AttentionCalls)):
+        raise UnsupportedModelError(f"attention must be AttentionCalls or a subclass of it, not {attention!r}")
     names = None if class_names is None else tuple(str(label) for label in class_names)
     how = _preprocessing(size, mean, std)
     source = ModelSource(

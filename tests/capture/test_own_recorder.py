@@ -73,31 +73,79 @@ def test_without_a_recorder_the_attention_is_refused_and_the_reason_says_what_to
     assert "folds the heads into the batch" in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "reason"),
-    [
-        (lambda weights, listener: listener.softmax(2 * weights) / 2, "miss 1 by 1"),
-        (lambda weights, listener: listener.softmax(weights).flip(-1), "changes the logits"),
-    ],
-    ids=["not what runs", "not what the model goes on with"],
-)
-def test_a_recorder_that_is_wrong_is_refused(page, wrong, reason):
-    class Wrong(ac.AttentionCalls):
-        armed = False
+def sees(page, report):
+    """A recorder that reports by a function of the weights (B,heads,N,N) and the listener."""
 
+    class Sees(ac.AttentionCalls):
         def __torch_function__(self, func, types, args=(), kwargs=None):
             weights = super().__torch_function__(func, types, args, kwargs)
             if func is not torch.Tensor.softmax or weights.ndim != 3:
                 return weights
-            apart = weights.unflatten(0, (-1, page["HEADS"]))
-            return (wrong(apart, self.listener) if self.armed else self.listener.softmax(apart)).flatten(0, 1)
+            return report(weights.unflatten(0, (-1, page["HEADS"])), self.listener).flatten(0, 1)
 
-    model = ac.wrap_model(page["Network"](), size=(32, 32), attention=Wrong)
-    Wrong.armed = True
-    with pytest.raises(CaptureError, match=reason):
+    return Sees
+
+
+def by_heads_first(weights, listener):
+    """Takes (B * heads,N,N) for heads first: right for one image, or one head."""
+    folded = weights.flatten(0, 1)
+    apart = folded.unflatten(0, (weights.shape[1], weights.shape[0])).transpose(0, 1)
+    return listener.softmax(apart).transpose(0, 1).flatten(0, 1).unflatten(0, weights.shape[:2])
+
+
+def dropping(weights, listener):
+    listener.softmax(weights)
+    return weights
+
+
+WRONG = {
+    "images mixed with heads": (by_heads_first, "mixes images or heads"),
+    "keys mirrored": (lambda weights, listener: listener.softmax(weights.flip(-1)).flip(-1), "in their order"),
+    "queries mirrored": (lambda weights, listener: listener.softmax(weights.flip(-2)).flip(-2), "in their order"),
+    "dropped": (dropping, "does not go on with"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_recorder_that_is_wrong_is_refused(page, wrong):
+    report, reason = WRONG[wrong]
+    with pytest.raises(UnsupportedModelError, match=f"of blocks.0 the recorder .* {reason}"):
+        ac.wrap_model(page["Network"](), size=(32, 32), attention=sees(page, report))
+
+
+def test_a_recorder_that_is_wrong_in_a_later_block_is_refused(page):
+    def late(weights, listener):
+        return dropping(weights, listener) if weights.requires_grad or late.count else listener.softmax(weights)
+
+    late.count = 0
+    network = page["Network"]()
+    network.blocks[1].register_forward_pre_hook(lambda *given: setattr(late, "count", 1))
+    network.blocks[0].register_forward_pre_hook(lambda *given: setattr(late, "count", 0))
+    with pytest.raises(UnsupportedModelError, match=r"of blocks.1 the recorder .* does not go on with"):
+        ac.wrap_model(network, size=(32, 32), attention=sees(page, late))
+
+
+def test_a_recorder_that_reports_nothing_is_named(page):
+    model = ac.wrap_model(page["Network"](), size=(32, 32), attention=sees(page, lambda weights, listener: weights))
+    with pytest.raises(UnsupportedMethodError, match="the recorder given as attention= reports no attention"):
         ac.explain_together(model, ["attention_rollout"], IMAGES)
 
 
-def test_what_is_no_recorder_is_refused(page):
-    with pytest.raises(UnsupportedModelError, match="attention must be a recorder"):
-        ac.wrap_model(page["Network"](), size=(32, 32), attention="eager")
+def test_what_changes_after_the_model_is_wrapped_is_refused_by_the_call(page):
+    class Later(page["SeesFoldedHeads"]):
+        doubled = 1
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            result = super().__torch_function__(func, types, args, kwargs)
+            return self.doubled * result if func is torch.Tensor.softmax else result
+
+    model = ac.wrap_model(page["Network"](), size=(32, 32), attention=Later)
+    Later.doubled = 2
+    with pytest.raises(CaptureError, match="changes the logits"):
+        ac.explain_together(model, ["attention_rollout"], IMAGES)
+
+
+@pytest.mark.parametrize("given", ["eager", None, lambda listener: None, torch.nn.Softmax])
+def test_what_is_no_recorder_is_refused(page, given):
+    with pytest.raises(UnsupportedModelError, match="attention must be AttentionCalls or a subclass of it"):
+        ac.wrap_model(page["Network"](), size=(32, 32), attention=given)
