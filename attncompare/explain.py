@@ -148,7 +148,7 @@ def _explain(
 
 
 def _explain_by(job: Job, model: ModelAdapter, images: Tensor, recorded: Recorded) -> AttributionMap:
-    """The map of one method: of what was recorded alone, or with passes of its own, which are own."""
+    """The map of one method: of what was recorded alone, or with passes of its own, which are counted."""
     values = {one: recorded.signals[one] for one in job.shared}
     own = [one for one in job.needs if one.cost == "extra"]
     if not own:

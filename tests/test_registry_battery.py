@@ -86,7 +86,7 @@ WHEN_SEEN = {
 # Class 3 has nothing in its favor in some of the pictures: the ReLU of the formula leaves an empty map.
 TARGETS = {("ablation_cam", "hf_deit"): 1, ("ablation_cam", "hf_deit_teacher"): 1}
 # A share of the score that one channel carries is the difference of two scores that agree to three digits or more.
-ROUNDING = {"ablation_cam": 1e-4}
+ROUNDING = {"ablation_cam": 1e-4, "score_cam": 2e-5}  # of scores that nearly agree; score_cam: 1.06e-5 on an AMD EPYC
 
 
 def key(model):

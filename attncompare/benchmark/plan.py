@@ -14,7 +14,7 @@ from attncompare.benchmark.scoring import MetricRequest, choose_metrics
 from attncompare.benchmark.spec import BenchmarkSpec
 from attncompare.capture.target import CLASS, TargetScore, prompts_of, text_key
 from attncompare.data.datasets import Dataset, Sample
-from attncompare.errors import AttnCompareError, Failure, ImageError, SpecError
+from attncompare.errors import AttnCompareError, Failure, ImageError, SpecError, unknown_name
 from attncompare.explain import make_job
 from attncompare.inspection.structure import ModelStructure
 from attncompare.methods._base import Method, methods
@@ -53,6 +53,8 @@ def chosen_methods(spec: BenchmarkSpec) -> list[Method]:
     if spec.methods in (("all",), ("cheap",)):
         chosen = [method for method in methods if spec.methods == ("all",) or not method.expensive]
     else:
+        if unknown := [name for name in spec.methods if name not in methods.names()]:
+            raise unknown_name("method", unknown[0], (*methods.names(), "all", "cheap"))
         chosen = [methods.get(name) for name in spec.methods]
     for name, given in spec.options.items():
         if name not in metrics.names():

@@ -13,7 +13,7 @@ from attncompare.storage.spec import Count, Spec
 class BenchmarkSpec(Spec):
     """A benchmark, as one immutable value; SpecError for an unknown key or a value that is not allowed.
 
-    models, methods, metrics: names; "all" stands for every method, "cheap" for all but those with hundreds of passes.
+    models, methods, metrics: names; "all" stands for every method, "cheap" for all but those that need hundreds of passes.
     options: method -> its options. protocol: how images are taken apart. data: "shapes", "photos", a folder or a list of
     image files; limit: at most so many images.
     target: "argmax" (the model's choice on the clean image), "label", a class index, "class:NAME", "embedding" or

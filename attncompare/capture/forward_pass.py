@@ -102,8 +102,8 @@ def shared_pass(
     for one in wanted:
         one.attach(hooks)
     images = images.detach().requires_grad_(graph and hooks.down_to_images)
-    # Now, while nothing listens: a text encoder attends, too.
     prompts = () if target is None else prompts_of(target, len(images) * repeat)
+    # Now, while nothing listens: a text encoder attends, too.
     directions = text_directions(model, prompts) if prompts else None
     with frozen_eval(model.module, graph=graph), hooks.installed():
         logits = model.forward(images)

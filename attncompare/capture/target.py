@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attncompare.errors import SpecError
 from attncompare.models.adapter import ModelAdapter
+from attncompare.state import frozen_eval
 
 Target = int | str | Sequence[int] | Sequence[str] | Tensor | Callable[[Tensor], Tensor] | None
 """None: the argmax on the clean image. int, sequence or (B,) tensor: class indices. "class:NAME": a class by name.
@@ -115,7 +116,9 @@ def text_directions(adapter: ModelAdapter, prompts: Sequence[str]) -> Tensor:
     encode = adapter.source.encode_text
     if encode is None:
         raise SpecError(f"target {prompts[0]!r}: {adapter.name} has no text encoder, as CLIP and SigLIP have")
-    return F.normalize(torch.stack([encode(prompt.removeprefix(TEXT)) for prompt in prompts]).detach().float(), dim=1)
+    with frozen_eval(adapter.module, graph=False):  # its text tower may drop out, and count its batches
+        texts = torch.stack([encode(prompt.removeprefix(TEXT)) for prompt in prompts])
+    return F.normalize(texts.detach().float(), dim=1)
 
 
 def text_key(adapter: ModelAdapter, prompts: Sequence[str]) -> list[list[str]]:

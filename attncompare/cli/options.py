@@ -11,7 +11,8 @@ Models = Annotated[list[str] | None, typer.Option("--model", "-m", help="A model
 Methods = Annotated[
     list[str] | None,
     typer.Option(
-        "--method", help='A method, "cheap" (all but those with hundreds of passes) or "all"; repeat for more.'
+        "--method",
+        help='A method, "cheap" (all methods except those that need hundreds of passes) or "all"; repeat for more.',
     ),
 ]
 Options = Annotated[list[str] | None, typer.Option("--option", help="method.option=value; repeat for more.")]

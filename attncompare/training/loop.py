@@ -68,7 +68,7 @@ def train(
 def _resume(path: Path, identity: str, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> State:
     """Put the weights and the optimizers where the checkpoint left them."""
     state = load_state(path)
-    if state.identity != identity:
+    if state.identity.replace("optimiser=", "optimizer=") != identity:  # as 0.1 spelled a recipe
         raise SpecError(f"{path} belongs to another training; choose another folder, or delete it to start over")
     model.load_state_dict(state.model)
     for optimizer, saved in zip(optimizers, state.optimizers, strict=True):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import build_module
 from torch import nn
 
 import attncompare as ac
@@ -539,8 +538,8 @@ def test_the_only_logit_of_a_model_is_a_probability_by_the_sigmoid():
     torch.testing.assert_close(scored.probability(raw, torch.zeros(3, dtype=torch.int64)), raw[:, 0].sigmoid())
 
 
-def test_a_text_encoder_may_attend_to_as_many_tokens_as_the_image_has():
-    module = build_module("vit")
+def test_a_text_encoder_may_attend_to_as_many_tokens_as_the_image_has(build):
+    module = build("vit")
 
     def encode(prompt):
         tokens = torch.rand(1, 2, 17, 8, generator=torch.Generator().manual_seed(len(prompt)))
@@ -552,3 +551,25 @@ def test_a_text_encoder_may_attend_to_as_many_tokens_as_the_image_has():
     found = ac.explain_together(model, ["attention_rollout", "gradient_rollout"], images, "text:a cat")
     score = torch.cosine_similarity(model.forward(images), encode("a cat")[None])
     torch.testing.assert_close(found["attention_rollout"].probability, score.detach())
+
+
+def test_a_text_encoder_runs_in_evaluation_mode_and_leaves_no_trace(build):
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.image, self.words = build("embedding_vit"), nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.5))
+
+        def forward(self, images):
+            return self.image(images)
+
+        def encode(self, prompt):
+            return self.words(torch.linspace(1, 2, 8)[None].expand(2, 8))[0].repeat(4)[: self.width]
+
+    net = Pair().train()
+    net.width = net.image(torch.rand(2, 3, 32, 32)).shape[1]
+    model = ac.wrap_model(net, size=(32, 32), embedding=True, encode_text=net.encode)
+    images, rng = torch.rand(2, 3, 32, 32), torch.get_rng_state()
+    first, second = (ac.explain_together(model, ["saliency"], images, "text:a cat")["saliency"] for _ in range(2))
+    assert torch.equal(first.values, second.values)
+    assert torch.equal(net.words[0].running_mean, torch.zeros(8)) and net.words[0].num_batches_tracked == 0
+    assert torch.equal(torch.get_rng_state(), rng) and all(module.training for module in net.words.modules())

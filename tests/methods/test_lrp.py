@@ -23,7 +23,7 @@ VIT_KINDS = [*VITS, "vit_torchvision"]
 def doubled(model):
     """The same model with float64 weights."""
     module = copy.deepcopy(model.module).double()
-    return replace(model, source=replace(model.source, model=module), checked_recordings=set())
+    return replace(model, source=replace(model.source, module=module), checked_recordings=set())
 
 
 def signal(model, images, name, target=TARGET):

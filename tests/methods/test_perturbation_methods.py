@@ -95,7 +95,7 @@ def test_ablation_cam_is_a_loop_that_silences_one_channel_after_the_other(tiny, 
 def test_ablated_scores_are_those_of_the_loop_to_rounding(tiny, pictures, name):
     """In float64: weights are differences of scores, from which float32 takes up to 1e-5 of a rectified map's range."""
     model = tiny(name)
-    source = replace(model.source, model=copy.deepcopy(model.module).double())
+    source = replace(model.source, module=copy.deepcopy(model.module).double())
     double = replace(model, source=source, checked_recordings=set())
     images, target = pictures(model).double(), torch.tensor([3, 1])
     found = supply(double, request("ablated_scores"), images, target)[0]

@@ -30,7 +30,9 @@ from attncompare.metrics.user_protocols import get_protocol
 
 
 def times_shown(score: SmoothScore, image: Tensor, which: int) -> int:
-    return sum(w == which and torch.equal(seen, image) for seen, w in zip(score.shown, score.which, strict=True))
+    """Up to rounding: some processors blur an image alone and in a batch by other sums."""
+    close = [float((seen - image).abs().max()) < 1e-6 for seen in score.shown]
+    return sum(w == which and same for same, w in zip(close, score.which, strict=True))
 
 
 @pytest.mark.parametrize("name", ["chefer", "srg"])

@@ -90,3 +90,20 @@ def test_a_recorder_of_attention_counts_with_its_code():
     one, same, other = (wrapped(attention=recorder(doubled)) for doubled in (False, False, True))
     assert one == same
     assert len({wrapped(), one, other}) == 3
+
+
+def test_a_class_that_a_module_names_counts_by_its_name(monkeypatch):
+    """Its state changes: a logger's classes hold the time at which the process began."""
+
+    class Counter:
+        made = 0
+
+    class Net(nn.Module):
+        kind = Counter
+
+        def forward(self, images):
+            return Counter, images
+
+    before = structure_hash(Net())
+    monkeypatch.setattr(Counter, "made", 1)
+    assert structure_hash(Net()) == before

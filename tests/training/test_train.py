@@ -248,7 +248,7 @@ def test_any_model_starts_with_its_classes_its_seed_and_the_same_shared_layers(n
     gated = build(TrainSpec(model=name, size=size, seed=1, squeeze_excite={"layers": [layer]}), names)
     assert plain.module.eval()(torch.rand(2, 3, size, size)).shape == (2, 3)
     assert [path for path, part in gated.module.named_modules() if isinstance(part, Gated)] == [layer]
-    mine, theirs = plain.module.state_dict(), other.model.state_dict()
+    mine, theirs = plain.module.state_dict(), other.module.state_dict()
     drawn = [key for key, value in mine.items() if value.ndim > 1]
     assert not any(torch.equal(mine[key], theirs[key]) for key in drawn)
     shared = {key.replace(f"{layer}.module", layer): value for key, value in gated.module.state_dict().items()}
