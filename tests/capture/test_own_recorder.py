@@ -125,6 +125,31 @@ def test_a_recorder_that_is_wrong_in_a_later_block_is_refused(page):
         ac.wrap_model(network, size=(32, 32), attention=sees(page, late))
 
 
+def test_a_right_recorder_is_taken_though_a_norm_undoes_a_change_of_scale(page):
+    class Normed(page["FoldedAttention"]):
+        def forward(self, x):
+            return F.layer_norm(super().forward(x), x.shape[-1:], eps=1e-12)
+
+    network = page["Network"]()
+    for block in network.blocks:
+        block.__class__ = Normed
+        torch.nn.init.zeros_(block.project.bias)
+    model = ac.wrap_model(network, size=(32, 32), attention=page["SeesFoldedHeads"])
+    assert len(model.structure.attention_blocks) == 2
+
+
+def test_a_block_that_reports_no_attention_is_named(page):
+    with pytest.raises(
+        UnsupportedModelError, match=r"of patches the recorder given as attention= reports no attention"
+    ):
+        ac.wrap_model(
+            page["Network"](),
+            size=(32, 32),
+            attention=page["SeesFoldedHeads"],
+            attention_blocks=("patches", "blocks.1"),
+        )
+
+
 def test_a_recorder_that_reports_nothing_is_named(page):
     model = ac.wrap_model(page["Network"](), size=(32, 32), attention=sees(page, lambda weights, listener: weights))
     with pytest.raises(UnsupportedMethodError, match="the recorder given as attention= reports no attention"):
