@@ -81,20 +81,12 @@ def _structure(network: Network) -> ModelStructure:
         if find_layout(call.output.shape, network.size, token_layouts.values()) and call.path not in changes.astray
     ]
     stages = find_stages(graph, on_image, token_layouts.values())
-    layer = stages[-1] if stages else None
     # The mean over the positions of a sequence with a class token would include that token.
     prefixed = {length for length, layout in token_layouts.items() if layout.prefix}
     averaged = [c for c in on_image if len(c.output.shape) == 4 or c.output.shape[1] not in prefixed]
     with torch.no_grad():
         classifier = find_classifier(graph, averaged)
-    if attention.family == "vit":
-        # What feeds each attention: its norm, where the gradients of patches are not yet zero.
-        over_tokens = [path for path in attention.attention_blocks if path not in attention.pooling_blocks]
-        sources = [trace.source_of(path) for path in over_tokens]
-        stages, layer = tuple(path for path in sources if path), sources[-1] or layer
-    elif isinstance(classifier, Classifier):
-        layer = classifier.feature_module  # what CAM reads, so that CAM and Grad-CAM are of the same features
-        stages = (*stages[:-1], layer)
+    layer, stages = _feature_layers(trace, attention, classifier, stages)
     blocks = _token_blocks(trace, attention)
     se_layers = find_se_layers(trace.calls)
 
@@ -123,6 +115,22 @@ def _structure(network: Network) -> ModelStructure:
     if network.attention is not AttentionCalls:
         check_recorder(trace, structure)
     return structure
+
+
+def _feature_layers(
+    trace: Trace, attention: ModelStructure, classifier: Classifier | str, stages: tuple[str, ...]
+) -> tuple[str | None, tuple[str, ...]]:
+    """(default feature layer, one layer per resolution or block): of the stages found, those that the family calls for."""
+    layer = stages[-1] if stages else None
+    if attention.family == "vit":
+        # What feeds each attention: its norm, where the gradients of patches are not yet zero.
+        over_tokens = [path for path in attention.attention_blocks if path not in attention.pooling_blocks]
+        sources = [trace.source_of(path) for path in over_tokens]
+        return sources[-1] or layer, tuple(path for path in sources if path)
+    if isinstance(classifier, Classifier):
+        # What CAM reads, so that CAM and Grad-CAM are of the same features.
+        return classifier.feature_module, (*stages[:-1], classifier.feature_module)
+    return layer, stages
 
 
 def _refuse_chance(trace: Trace) -> None:

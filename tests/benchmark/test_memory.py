@@ -1,4 +1,4 @@
-"""How memory is measured. What a method must not hold: earlier calls, (N, N) weights for one row, trunks below the tap."""
+"""How memory is measured. What a method must not hold: earlier calls, (N, N) weights for one row, trunks below the hook."""
 
 import gc
 import json

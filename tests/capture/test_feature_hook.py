@@ -1,4 +1,4 @@
-"""The tap: one shape of features for every family, and nothing changed downstream."""
+"""The feature hook: one shape of features for every family, and nothing changed downstream."""
 
 import pytest
 import torch
@@ -46,18 +46,18 @@ def test_a_layout_is_told_by_the_aspect_of_the_image(shape, size, tokens, expect
     assert find_layout(torch.Size(shape), size, tokens) == expected
 
 
-def through(tap, output):
-    """What comes out of a layer with that output while it is tapped."""
+def through(hook, output):
+    """What comes out of a layer with that output while it is hooked."""
 
     class Layer(nn.Module):
         def forward(self):
             return output
 
     model = nn.Sequential()
-    model.add_module(tap.path, Layer())
-    with hooked(model, tap):
-        passed = model.get_submodule(tap.path)()
-        return passed, tap.features
+    model.add_module(hook.path, Layer())
+    with hooked(model, hook):
+        passed = model.get_submodule(hook.path)()
+        return passed, hook.features
 
 
 def test_tokens_lie_on_the_grid_row_by_row():
@@ -126,17 +126,17 @@ def test_features_are_channels_by_height_by_width_in_every_family(tiny, pictures
 @pytest.mark.parametrize(
     "name", ["cnn", "swin", "vit", "vit_mean", "vit_torchvision", "hf_vit", "overwriting_cnn", "se_cnn"]
 )
-def test_the_tap_changes_nothing_downstream(tiny, pictures, name):
+def test_the_hook_changes_nothing_downstream(tiny, pictures, name):
     model = tiny(name)
     images = pictures(model)
     with torch.no_grad():
         plain = model.forward(images)
-        with hooked(model.module, FeatureHook(model.structure.feature_layer, model.size, model.token_layouts)) as tap:
+        with hooked(model.module, FeatureHook(model.structure.feature_layer, model.size, model.token_layouts)) as hook:
             assert torch.equal(model.forward(images), plain)
-            assert tap.features is not None
+            assert hook.features is not None
 
 
-def test_a_tapped_layer_gives_its_own_output(tiny, pictures):
+def test_a_hooked_layer_gives_its_own_output(tiny, pictures):
     model = tiny("swin")
     images = pictures(model)
     with torch.no_grad():
